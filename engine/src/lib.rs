@@ -1,0 +1,4 @@
+#![allow(missing_docs)]
+pub mod id;
+pub mod secret;
+pub mod store;

@@ -1,0 +1,352 @@
+//! What must not be lost: events until every rule has seen them, deliveries until they arrived or
+//! were given up, and what became of both.
+//!
+//! Invariants, kept by every implementation and tested by one conformance suite:
+//! - When [`EventLog::append`] returns, the event is durable; a repeated delivery by the sender
+//!   (same source, sender's id and body, within the window) gets the first one's id and no second row.
+//! - A tenant's events have growing ids, and its backlog begins after its cursor. Only
+//!   [`Outbox::commit`] moves the cursor.
+//! - A commit is atomic: decisions, deliveries, held events and the cursor all become durable, or
+//!   none does. Committing an event at or before the cursor again changes nothing.
+//! - A delivery that was given out by [`Outbox::claim`] is not given out again before it is settled,
+//!   its lease ends, or the process does. What was settled as delivered or dead never comes back.
+//!
+//! What this module does not do: decide, deliver, or know the time. Every moment is a parameter, in
+//! milliseconds since 1970 (UTC).
+
+mod memory;
+mod sled;
+
+pub use self::memory::MemoryStore;
+pub use self::sled::SledStore;
+
+use crate::id::{DeliveryId, EventId, Hash, Name};
+use async_trait::async_trait;
+use hooksieve_sdk::wire::{Decision, EventHead, Payload, json::Data};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// A verified event that has no id yet: the store gives it one.
+#[derive(Clone, Debug)]
+pub struct NewEvent {
+    pub tenant: Name,
+    pub source: Name,
+    pub kind: String,
+    pub subject: Option<String>,
+    /// RFC 3339.
+    pub time: String,
+    /// What the source lets through to rules, names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub data: Data,
+    /// The sender's own id of this delivery: data, bounded by ingest, never a key by itself.
+    pub sender_id: Option<String>,
+    /// SHA-256 of the body as it was received.
+    pub body_hash: Hash,
+    /// How the sender was verified, for the person who asks later: "github hmac-sha256".
+    pub verified: String,
+    pub received_ms: i64,
+}
+
+impl NewEvent {
+    /// The event under its id, in the form that rules read.
+    pub fn into_stored(self, id: EventId) -> StoredEvent {
+        let (encoded, index) = EventHead {
+            id: &id.to_string(),
+            source: self.source.as_str(),
+            kind: &self.kind,
+            subject: self.subject.as_deref(),
+            time: &self.time,
+            headers: &self.headers,
+        }
+        .encode(&self.data);
+        StoredEvent {
+            id,
+            tenant: self.tenant,
+            source: self.source,
+            kind: self.kind,
+            sender_id: self.sender_id,
+            verified: self.verified,
+            received_ms: self.received_ms,
+            encoded,
+            index,
+        }
+    }
+}
+
+/// An event in the log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredEvent {
+    pub id: EventId,
+    pub tenant: Name,
+    pub source: Name,
+    pub kind: String,
+    pub sender_id: Option<String>,
+    pub verified: String,
+    pub received_ms: i64,
+    /// The event as MessagePack, as every rule gets it.
+    #[serde(with = "serde_bytes")]
+    pub encoded: Vec<u8>,
+    /// The skip index over `encoded`.
+    #[serde(with = "serde_bytes")]
+    pub index: Vec<u8>,
+}
+
+/// What [`EventLog::append`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub id: EventId,
+    /// The sender had delivered this before; `id` is the first one's.
+    pub duplicate: bool,
+}
+
+/// What one rule made of one event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    pub event: EventId,
+    pub rule: Name,
+    /// SHA-256 of the module.
+    pub module: Hash,
+    /// SHA-256 of the configuration as MessagePack.
+    pub config: Hash,
+    pub outcome: Outcome,
+    pub fuel: u64,
+    pub memory_bytes: u64,
+    pub duration_us: u64,
+    pub log: Vec<String>,
+    pub decided_ms: i64,
+}
+
+/// How a rule's turn ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Decided(Decision),
+    Failed {
+        /// A stable word for the kind of failure, such as `fuel`.
+        kind: String,
+        /// One sentence with the figures.
+        error: String,
+        then: Then,
+    },
+}
+
+/// What was done with an event that a rule failed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Then {
+    /// Kept until someone releases or drops it.
+    Held,
+    /// Sent to the tenant's default channel.
+    Passed,
+    Dropped,
+}
+
+/// One action bound to one channel, with what was tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub id: DeliveryId,
+    pub tenant: Name,
+    pub event: EventId,
+    pub rule: Name,
+    /// The place of the action in its decision.
+    pub position: u32,
+    pub channel: Name,
+    pub reason: String,
+    pub payload: Payload,
+    /// The event's attributes, for what the receiver is told.
+    pub about: About,
+    pub state: State,
+    pub attempts: Vec<Attempt>,
+    pub created_ms: i64,
+}
+
+/// The attributes of an event that go out with its deliveries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    pub source: Name,
+    pub kind: String,
+    pub subject: Option<String>,
+    pub time: String,
+}
+
+/// Where a delivery stands.
+///
+/// ```text
+/// commit -> pending --claim--> leased (in memory) --settle--> delivered
+///              ^                   |                       -> dead
+///              +---- retry at -----+ (lease ends: pending again)
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Pending {
+        due_ms: i64,
+    },
+    Delivered {
+        at_ms: i64,
+    },
+    /// Given up; the reason is one sentence.
+    Dead {
+        at_ms: i64,
+        reason: String,
+    },
+}
+
+/// One try to deliver.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub at_ms: i64,
+    pub duration_ms: u64,
+    /// The HTTP status or SMTP code, where there was an answer.
+    pub status: Option<u16>,
+    /// Why it did not succeed; `None` when it did.
+    pub error: Option<String>,
+    /// Where the receiver took it for some and not for others: who was refused, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
+}
+
+/// An event that a rule failed on, kept until someone releases or drops it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    pub tenant: Name,
+    pub event: EventId,
+    pub rule: Name,
+    pub error: String,
+    pub since_ms: i64,
+}
+
+/// All that one event leads to, committed at once.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    pub event: EventId,
+    pub decisions: Vec<DecisionRecord>,
+    pub deliveries: Vec<Delivery>,
+    pub held: Vec<Held>,
+}
+
+/// How a claimed delivery goes on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Settlement {
+    Delivered,
+    RetryAt { due_ms: i64 },
+    Dead { reason: String },
+}
+
+/// An event with all that became of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Story {
+    pub event: StoredEvent,
+    /// Whether every rule has seen it.
+    pub decided: bool,
+    pub decisions: Vec<DecisionRecord>,
+    pub deliveries: Vec<Delivery>,
+    pub held: Vec<Held>,
+}
+
+/// Why the store could not do it. What the caller must do follows from the variant.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Try later: the queue into the store is full, or it is closing.
+    #[error("the store cannot take more now: {0}")]
+    Busy(&'static str),
+    /// Nothing more can be stored until a person has looked: the disk is full or failing.
+    #[error("the store at {path} failed: {error}; free space or mend the disk, then restart", path = path.display())]
+    Broken { path: PathBuf, error: String },
+    /// It was written by another version of Hooksieve.
+    #[error("the store at {path} has format {found}, and this version reads {known}; start the version that wrote it, or name an empty folder with --data", path = path.display())]
+    Format {
+        path: PathBuf,
+        found: String,
+        known: u32,
+    },
+    /// It is there and does not open.
+    #[error("the store at {path} does not open: {error}", path = path.display())]
+    Open { path: PathBuf, error: String },
+    /// Another process has it open.
+    #[error("the store at {path} is in use by another process; stop it, or name another folder with --data", path = path.display())]
+    InUse { path: PathBuf },
+    /// A row cannot be read.
+    #[error("the store at {path} holds a row that cannot be read ({row}): {error}", path = path.display())]
+    Row {
+        path: PathBuf,
+        row: String,
+        error: String,
+    },
+}
+
+/// The log of events, with a cursor per tenant.
+#[async_trait]
+pub trait EventLog: Send + Sync {
+    /// Stores an event; returns when it is durable.
+    async fn append(&self, event: NewEvent) -> Result<Appended, Error>;
+
+    /// The oldest events of a tenant that are not committed yet, in order.
+    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error>;
+
+    /// Events of a tenant that are not committed yet, beginning after `after`: what a reader asks for
+    /// that has taken up the backlog to there and not committed all of it.
+    async fn backlog_after(
+        &self,
+        tenant: &Name,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error>;
+
+    /// An event by its id, whoever owns it.
+    async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error>;
+}
+
+/// What is to be delivered, and what became of every event.
+#[async_trait]
+pub trait Outbox: Send + Sync {
+    /// Stores what events of one tenant led to, in the order of their ids, and moves the tenant's
+    /// cursor past them; returns when durable.
+    async fn commit(&self, tenant: &Name, commits: Vec<Commit>) -> Result<(), Error>;
+
+    /// Takes up to `limit` deliveries that are due, earliest first, for `lease_ms`.
+    async fn claim(&self, now_ms: i64, lease_ms: i64, limit: usize)
+    -> Result<Vec<Delivery>, Error>;
+
+    /// Records an attempt of a claimed delivery and how it goes on; returns when durable. A delivery
+    /// that is unknown or no longer pending stays as it is.
+    async fn settle(
+        &self,
+        id: DeliveryId,
+        attempt: Attempt,
+        settlement: Settlement,
+    ) -> Result<(), Error>;
+
+    /// When the next delivery that nobody holds falls due, or a lease ends; `None` when none waits.
+    async fn next_due(&self) -> Result<Option<i64>, Error>;
+
+    /// Told whenever deliveries were added or put back.
+    fn deliveries_changed(&self) -> Arc<Notify>;
+
+    /// Held events of one tenant or of all, oldest first.
+    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error>;
+
+    /// Ends the holding of an event for one rule, with what it led to instead; `false` when it was
+    /// not held (any more).
+    async fn resolve_held(
+        &self,
+        tenant: &Name,
+        decision: DecisionRecord,
+        deliveries: Vec<Delivery>,
+    ) -> Result<bool, Error>;
+
+    /// Dead letters of one tenant or of all, oldest first.
+    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error>;
+
+    async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error>;
+
+    /// What became of an event.
+    async fn story(&self, id: EventId) -> Result<Option<Story>, Error>;
+}
+
+/// Both halves in one: what the engine runs on.
+pub trait Store: EventLog + Outbox {}
+
+impl<T: EventLog + Outbox> Store for T {}

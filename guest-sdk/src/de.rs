@@ -1,0 +1,216 @@
+//! Typed access through serde: any [`Value`] can be read as a type of one's own, borrowed or owned,
+//! and written to any format. It decodes what the type asks for and skips the rest.
+
+use crate::wire::{Entries, Error, Items, Kind, Value};
+use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::ser::{SerializeMap, SerializeSeq};
+
+impl de::Error for Error {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Error::new(message.to_string())
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Value<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.kind() {
+            Kind::Nil => visitor.visit_unit(),
+            Kind::Bool => visitor.visit_bool(self.as_bool().unwrap_or_default()),
+            Kind::Integer => match self.as_u64() {
+                Some(value) => visitor.visit_u64(value),
+                None => visitor.visit_i64(self.as_i64().unwrap_or_default()),
+            },
+            Kind::Float => visitor.visit_f64(self.as_f64().unwrap_or_default()),
+            Kind::Str => match self.as_str() {
+                Some(text) => visitor.visit_borrowed_str(text),
+                None => Err(Error::new("a string is not UTF-8")),
+            },
+            Kind::Array => visitor.visit_seq(Seq(self.items())),
+            Kind::Map => visitor.visit_map(Map {
+                entries: self.entries(),
+                value: None,
+            }),
+            Kind::Other => Err(Error::new("bytes are not allowed here")),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_nil() {
+            visitor.visit_none()
+        } else {
+            visitor.visit_some(self)
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.kind() {
+            Kind::Str => match self.as_str() {
+                Some(name) => visitor.visit_enum(Variant { name, value: None }),
+                None => Err(Error::new("a string is not UTF-8")),
+            },
+            Kind::Map if self.len() == 1 => match self.entries().next() {
+                Some((name, value)) => visitor.visit_enum(Variant {
+                    name,
+                    value: Some(value),
+                }),
+                None => Err(Error::new("a map key is not a string")),
+            },
+            _ => Err(Error::new(
+                "expected a variant's name, or a map of one entry",
+            )),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_unit()
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        unit_struct seq tuple tuple_struct map struct identifier
+    }
+}
+
+struct Seq<'de>(Items<'de>);
+
+impl<'de> de::SeqAccess<'de> for Seq<'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Error> {
+        self.0
+            .next()
+            .map(|value| seed.deserialize(value))
+            .transpose()
+    }
+}
+
+struct Map<'de> {
+    entries: Entries<'de>,
+    value: Option<Value<'de>>,
+}
+
+impl<'de> de::MapAccess<'de> for Map<'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, Error> {
+        let Some((key, value)) = self.entries.next() else {
+            return Ok(None);
+        };
+        self.value = Some(value);
+        seed.deserialize(de::value::BorrowedStrDeserializer::new(key))
+            .map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        match self.value.take() {
+            Some(value) => seed.deserialize(value),
+            None => Err(Error::new("a map's value was read before its key")),
+        }
+    }
+}
+
+struct Variant<'de> {
+    name: &'de str,
+    value: Option<Value<'de>>,
+}
+
+impl<'de> de::EnumAccess<'de> for Variant<'de> {
+    type Error = Error;
+    type Variant = VariantValue<'de>;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, Self::Variant), Error> {
+        let name: de::value::StrDeserializer<'_, Error> = self.name.into_deserializer();
+        Ok((seed.deserialize(name)?, VariantValue(self.value)))
+    }
+}
+
+struct VariantValue<'de>(Option<Value<'de>>);
+
+impl<'de> de::VariantAccess<'de> for VariantValue<'de> {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<(), Error> {
+        match self.0 {
+            None => Ok(()),
+            Some(_) => Err(Error::new("a variant has a value where none belongs")),
+        }
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        match self.0 {
+            Some(value) => seed.deserialize(value),
+            None => Err(Error::new("a variant lacks its value")),
+        }
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _len: usize, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Some(value) => de::Deserializer::deserialize_seq(value, visitor),
+            None => Err(Error::new("a variant lacks its value")),
+        }
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self.0 {
+            Some(value) => de::Deserializer::deserialize_map(value, visitor),
+            None => Err(Error::new("a variant lacks its value")),
+        }
+    }
+}
+
+impl serde::Serialize for Value<'_> {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.kind() {
+            Kind::Nil | Kind::Other => to.serialize_unit(),
+            Kind::Bool => to.serialize_bool(self.as_bool().unwrap_or_default()),
+            Kind::Integer => match self.as_u64() {
+                Some(value) => to.serialize_u64(value),
+                None => to.serialize_i64(self.as_i64().unwrap_or_default()),
+            },
+            Kind::Float => to.serialize_f64(self.as_f64().unwrap_or_default()),
+            Kind::Str => to.serialize_str(self.as_str().unwrap_or_default()),
+            Kind::Array => {
+                let mut seq = to.serialize_seq(Some(self.len()))?;
+                for item in self.items() {
+                    seq.serialize_element(&item)?;
+                }
+                seq.end()
+            }
+            Kind::Map => {
+                let mut map = to.serialize_map(Some(self.len()))?;
+                for (key, value) in self.entries() {
+                    map.serialize_entry(key, &value)?;
+                }
+                map.end()
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Lines for the rule's author and operator: `replay` prints them, `explain` keeps them. How much a
+//! rule may log for an event is limited; what goes beyond is cut off, and costs fuel like the rest.
+
+/// Writes one line to the rule's log. On the host, in native tests, it goes to standard error.
+#[allow(clippy::print_stderr, reason = "native tests have no other log")]
+pub fn line(text: &str) {
+    #[cfg(target_arch = "wasm32")]
+    crate::guest::log(crate::guest::LEVEL_LINE, text);
+    #[cfg(not(target_arch = "wasm32"))]
+    eprintln!("rule: {text}");
+}

@@ -1,0 +1,41 @@
+//! Events for a rule's native tests, and a look at them: no wasm needed.
+
+use crate::wire::{Event, EventHead, SkipIndex, json::Data};
+
+/// An event that a test owns.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    encoded: Vec<u8>,
+    index: Vec<u8>,
+}
+
+/// An event of this type with this JSON payload, from a source called `test`.
+///
+/// # Panics
+/// When the payload is not JSON.
+pub fn event(kind: &str, json: impl AsRef<[u8]>) -> Recorded {
+    let data = match Data::from_json(json.as_ref()) {
+        Ok(data) => data,
+        Err(error) => panic!("the test event's payload: {error}"),
+    };
+    let (encoded, index) = EventHead {
+        id: "01890a5d-ac96-774b-bcce-b302099a8057",
+        source: "test",
+        kind,
+        subject: None,
+        time: "2026-01-01T00:00:00Z",
+        headers: &[],
+    }
+    .encode(&data);
+    Recorded { encoded, index }
+}
+
+impl Recorded {
+    /// The event, as a rule gets it.
+    pub fn event(&self) -> Event<'_> {
+        match Event::decode(&self.encoded, SkipIndex::new(&self.index)) {
+            Ok(event) => event,
+            Err(error) => unreachable!("an event that was just encoded: {error}"),
+        }
+    }
+}

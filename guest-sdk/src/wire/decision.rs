@@ -1,0 +1,328 @@
+//! What a rule answers: a map with `reason` and `actions`, or a map with `error` alone.
+
+#[cfg(not(target_arch = "wasm32"))]
+use super::json;
+use super::{Error, Kind, Value, Writer};
+use serde::{Deserialize, Serialize};
+
+/// What becomes of an event: a reason, for the person who asks later, and what to do. No action
+/// drops the event.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    pub reason: String,
+    pub actions: Vec<Action>,
+}
+
+/// One thing to do: a message or a body, to one channel of the tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    pub channel: String,
+    #[serde(flatten)]
+    pub payload: Payload,
+}
+
+/// What is sent: a message that the channel puts into its own form, or a body as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Payload {
+    Message(Message),
+    Body(Body),
+}
+
+/// A notification for people. All of it is plain text: the channel escapes it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    pub title: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<Field>,
+}
+
+/// Where a message leads: an `http` or `https` address, and what to call it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    pub url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// A short fact beside a message's text: "Repository", "octo/api".
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Field {
+    pub name: String,
+    pub value: String,
+}
+
+/// A body that a rule made, kept as MessagePack and sent as JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body(Vec<u8>);
+
+impl Body {
+    /// A body of what is MessagePack already: one value, written by [`Writer`].
+    pub fn from_msgpack(encoded: Vec<u8>) -> Self {
+        Self(encoded)
+    }
+
+    pub fn value(&self) -> Value<'_> {
+        Value::new(&self.0)
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.value().serialize(to)
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        json::Data::from_deserializer(from).map(|data| Self(data.bytes().to_vec()))
+    }
+}
+
+// Guests write decisions and never read them; this keeps the derives above whole on wasm.
+#[cfg(target_arch = "wasm32")]
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(serde::de::Error::custom("a rule does not read bodies"))
+    }
+}
+
+impl Decision {
+    /// The decision as MessagePack.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut to = Writer::with_capacity(256);
+        to.map(2);
+        to.str("reason");
+        to.str(&self.reason);
+        to.str("actions");
+        to.array(self.actions.len());
+        for action in &self.actions {
+            action.encode(&mut to);
+        }
+        to.into_bytes()
+    }
+
+    /// Reads what a rule answered: its decision, or the error it returned. Strict: an unknown key is
+    /// an error, so that a later key never passes unnoticed through an older engine.
+    ///
+    /// # Errors
+    /// When it is not what the contract says; the message names the place.
+    pub fn decode(answer: &[u8]) -> Result<Result<Self, String>, Error> {
+        let value = Value::new(answer);
+        value.validate()?;
+        if let Some(error) = value.get("error") {
+            if value.len() != 1 {
+                return Err(Error::new("`error` stands beside other keys"));
+            }
+            return Ok(Err(string(error, "error")?));
+        }
+        let mut reason = None;
+        let mut actions = None;
+        for (key, value) in map(value, "the decision")? {
+            match key {
+                "reason" => reason = Some(string(value, "reason")?),
+                "actions" => {
+                    let read = array(value, "actions")?
+                        .enumerate()
+                        .map(|(n, value)| Action::decode(value, &format!("actions[{n}]")));
+                    actions = Some(read.collect::<Result<_, _>>()?);
+                }
+                _ => return Err(unknown("the decision", key)),
+            }
+        }
+        Ok(Ok(Self {
+            reason: reason.ok_or_else(|| absent("the decision", "reason"))?,
+            actions: actions.ok_or_else(|| absent("the decision", "actions"))?,
+        }))
+    }
+
+    /// The answer of a rule that failed.
+    pub fn encode_error(message: &str) -> Vec<u8> {
+        let mut to = Writer::with_capacity(message.len() + 16);
+        to.map(1);
+        to.str("error");
+        to.str(message);
+        to.into_bytes()
+    }
+}
+
+impl Action {
+    fn encode(&self, to: &mut Writer) {
+        to.map(2);
+        to.str("channel");
+        to.str(&self.channel);
+        match &self.payload {
+            Payload::Message(message) => {
+                to.str("message");
+                message.encode(to);
+            }
+            Payload::Body(body) => {
+                to.str("body");
+                to.raw(&body.0);
+            }
+        }
+    }
+
+    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+        let mut channel = None;
+        let mut payload = None;
+        for (key, value) in map(value, at)? {
+            let place = format!("{at}.{key}");
+            let read = match key {
+                "channel" => {
+                    channel = Some(string(value, &place)?);
+                    continue;
+                }
+                "message" => Payload::Message(Message::decode(value, &place)?),
+                "body" => {
+                    let encoded = value.encoded().ok_or_else(|| absent(at, "body"))?;
+                    Payload::Body(Body(encoded.to_vec()))
+                }
+                _ => return Err(unknown(at, key)),
+            };
+            if payload.replace(read).is_some() {
+                return Err(Error(format!("{at} has more than one `message` or `body`")));
+            }
+        }
+        Ok(Self {
+            channel: channel.ok_or_else(|| absent(at, "channel"))?,
+            payload: payload.ok_or_else(|| absent(at, "message` or `body"))?,
+        })
+    }
+}
+
+impl Message {
+    fn encode(&self, to: &mut Writer) {
+        to.map(2 + usize::from(self.link.is_some()) + usize::from(!self.fields.is_empty()));
+        to.str("title");
+        to.str(&self.title);
+        to.str("text");
+        to.str(&self.text);
+        if let Some(link) = &self.link {
+            to.str("link");
+            to.map(1 + usize::from(link.label.is_some()));
+            to.str("url");
+            to.str(&link.url);
+            if let Some(label) = &link.label {
+                to.str("label");
+                to.str(label);
+            }
+        }
+        if !self.fields.is_empty() {
+            to.str("fields");
+            to.array(self.fields.len());
+            for field in &self.fields {
+                to.map(2);
+                to.str("name");
+                to.str(&field.name);
+                to.str("value");
+                to.str(&field.value);
+            }
+        }
+    }
+
+    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+        let mut message = Self::default();
+        let mut title = None;
+        for (key, value) in map(value, at)? {
+            let place = format!("{at}.{key}");
+            match key {
+                "title" => title = Some(string(value, &place)?),
+                "text" => message.text = string(value, &place)?,
+                "link" if value.is_nil() => {}
+                "link" => message.link = Some(Link::decode(value, &place)?),
+                "fields" => {
+                    let read = array(value, &place)?
+                        .enumerate()
+                        .map(|(n, value)| Field::decode(value, &format!("{place}[{n}]")));
+                    message.fields = read.collect::<Result<_, _>>()?;
+                }
+                _ => return Err(unknown(at, key)),
+            }
+        }
+        message.title = title.ok_or_else(|| absent(at, "title"))?;
+        Ok(message)
+    }
+}
+
+impl Link {
+    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+        let mut url = None;
+        let mut label = None;
+        for (key, value) in map(value, at)? {
+            let place = format!("{at}.{key}");
+            match key {
+                "url" => url = Some(string(value, &place)?),
+                "label" if value.is_nil() => {}
+                "label" => label = Some(string(value, &place)?),
+                _ => return Err(unknown(at, key)),
+            }
+        }
+        Ok(Self {
+            url: url.ok_or_else(|| absent(at, "url"))?,
+            label,
+        })
+    }
+}
+
+impl Field {
+    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+        let mut name = None;
+        let mut text = None;
+        for (key, value) in map(value, at)? {
+            let place = format!("{at}.{key}");
+            match key {
+                "name" => name = Some(string(value, &place)?),
+                "value" => text = Some(string(value, &place)?),
+                _ => return Err(unknown(at, key)),
+            }
+        }
+        Ok(Self {
+            name: name.ok_or_else(|| absent(at, "name"))?,
+            value: text.ok_or_else(|| absent(at, "value"))?,
+        })
+    }
+}
+
+fn string(value: Value<'_>, at: &str) -> Result<String, Error> {
+    value
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| wrong(value, at, "a string"))
+}
+
+fn map<'a>(value: Value<'a>, at: &str) -> Result<super::Entries<'a>, Error> {
+    match value.kind() {
+        Kind::Map => Ok(value.entries()),
+        _ => Err(wrong(value, at, "a map")),
+    }
+}
+
+fn array<'a>(value: Value<'a>, at: &str) -> Result<super::Items<'a>, Error> {
+    match value.kind() {
+        Kind::Array => Ok(value.items()),
+        _ => Err(wrong(value, at, "an array")),
+    }
+}
+
+fn wrong(value: Value<'_>, at: &str, wanted: &str) -> Error {
+    Error(format!("{at} is {}, not {wanted}", value.kind().name()))
+}
+
+fn absent(at: &str, key: &str) -> Error {
+    Error(format!("{at} has no `{key}`"))
+}
+
+fn unknown(at: &str, key: &str) -> Error {
+    let key: String = key.chars().take(64).collect();
+    Error(format!("{at} has the unknown key {key:?}"))
+}
