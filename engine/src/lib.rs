@@ -1,4 +1,5 @@
-#![allow(missing_docs)]
+pub mod config;
 pub mod id;
+pub mod sandbox;
 pub mod secret;
 pub mod store;

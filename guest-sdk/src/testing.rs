@@ -39,3 +39,22 @@ impl Recorded {
         }
     }
 }
+
+/// A configuration from JSON, for a rule that reads its [`Settings`](crate::Settings) by path. It
+/// lives as long as the test's process, as a rule's lives as long as its instance.
+///
+/// # Panics
+/// When it is not JSON.
+pub fn settings(json: impl AsRef<[u8]>) -> crate::Settings {
+    use crate::rule::FromConfig;
+
+    let data = match Data::from_json(json.as_ref()) {
+        Ok(data) => data,
+        Err(error) => panic!("the test's settings: {error}"),
+    };
+    let bytes: &'static [u8] = data.bytes().to_vec().leak();
+    match crate::Settings::from_config(crate::Value::new(bytes)) {
+        Ok(settings) => settings,
+        Err(error) => unreachable!("settings read by path take every value: {error}"),
+    }
+}

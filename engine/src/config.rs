@@ -1,0 +1,594 @@
+//! The configuration: `defaults.toml`, then a file, then the environment; all of it validated before
+//! a port opens. The default file is also the list of what exists, so that an unknown key can be
+//! named with the nearest right one.
+
+pub mod read;
+
+use crate::sandbox::Limits;
+use crate::secret::Secret;
+use read::{Problem, Source, did_you_mean};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// The default configuration, as text.
+pub const DEFAULTS: &str = include_str!("../defaults.toml");
+
+/// What the engine runs with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub server: Server,
+    pub log: Log,
+    pub store: Store,
+    pub decide: Decide,
+    pub limits: Limits,
+    pub dispatch: Dispatch,
+    pub egress: Egress,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    pub listen: SocketAddr,
+    pub tenants: PathBuf,
+    pub data: PathBuf,
+    #[serde(skip)]
+    pub operator_token: Option<Secret>,
+    pub body_bytes_max: usize,
+    pub request_timeout_ms: u64,
+    pub requests_max: usize,
+    pub drain_ms: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    pub duplicate_window_s: u64,
+    pub cache_bytes: u64,
+    pub queue_max: usize,
+    pub group_max: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decide {
+    pub threads: usize,
+    pub batch_max: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dispatch {
+    pub in_flight_max: usize,
+    pub in_flight_per_channel_max: usize,
+    pub lease_ms: u64,
+    pub timeout_ms: u64,
+    pub retry_first_ms: u64,
+    pub retry_max_ms: u64,
+    pub attempts_max: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    pub ca_file: PathBuf,
+}
+
+impl Config {
+    /// The defaults alone.
+    pub fn built_in() -> Self {
+        match Self::load(None, &BTreeMap::new()) {
+            Ok(config) => config,
+            Err(problem) => unreachable!("defaults.toml is part of the program: {problem}"),
+        }
+    }
+
+    /// The defaults, overridden by a file and by variables of the environment.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn load(file: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Self, Problem> {
+        let defaults: Table = match DEFAULTS.parse() {
+            Ok(table) => table,
+            Err(error) => unreachable!("defaults.toml is part of the program: {error}"),
+        };
+        let mut settings = Settings::new(defaults);
+        if let Some(path) = file {
+            settings.file(&Source::open(path)?)?;
+        }
+        settings.environment(env)?;
+        settings.finish(env)
+    }
+}
+
+/// The merged tables, with the place where each setting was set.
+struct Settings {
+    table: Table,
+    places: BTreeMap<(String, String), String>,
+}
+
+const OPERATOR_TOKEN: (&str, &str) = ("server", "operator_token");
+
+impl Settings {
+    fn new(table: Table) -> Self {
+        Self {
+            table,
+            places: BTreeMap::new(),
+        }
+    }
+
+    fn file(&mut self, source: &Source) -> Result<(), Problem> {
+        let parsed = source.parse()?;
+        for (section, value) in parsed.get_ref() {
+            let at = |message: String| source.problem(section.span(), message);
+            let name = section.get_ref().as_ref();
+            let Some(Value::Table(known)) = self.table.get_mut(name) else {
+                let sections = self.table.keys().map(String::as_str);
+                let mean = did_you_mean(name, sections);
+                return Err(at(format!("there is no section `[{name}]`{mean}")));
+            };
+            let Some(keys) = value.get_ref().as_table() else {
+                return Err(at(format!("`{name}` is a section: write [{name}]")));
+            };
+            for (key, value) in keys {
+                let key_name = key.get_ref().as_ref();
+                let Some(default) = known.get(key_name) else {
+                    let mean = did_you_mean(key_name, known.keys().map(String::as_str));
+                    let message = format!("[{name}] has no key `{key_name}`{mean}");
+                    return Err(source.problem(key.span(), message));
+                };
+                let place = source.problem(value.span(), "").place;
+                let new = read::plain(value.get_ref()).unwrap_or(Value::Boolean(false));
+                if new.type_str() != default.type_str() {
+                    let what = format!(
+                        "`{key_name}` of [{name}] is a {}, not a {}",
+                        new.type_str(),
+                        default.type_str()
+                    );
+                    let message = if (name, key_name) == OPERATOR_TOKEN {
+                        "a secret does not stand in the file: write { env = \"NAME\" } or { file = \"PATH\" }".to_owned()
+                    } else {
+                        what
+                    };
+                    return Err(source.problem(value.span(), message));
+                }
+                self.places
+                    .insert((name.to_owned(), key_name.to_owned()), place);
+                known.insert(key_name.to_owned(), new);
+            }
+        }
+        Ok(())
+    }
+
+    /// Variables of the form `HOOKSIEVE_<SECTION>__<KEY>`; others with the prefix are somebody's
+    /// secrets or options of the command line.
+    fn environment(&mut self, env: &BTreeMap<String, String>) -> Result<(), Problem> {
+        for (variable, text) in env {
+            let Some((section, key)) = variable
+                .strip_prefix("HOOKSIEVE_")
+                .and_then(|rest| rest.split_once("__"))
+            else {
+                continue;
+            };
+            let (section, key) = (section.to_lowercase(), key.to_lowercase());
+            let problem = |message: String| Problem {
+                place: format!("the environment variable {variable}"),
+                message,
+            };
+            let names = self.variables();
+            let Some(Value::Table(known)) = self.table.get_mut(&section) else {
+                let mean = did_you_mean(variable, names.iter().map(String::as_str));
+                return Err(problem(format!("there is no section `[{section}]`{mean}")));
+            };
+            let Some(default) = known.get(&key) else {
+                let mean = did_you_mean(variable, names.iter().map(String::as_str));
+                return Err(problem(format!("[{section}] has no key `{key}`{mean}")));
+            };
+            let value = match default {
+                Value::Integer(_) => text.replace('_', "").parse().ok().map(Value::Integer),
+                Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
+                _ => Some(Value::String(text.clone())),
+            };
+            let Some(value) = value else {
+                let wanted = default.type_str();
+                return Err(problem(format!(
+                    "{text:?} is not a value of the kind {wanted}"
+                )));
+            };
+            self.places.insert(
+                (section, key.clone()),
+                format!("the environment variable {variable}"),
+            );
+            known.insert(key, value);
+        }
+        Ok(())
+    }
+
+    fn variables(&self) -> Vec<String> {
+        let sections = self.table.iter();
+        let pairs = sections.flat_map(|(section, keys)| {
+            let keys = keys.as_table().into_iter().flat_map(Table::keys);
+            keys.map(move |key| format!("HOOKSIEVE_{section}__{key}").to_uppercase())
+        });
+        pairs.collect()
+    }
+
+    fn finish(mut self, env: &BTreeMap<String, String>) -> Result<Config, Problem> {
+        let token = self.operator_token(env)?;
+        // Section by section, so that a value which does not fit is named with its place.
+        let mut config: Config = match self.table.clone().try_into() {
+            Ok(config) => config,
+            Err(error) => return Err(self.misfit(&error)),
+        };
+        config.server.operator_token = token;
+        self.check(&config)?;
+        Ok(config)
+    }
+
+    fn operator_token(
+        &mut self,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Option<Secret>, Problem> {
+        let (section, key) = OPERATOR_TOKEN;
+        let value = self
+            .table
+            .get_mut(section)
+            .and_then(Value::as_table_mut)
+            .and_then(|keys| keys.remove(key));
+        let problem = |message: String| self.problem(section, key, message);
+        let token = match value {
+            Some(Value::String(text)) => Some(text),
+            Some(Value::Table(from)) => match (from.get("env"), from.get("file"), from.len()) {
+                (Some(Value::String(name)), None, 1) => env.get(name).cloned(),
+                (None, Some(Value::String(path)), 1) => match std::fs::read_to_string(path) {
+                    Ok(text) => Some(text),
+                    Err(error) => return Err(problem(format!("{path} cannot be read: {error}"))),
+                },
+                _ => {
+                    return Err(problem(
+                        "`operator_token` is { env = \"NAME\" } or { file = \"PATH\" }".to_owned(),
+                    ));
+                }
+            },
+            _ => None,
+        };
+        let token = token
+            .map(|text| text.trim().to_owned())
+            .filter(|text| !text.is_empty());
+        if token
+            .as_ref()
+            .is_some_and(|text| text.len() < TOKEN_BYTES_MIN)
+        {
+            return Err(problem(format!(
+                "the operator token is shorter than {TOKEN_BYTES_MIN} characters"
+            )));
+        }
+        Ok(token.map(Secret::new))
+    }
+
+    /// Finds the setting that does not fit, by trying each alone on top of the defaults.
+    fn misfit(&self, error: &toml::de::Error) -> Problem {
+        for (section, key) in self.places.keys() {
+            let mut alone: Table = DEFAULTS.parse().unwrap_or_default();
+            let value = self.table.get(section).and_then(|keys| keys.get(key));
+            if let (Some(Value::Table(keys)), Some(value)) = (alone.get_mut(section), value) {
+                keys.insert(key.clone(), value.clone());
+            }
+            if let Some(Value::Table(server)) = alone.get_mut(OPERATOR_TOKEN.0) {
+                server.remove(OPERATOR_TOKEN.1);
+            }
+            if let Err(error) = alone.try_into::<Config>() {
+                let message = format!("`{key}` of [{section}]: {}", error.message());
+                return self.problem(section, key, message);
+            }
+        }
+        Problem {
+            place: "the configuration".to_owned(),
+            message: error.message().to_owned(),
+        }
+    }
+
+    fn check(&self, config: &Config) -> Result<(), Problem> {
+        let limits = &config.limits;
+        // (section, key, value, least, most)
+        let ranges = [
+            (
+                "server",
+                "body_bytes_max",
+                config.server.body_bytes_max as u64,
+                1_024,
+                16 << 20,
+            ),
+            (
+                "server",
+                "request_timeout_ms",
+                config.server.request_timeout_ms,
+                100,
+                600_000,
+            ),
+            (
+                "server",
+                "requests_max",
+                config.server.requests_max as u64,
+                1,
+                1_000_000,
+            ),
+            ("server", "drain_ms", config.server.drain_ms, 0, 3_600_000),
+            (
+                "store",
+                "duplicate_window_s",
+                config.store.duplicate_window_s,
+                0,
+                31 * 86_400,
+            ),
+            (
+                "store",
+                "cache_bytes",
+                config.store.cache_bytes,
+                1 << 20,
+                1 << 40,
+            ),
+            (
+                "store",
+                "queue_max",
+                config.store.queue_max as u64,
+                1,
+                1_000_000,
+            ),
+            (
+                "store",
+                "group_max",
+                config.store.group_max as u64,
+                1,
+                100_000,
+            ),
+            ("decide", "threads", config.decide.threads as u64, 0, 1_024),
+            (
+                "decide",
+                "batch_max",
+                config.decide.batch_max as u64,
+                1,
+                10_000,
+            ),
+            ("limits", "fuel", limits.fuel, 1_000, 1 << 40),
+            ("limits", "init_fuel", limits.init_fuel, 1_000, 1 << 40),
+            ("limits", "wall_clock_ms", limits.wall_clock_ms, 10, 600_000),
+            (
+                "limits",
+                "memory_bytes",
+                limits.memory_bytes,
+                65_536,
+                1 << 30,
+            ),
+            (
+                "limits",
+                "table_elements",
+                u64::from(limits.table_elements),
+                1,
+                1_000_000,
+            ),
+            (
+                "limits",
+                "stack_bytes",
+                limits.stack_bytes as u64,
+                16_384,
+                64 << 20,
+            ),
+            (
+                "limits",
+                "module_bytes",
+                limits.module_bytes as u64,
+                1_024,
+                256 << 20,
+            ),
+            (
+                "limits",
+                "input_bytes",
+                limits.input_bytes as u64,
+                1_024,
+                64 << 20,
+            ),
+            (
+                "limits",
+                "output_bytes",
+                limits.output_bytes as u64,
+                64,
+                16 << 20,
+            ),
+            ("limits", "log_bytes", limits.log_bytes as u64, 0, 1 << 20),
+            ("limits", "actions", limits.actions as u64, 1, 1_000),
+            (
+                "dispatch",
+                "in_flight_max",
+                config.dispatch.in_flight_max as u64,
+                1,
+                100_000,
+            ),
+            (
+                "dispatch",
+                "in_flight_per_channel_max",
+                config.dispatch.in_flight_per_channel_max as u64,
+                1,
+                100_000,
+            ),
+            (
+                "dispatch",
+                "lease_ms",
+                config.dispatch.lease_ms,
+                1_000,
+                86_400_000,
+            ),
+            (
+                "dispatch",
+                "timeout_ms",
+                config.dispatch.timeout_ms,
+                100,
+                600_000,
+            ),
+            (
+                "dispatch",
+                "retry_first_ms",
+                config.dispatch.retry_first_ms,
+                1,
+                86_400_000,
+            ),
+            (
+                "dispatch",
+                "retry_max_ms",
+                config.dispatch.retry_max_ms,
+                1,
+                86_400_000,
+            ),
+            (
+                "dispatch",
+                "attempts_max",
+                u64::from(config.dispatch.attempts_max),
+                1,
+                100,
+            ),
+        ];
+        for (section, key, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                let message =
+                    format!("`{key}` of [{section}] is {value}, and may be {least} to {most}");
+                return Err(self.problem(section, key, message));
+            }
+        }
+        if config.dispatch.lease_ms <= config.dispatch.timeout_ms {
+            let message = "`lease_ms` of [dispatch] must be longer than `timeout_ms`, or a slow delivery is sent twice";
+            return Err(self.problem("dispatch", "lease_ms", message.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn problem(&self, section: &str, key: &str, message: String) -> Problem {
+        let set = self.places.get(&(section.to_owned(), key.to_owned()));
+        Problem {
+            place: set.cloned().unwrap_or_else(|| "the defaults".to_owned()),
+            message,
+        }
+    }
+}
+
+/// The shortest operator token that is taken.
+const TOKEN_BYTES_MIN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("h.toml");
+        std::fs::write(&path, file).unwrap();
+        let env = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let shown = format!("{}/", dir.path().display());
+        Config::load(Some(&path), &env).map_err(|problem| problem.to_string().replace(&shown, ""))
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_the_file_the_defaults() {
+        let config = load(
+            "[server]\nlisten = '127.0.0.1:1'\nbody_bytes_max = 2048\n",
+            &[
+                ("HOOKSIEVE_SERVER__LISTEN", "127.0.0.1:2"),
+                ("HOOKSIEVE_OTHER", "x"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.server.listen.port(), 2);
+        assert_eq!(config.server.body_bytes_max, 2048);
+        assert_eq!(config.limits.actions, 16);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        let check = |file: &str, env: &[(&str, &str)], expected: &str| {
+            assert_eq!(load(file, env).unwrap_err(), expected);
+        };
+        check(
+            "\n[server]\nlisen = ''",
+            &[],
+            "h.toml:3: [server] has no key `lisen`; did you mean `listen`?",
+        );
+        check(
+            "[sever]",
+            &[],
+            "h.toml:1: there is no section `[sever]`; did you mean `[server]`?"
+                .replace("`[server]`", "`server`")
+                .as_str(),
+        );
+        check(
+            "[server]\nlisten = 5",
+            &[],
+            "h.toml:2: `listen` of [server] is a integer, not a string",
+        );
+        check(
+            "[server]\nlisten = 'here'",
+            &[],
+            "h.toml:2: `listen` of [server]: invalid socket address syntax",
+        );
+        check(
+            "[limits]\nactions = 0",
+            &[],
+            "h.toml:2: `actions` of [limits] is 0, and may be 1 to 1000",
+        );
+        check(
+            "[log]\nformat = 'xml'",
+            &[],
+            "h.toml:2: `format` of [log]: unknown variant `xml`, expected `text` or `json`",
+        );
+        check(
+            "[server]\noperator_token = 'abc'",
+            &[],
+            "h.toml:2: a secret does not stand in the file: write { env = \"NAME\" } or { file = \"PATH\" }",
+        );
+        check(
+            "",
+            &[("HOOKSIEVE_SERVER__LISEN", "x")],
+            "the environment variable HOOKSIEVE_SERVER__LISEN: [server] has no key `lisen`; did you mean `HOOKSIEVE_SERVER__LISTEN`?",
+        );
+        check(
+            "",
+            &[("HOOKSIEVE_LIMITS__FUEL", "lots")],
+            "the environment variable HOOKSIEVE_LIMITS__FUEL: \"lots\" is not a value of the kind integer",
+        );
+        check(
+            "[server",
+            &[],
+            "h.toml:1: not TOML: unclosed table, expected `]`",
+        );
+    }
+
+    #[test]
+    fn the_operator_token_comes_from_the_environment_and_is_never_shown() {
+        let config = load("", &[("HOOKSIEVE_OPERATOR_TOKEN", "0123456789abcdef")]).unwrap();
+        assert_eq!(
+            config.server.operator_token.as_ref().map(Secret::expose),
+            Some("0123456789abcdef")
+        );
+        assert!(!format!("{config:?}").contains("0123456789"));
+        let short = load("", &[("HOOKSIEVE_OPERATOR_TOKEN", "short")]).unwrap_err();
+        assert!(short.ends_with("shorter than 16 characters"), "{short}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Runs a rule's module on one event: checked, compiled, limited, and new for every event.
+//!
+//! Guarantees:
+//! - A module runs only after [`Sandbox::check`] found it within the contract (`guest-sdk/ABI.md`);
+//!   what compiles and runs takes the proven type [`Checked`].
+//! - Every limit of [`Limits`] is enforced, and the error it ends in carries the figures.
+//! - The same module, configuration and event burn the same fuel and give the same answer on every
+//!   run: a guest has no clock, no randomness and no other input.
+//! - Whatever a guest returns is hostile: every pointer and length is checked before it is used.
+//!
+//! Architecture invariant: this module knows the wire contract and its own limits. It never touches
+//! the store, the network or a tenant.
+
+mod check;
+mod compile;
+mod instance;
+mod memory;
+mod watchdog;
+
+pub use check::{Checked, Refused};
+pub use compile::Module;
+pub use instance::{LogLine, Program, Run};
+
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// What a rule may use. Each limit has a default in `defaults.toml`, an error of its own, and a test
+/// from both sides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Fuel for one event. Every WebAssembly operator costs at least 1.
+    pub fuel: u64,
+    /// Fuel for reading the configuration, once for an instance.
+    pub init_fuel: u64,
+    /// Wall-clock time for one event, the backstop behind fuel.
+    pub wall_clock_ms: u64,
+    /// Linear memory, rounded down to whole pages of 64 KiB.
+    pub memory_bytes: u64,
+    /// Elements in each table.
+    pub table_elements: u32,
+    /// The stack that compiled code runs on.
+    pub stack_bytes: usize,
+    /// A module as it is uploaded.
+    pub module_bytes: usize,
+    /// An event as MessagePack with its skip index, or a configuration.
+    pub input_bytes: usize,
+    /// What a rule returns.
+    pub output_bytes: usize,
+    /// What a rule logs for one event; the rest is cut off.
+    pub log_bytes: usize,
+    /// Actions in one decision.
+    pub actions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        crate::config::Config::built_in().limits
+    }
+}
+
+/// Bytes of a WebAssembly page.
+pub const PAGE_BYTES: u64 = 65_536;
+
+impl Limits {
+    /// Whole pages of linear memory.
+    pub fn memory_pages(&self) -> u32 {
+        u32::try_from(self.memory_bytes / PAGE_BYTES).unwrap_or(u32::MAX)
+    }
+}
+
+/// Why a rule gave no decision. A rule's failure is data: it goes into the event's story and to the
+/// rule's `on_error`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("out of fuel: it needs more than the {limit} that one event may burn")]
+    Fuel { limit: u64 },
+    #[error("out of fuel while reading its configuration: it needs more than {limit}")]
+    InitFuel { limit: u64 },
+    #[error("still running after {limit_ms} ms")]
+    WallClock { limit_ms: u64 },
+    #[error(
+        "memory: it asked for {requested_pages} more pages of 64 KiB, was refused at a limit of {limit_pages}, and then failed: {then}"
+    )]
+    Memory {
+        requested_pages: u64,
+        limit_pages: u32,
+        then: String,
+    },
+    #[error(
+        "table: it asked for {requested} more elements, was refused at a limit of {limit}, and then failed: {then}"
+    )]
+    Table {
+        requested: u64,
+        limit: u32,
+        then: String,
+    },
+    #[error("stack overflow: its calls need more than {limit_bytes} bytes of stack")]
+    Stack { limit_bytes: usize },
+    #[error("the input is {bytes} bytes, the limit is {limit}")]
+    Input { bytes: usize, limit: usize },
+    #[error("its `hooksieve_reserve` has no room for {bytes} bytes of input")]
+    NoRoom { bytes: usize },
+    #[error(
+        "its `hooksieve_reserve` returned {pointer:#x} for {bytes} bytes, which is outside its memory of {memory_bytes}"
+    )]
+    InputPlace {
+        pointer: u32,
+        bytes: usize,
+        memory_bytes: u64,
+    },
+    #[error("its answer is {bytes} bytes, the limit is {limit}")]
+    Output { bytes: usize, limit: usize },
+    #[error(
+        "its answer is said to be {bytes} bytes at {pointer:#x}, which is outside its memory of {memory_bytes}"
+    )]
+    OutputPlace {
+        pointer: u32,
+        bytes: u32,
+        memory_bytes: u64,
+    },
+    #[error(
+        "it logged {bytes} bytes at {pointer:#x}, which is outside its memory of {memory_bytes}"
+    )]
+    LogPlace {
+        pointer: u32,
+        bytes: u32,
+        memory_bytes: u64,
+    },
+    #[error("panicked: {message}")]
+    Panicked { message: String },
+    #[error("trapped: {what}")]
+    Trapped { what: &'static str },
+    #[error("it could not read its input (code -1)")]
+    BadInput,
+    #[error("it ran out of memory (code -3)")]
+    OutOfMemory,
+    #[error("it returned the code {code}, which means nothing")]
+    UnknownCode { code: i64 },
+    #[error("it has no use for its configuration: {message}")]
+    Config { message: String },
+    #[error("it takes a configuration only with an export `hooksieve_init`")]
+    NoInit,
+    #[error("its answer cannot be read: {message}")]
+    Answer { message: String },
+    #[error("its decision has {actions} actions, the limit is {limit}")]
+    Actions { actions: usize, limit: usize },
+    #[error("it returned an error: {message}")]
+    Rule { message: String },
+    /// Not the rule's doing.
+    #[error("the sandbox could not start it: {message}")]
+    Engine { message: String },
+}
+
+impl Error {
+    /// A stable word for the kind of failure, for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Fuel { .. } => "fuel",
+            Error::InitFuel { .. } => "init_fuel",
+            Error::WallClock { .. } => "wall_clock",
+            Error::Memory { .. } => "memory",
+            Error::Table { .. } => "table",
+            Error::Stack { .. } => "stack",
+            Error::Input { .. } => "input",
+            Error::NoRoom { .. } => "no_room",
+            Error::InputPlace { .. } => "input_place",
+            Error::Output { .. } => "output",
+            Error::OutputPlace { .. } => "output_place",
+            Error::LogPlace { .. } => "log_place",
+            Error::Panicked { .. } => "panicked",
+            Error::Trapped { .. } => "trapped",
+            Error::BadInput => "bad_input",
+            Error::OutOfMemory => "out_of_memory",
+            Error::UnknownCode { .. } => "unknown_code",
+            Error::Config { .. } => "config",
+            Error::NoInit => "no_init",
+            Error::Answer { .. } => "answer",
+            Error::Actions { .. } => "actions",
+            Error::Rule { .. } => "rule",
+            Error::Engine { .. } => "engine",
+        }
+    }
+}
+
+/// Checks and compiles modules under one set of limits.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    limits: Arc<Limits>,
+}
+
+impl Sandbox {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits: Arc::new(limits),
+        }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether a module is within the contract, without compiling it.
+    ///
+    /// # Errors
+    /// The first thing that is not, with the fix.
+    pub fn check<'a>(&self, wasm: &'a [u8]) -> Result<Checked<'a>, Refused> {
+        check::check(wasm, &self.limits)
+    }
+
+    /// Checks and compiles a module. Takes milliseconds to tenths of a second: call it where that
+    /// does not stall events.
+    ///
+    /// # Errors
+    /// What [`Sandbox::check`] finds, and what the compiler cannot do.
+    pub fn compile(&self, wasm: &[u8]) -> Result<Module, Refused> {
+        compile::compile(&self.check(wasm)?, &self.limits)
+    }
+}

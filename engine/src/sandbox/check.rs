@@ -1,0 +1,522 @@
+//! Whether a module is within the contract: read with wasmparser, before anything is compiled.
+//!
+//! Limits on what a module *declares* are checked here (size, initial memory and tables); limits on
+//! what it *does* belong to the running instance.
+
+use super::{Limits, PAGE_BYTES};
+use std::collections::BTreeMap;
+use wasmparser::{
+    CompositeInnerType, ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, Validator,
+    WasmFeatures,
+};
+
+/// A module that [`check`] found within the contract: what the compiler and the instance take, so
+/// that they need not ask again.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked<'a> {
+    pub(super) wasm: &'a [u8],
+    /// How many globals the module declares itself. It imports none.
+    pub(super) globals: u32,
+    /// Whether it exports `hooksieve_init`.
+    pub(super) init: bool,
+    /// Pages of memory it starts with.
+    pub memory_pages: u64,
+}
+
+/// Why a module is not accepted. Says what is wrong; [`Refused::fix`] says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the module is {bytes} bytes, the limit is {limit}")]
+    Size { bytes: usize, limit: usize },
+    #[error("it is not a WebAssembly module: it does not begin with `\\0asm` and version 1")]
+    NotWasm,
+    #[error("it is a WebAssembly component, and rules are core modules")]
+    Component,
+    #[error("it uses the WebAssembly feature `{feature}`, which is off")]
+    Feature { feature: &'static str },
+    #[error("it is not valid WebAssembly: {message} (byte {offset:#x})")]
+    Invalid { message: String, offset: u64 },
+    #[error("it has a start function")]
+    Start,
+    #[error("it is a WASI program (it exports `{export}`), not a reactor")]
+    Command { export: String },
+    #[error("it speaks version {found} of the contract, this engine speaks {known}")]
+    Abi { found: String, known: u32 },
+    #[error("it does not export `{name}`{}", near(.nearest))]
+    MissingExport {
+        name: &'static str,
+        nearest: Option<String>,
+    },
+    #[error("its export `{name}` is {found}, not {expected}")]
+    ExportType {
+        name: String,
+        found: String,
+        expected: &'static str,
+    },
+    #[error("it exports `{name}`, and the contract has no such export")]
+    UnknownExport { name: String },
+    #[error("it imports `{module}.{name}`, and a rule may import `hooksieve.log` alone")]
+    UnknownImport { module: String, name: String },
+    #[error("its import `hooksieve.log` is {found}, not {expected}")]
+    ImportType {
+        found: String,
+        expected: &'static str,
+    },
+    #[error("it starts with {pages} pages of memory, the limit is {limit}")]
+    MemoryStart { pages: u64, limit: u32 },
+    #[error("it has a table of {elements} elements, the limit is {limit}")]
+    TableStart { elements: u64, limit: u32 },
+    #[error("it has {count} {what}, the limit is {limit}")]
+    Count {
+        what: &'static str,
+        count: u64,
+        limit: u64,
+    },
+    #[error("the compiler refused it: {message}")]
+    Compiler { message: String },
+}
+
+fn near(nearest: &Option<String>) -> String {
+    match nearest {
+        Some(name) => format!("; is `{name}` meant to be it?"),
+        None => String::new(),
+    }
+}
+
+impl Refused {
+    /// What the author can do about it.
+    pub fn fix(&self) -> &'static str {
+        match self {
+            Refused::Size { .. } => {
+                "build in release mode with opt-level = \"s\", lto = true and strip = true, and avoid large tables of data"
+            }
+            Refused::NotWasm => {
+                "pass the .wasm file that cargo left in target/wasm32-unknown-unknown/release"
+            }
+            Refused::Component => "build for wasm32-unknown-unknown, without a component adapter",
+            Refused::Feature { .. } => {
+                "build for wasm32-unknown-unknown without extra target features (no -C target-feature, no -C target-cpu)"
+            }
+            Refused::Invalid { .. } => {
+                "rebuild it: the file is damaged, or was made by a tool that writes newer WebAssembly"
+            }
+            Refused::Start => "move what runs at start into `hooksieve_init`",
+            Refused::Command { .. } => {
+                "build a library (crate-type = [\"cdylib\"]) for wasm32-unknown-unknown with #[rule]"
+            }
+            Refused::Abi { .. } => "rebuild it with the hooksieve-sdk of this engine's version",
+            Refused::MissingExport { .. } => {
+                "mark the rule's function with #[rule], and set crate-type = [\"cdylib\"]; other languages find the exports in ABI.md"
+            }
+            Refused::ExportType { .. } | Refused::ImportType { .. } => {
+                "ABI.md lists the exports and the import with their types"
+            }
+            Refused::UnknownExport { .. } => {
+                "names that begin with `hooksieve` belong to the contract: rename the export"
+            }
+            Refused::UnknownImport { .. } => {
+                "build for wasm32-unknown-unknown (not WASI or emscripten) and without wasm-bindgen"
+            }
+            Refused::MemoryStart { .. } => {
+                "ask for a smaller stack (-C link-arg=-zstack-size=65536) and smaller statics"
+            }
+            Refused::TableStart { .. } | Refused::Count { .. } => {
+                "split the rule, or drop unused dependencies"
+            }
+            Refused::Compiler { .. } => {
+                "report it with the module: the check should have found this"
+            }
+        }
+    }
+
+    /// A stable word for the kind of refusal, for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Refused::Size { .. } => "size",
+            Refused::NotWasm => "not_wasm",
+            Refused::Component => "component",
+            Refused::Feature { .. } => "feature",
+            Refused::Invalid { .. } => "invalid",
+            Refused::Start => "start",
+            Refused::Command { .. } => "command",
+            Refused::Abi { .. } => "abi",
+            Refused::MissingExport { .. } => "missing_export",
+            Refused::ExportType { .. } => "export_type",
+            Refused::UnknownExport { .. } => "unknown_export",
+            Refused::UnknownImport { .. } => "unknown_import",
+            Refused::ImportType { .. } => "import_type",
+            Refused::MemoryStart { .. } => "memory_start",
+            Refused::TableStart { .. } => "table_start",
+            Refused::Count { .. } => "count",
+            Refused::Compiler { .. } => "compiler",
+        }
+    }
+}
+
+/// What the contract allows: what rustc emits, and nothing whose cost or determinism is not settled.
+const ALLOWED: WasmFeatures = WasmFeatures::WASM1
+    .union(WasmFeatures::SIGN_EXTENSION)
+    .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
+    .union(WasmFeatures::MULTI_VALUE)
+    .union(WasmFeatures::BULK_MEMORY)
+    .union(WasmFeatures::REFERENCE_TYPES);
+
+/// What is off, by name, in the order in which a refusal names it.
+const OFF: [(&str, WasmFeatures); 13] = [
+    ("threads", WasmFeatures::THREADS),
+    ("SIMD", WasmFeatures::SIMD),
+    (
+        "relaxed SIMD",
+        WasmFeatures::SIMD.union(WasmFeatures::RELAXED_SIMD),
+    ),
+    ("exceptions", WasmFeatures::EXCEPTIONS),
+    (
+        "exceptions (legacy)",
+        WasmFeatures::LEGACY_EXCEPTIONS.union(WasmFeatures::EXCEPTIONS),
+    ),
+    ("memory64", WasmFeatures::MEMORY64),
+    ("multi-memory", WasmFeatures::MULTI_MEMORY),
+    ("tail calls", WasmFeatures::TAIL_CALL),
+    (
+        "extended constant expressions",
+        WasmFeatures::EXTENDED_CONST,
+    ),
+    (
+        "typed function references",
+        WasmFeatures::FUNCTION_REFERENCES,
+    ),
+    (
+        "GC",
+        WasmFeatures::GC.union(WasmFeatures::FUNCTION_REFERENCES),
+    ),
+    ("wide arithmetic", WasmFeatures::WIDE_ARITHMETIC),
+    ("custom page sizes", WasmFeatures::CUSTOM_PAGE_SIZES),
+];
+
+/// Declarations that the size limit alone does not bound well enough: each of these costs the
+/// engine memory for every instance.
+const GLOBALS_MAX: u64 = 1_000;
+const TABLES_MAX: u64 = 10;
+
+const INIT: &str = "hooksieve_init";
+
+/// The exports of a reactor, with their parameters and results.
+const EXPORTS: [(&str, &[ValType], &[ValType], &str); 4] = {
+    use ValType::{I32, I64};
+    [
+        (
+            "hooksieve_abi_1",
+            &[],
+            &[],
+            "a function without parameters or results",
+        ),
+        (
+            "hooksieve_reserve",
+            &[I32],
+            &[I32],
+            "a function (i32) -> i32",
+        ),
+        (INIT, &[I32, I32], &[I64], "a function (i32, i32) -> i64"),
+        (
+            "hooksieve_decide",
+            &[I32, I32, I32, I32],
+            &[I64],
+            "a function (i32, i32, i32, i32) -> i64",
+        ),
+    ]
+};
+
+pub(super) fn check<'a>(wasm: &'a [u8], limits: &Limits) -> Result<Checked<'a>, Refused> {
+    if wasm.len() > limits.module_bytes {
+        return Err(Refused::Size {
+            bytes: wasm.len(),
+            limit: limits.module_bytes,
+        });
+    }
+    match wasm.get(..8) {
+        Some(b"\0asm\x01\0\0\0") => {}
+        Some(b"\0asm\x0d\0\x01\0") => return Err(Refused::Component),
+        _ => return Err(Refused::NotWasm),
+    }
+    validate(wasm)?;
+    let outline = Outline::read(wasm)?;
+    outline.check(wasm, limits)
+}
+
+/// Validates with the contract's features; where that fails and one feature more would do, names it.
+fn validate(wasm: &[u8]) -> Result<(), Refused> {
+    let with = |features| Validator::new_with_features(features).validate_all(wasm);
+    let Err(error) = with(ALLOWED) else {
+        return Ok(());
+    };
+    let feature = OFF
+        .iter()
+        .find(|(_, feature)| with(ALLOWED.union(*feature)).is_ok())
+        .map(|(name, _)| *name);
+    match feature {
+        Some(feature) => Err(Refused::Feature { feature }),
+        None if with(WasmFeatures::all()).is_ok() => Err(Refused::Feature {
+            feature: "several that are newer than the contract",
+        }),
+        None => Err(invalid(error)),
+    }
+}
+
+fn invalid(error: wasmparser::BinaryReaderError) -> Refused {
+    Refused::Invalid {
+        message: error.message().to_owned(),
+        offset: error.offset(),
+    }
+}
+
+/// What a valid module declares, as far as the contract asks.
+#[derive(Default)]
+struct Outline {
+    types: Vec<Option<FuncType>>,
+    functions: Vec<u32>,
+    imports: Vec<(String, String, Option<u32>)>,
+    exports: BTreeMap<String, (ExternalKind, u32)>,
+    memories: Vec<u64>,
+    tables: Vec<u64>,
+    globals: u32,
+    start: bool,
+}
+
+impl Outline {
+    fn read(wasm: &[u8]) -> Result<Self, Refused> {
+        let mut outline = Self::default();
+        for payload in Parser::new(0).parse_all(wasm) {
+            outline.add(payload.map_err(invalid)?).map_err(invalid)?;
+        }
+        Ok(outline)
+    }
+
+    fn add(&mut self, payload: Payload<'_>) -> Result<(), wasmparser::BinaryReaderError> {
+        match payload {
+            Payload::TypeSection(section) => {
+                for group in section {
+                    for ty in group?.into_types() {
+                        self.types.push(match ty.composite_type.inner {
+                            CompositeInnerType::Func(ty) => Some(ty),
+                            _ => None,
+                        });
+                    }
+                }
+            }
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import?;
+                    let ty = match import.ty {
+                        TypeRef::Func(ty) => {
+                            self.functions.push(ty);
+                            Some(ty)
+                        }
+                        _ => None,
+                    };
+                    self.imports
+                        .push((import.module.to_owned(), import.name.to_owned(), ty));
+                }
+            }
+            Payload::FunctionSection(section) => {
+                for ty in section {
+                    self.functions.push(ty?);
+                }
+            }
+            Payload::TableSection(section) => {
+                for table in section {
+                    self.tables.push(table?.ty.initial);
+                }
+            }
+            Payload::MemorySection(section) => {
+                for memory in section {
+                    self.memories.push(memory?.initial);
+                }
+            }
+            Payload::GlobalSection(section) => self.globals = section.count(),
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export?;
+                    self.exports
+                        .insert(export.name.to_owned(), (export.kind, export.index));
+                }
+            }
+            Payload::StartSection { .. } => self.start = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check<'a>(&self, wasm: &'a [u8], limits: &Limits) -> Result<Checked<'a>, Refused> {
+        if self.start {
+            return Err(Refused::Start);
+        }
+        self.check_kind()?;
+        self.check_imports()?;
+        let init = self.check_exports()?;
+        let memory_pages = self.memories.first().copied().unwrap_or_default();
+        if memory_pages > u64::from(limits.memory_pages()) {
+            return Err(Refused::MemoryStart {
+                pages: memory_pages,
+                limit: limits.memory_pages(),
+            });
+        }
+        for &elements in &self.tables {
+            if elements > u64::from(limits.table_elements) {
+                return Err(Refused::TableStart {
+                    elements,
+                    limit: limits.table_elements,
+                });
+            }
+        }
+        for (what, count, limit) in [
+            ("globals", u64::from(self.globals), GLOBALS_MAX),
+            ("tables", self.tables.len() as u64, TABLES_MAX),
+        ] {
+            if count > limit {
+                return Err(Refused::Count { what, count, limit });
+            }
+        }
+        Ok(Checked {
+            wasm,
+            globals: self.globals,
+            init,
+            memory_pages,
+        })
+    }
+
+    /// Tells a WASI program or another version of the contract from a reactor that lacks something.
+    fn check_kind(&self) -> Result<(), Refused> {
+        if self.exports.contains_key("hooksieve_abi_1") {
+            return Ok(());
+        }
+        if let Some(name) = self
+            .exports
+            .keys()
+            .find_map(|n| n.strip_prefix("hooksieve_abi_"))
+        {
+            return Err(Refused::Abi {
+                found: name.to_owned(),
+                known: hooksieve_sdk::wire::ABI_VERSION,
+            });
+        }
+        for export in ["_start", "_initialize"] {
+            if self.exports.contains_key(export) {
+                return Err(Refused::Command {
+                    export: export.to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_imports(&self) -> Result<(), Refused> {
+        for (module, name, ty) in &self.imports {
+            if (module.as_str(), name.as_str()) != ("hooksieve", "log") {
+                return Err(Refused::UnknownImport {
+                    module: module.clone(),
+                    name: name.clone(),
+                });
+            }
+            let expected = [ValType::I32; 3];
+            let fits = ty
+                .and_then(|ty| self.types.get(ty as usize)?.as_ref())
+                .is_some_and(|ty| ty.params() == expected && ty.results().is_empty());
+            if !fits {
+                return Err(Refused::ImportType {
+                    found: self.type_name(*ty),
+                    expected: "a function (i32, i32, i32)",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_exports(&self) -> Result<bool, Refused> {
+        for (name, params, results, expected) in EXPORTS {
+            let Some(&(kind, index)) = self.exports.get(name) else {
+                if name == INIT {
+                    continue;
+                }
+                return Err(self.missing(name));
+            };
+            let ty = self.functions.get(index as usize).copied();
+            let fits = kind == ExternalKind::Func
+                && ty
+                    .and_then(|ty| self.types.get(ty as usize)?.as_ref())
+                    .is_some_and(|ty| ty.params() == params && ty.results() == results);
+            if !fits {
+                return Err(Refused::ExportType {
+                    name: name.to_owned(),
+                    found: match kind {
+                        ExternalKind::Func => self.type_name(ty),
+                        other => format!("a {}", kind_name(other)),
+                    },
+                    expected,
+                });
+            }
+        }
+        match self.exports.get("memory") {
+            Some((ExternalKind::Memory, _)) => {}
+            Some((other, _)) => {
+                return Err(Refused::ExportType {
+                    name: "memory".to_owned(),
+                    found: format!("a {}", kind_name(*other)),
+                    expected: "a memory",
+                });
+            }
+            None => return Err(self.missing("memory")),
+        }
+        // The whole prefix is the contract's, so that a misspelt export is not passed over, and the
+        // meter's own exports cannot be taken.
+        let ours =
+            |name: &str| name == "memory" || EXPORTS.iter().any(|(known, ..)| *known == name);
+        for name in self.exports.keys() {
+            let reserved = name.starts_with("hooksieve") || name.starts_with("wasmer_metering");
+            if reserved && !ours(name) {
+                return Err(Refused::UnknownExport { name: name.clone() });
+            }
+        }
+        Ok(self.exports.contains_key(INIT))
+    }
+
+    fn missing(&self, name: &'static str) -> Refused {
+        let nearest = self
+            .exports
+            .keys()
+            .filter(|found| strsim::damerau_levenshtein(found, name) <= 3)
+            .min_by_key(|found| strsim::damerau_levenshtein(found, name))
+            .cloned();
+        Refused::MissingExport { name, nearest }
+    }
+
+    fn type_name(&self, ty: Option<u32>) -> String {
+        let Some(ty) = ty.and_then(|ty| self.types.get(ty as usize)?.as_ref()) else {
+            return "not a function".to_owned();
+        };
+        let list = |types: &[ValType]| {
+            let names: Vec<_> = types.iter().map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        match ty.results() {
+            [] => format!("a function ({})", list(ty.params())),
+            results => format!("a function ({}) -> {}", list(ty.params()), list(results)),
+        }
+    }
+}
+
+fn kind_name(kind: ExternalKind) -> &'static str {
+    match kind {
+        ExternalKind::Func | ExternalKind::FuncExact => "function",
+        ExternalKind::Table => "table",
+        ExternalKind::Memory => "memory",
+        ExternalKind::Global => "global",
+        ExternalKind::Tag => "tag",
+    }
+}
+
+impl Checked<'_> {
+    /// Bytes of memory it starts with.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_pages * PAGE_BYTES
+    }
+}

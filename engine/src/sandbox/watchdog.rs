@@ -1,0 +1,101 @@
+//! The wall-clock backstop behind fuel: one thread that takes the fuel away from guests that have
+//! run too long, so that they end at their next check as if it were used up.
+//!
+//! Fuel already bounds the work; this bounds the time when the machine is overloaded or an operator
+//! costs far more than it is charged. It needs no signal and nothing from the compiled code.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How often the watchdog looks.
+const TICK: Duration = Duration::from_millis(5);
+
+/// One thread's place under the watchdog.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// What runs now. The lock is held for a few instructions, and contended only when the watchdog
+    /// strikes.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    fuel: NonNull<u64>,
+    until: Instant,
+    struck: bool,
+}
+
+// SAFETY: the pointer is used under the lock only, and only between `arm` and `disarm`, while the
+// instance that holds the fuel is alive.
+unsafe impl Send for Running {}
+
+static WATCHES: OnceLock<Mutex<Vec<Weak<Watch>>>> = OnceLock::new();
+
+thread_local! {
+    static WATCH: Arc<Watch> = {
+        let watch = Arc::new(Watch::default());
+        let watches = WATCHES.get_or_init(|| {
+            let spawned = std::thread::Builder::new().name("watchdog".to_owned()).spawn(patrol);
+            if let Err(error) = spawned {
+                tracing::error!(%error, "no thread for the watchdog: rules are bounded by fuel alone");
+            }
+            Mutex::default()
+        });
+        lock(watches).push(Arc::downgrade(&watch));
+        watch
+    };
+}
+
+/// Runs `guest` for at most `limit`; tells whether the watchdog struck.
+///
+/// # Safety
+/// `fuel` must be valid for reads and writes until `guest` has returned.
+pub(super) unsafe fn guarded<T>(
+    fuel: NonNull<u64>,
+    limit: Duration,
+    guest: impl FnOnce() -> T,
+) -> (T, bool) {
+    WATCH.with(|watch| {
+        *lock(&watch.running) = Some(Running {
+            fuel,
+            until: Instant::now() + limit,
+            struck: false,
+        });
+        let result = guest();
+        let struck = lock(&watch.running)
+            .take()
+            .is_some_and(|running| running.struck);
+        (result, struck)
+    })
+}
+
+fn patrol() {
+    loop {
+        std::thread::sleep(TICK);
+        let now = Instant::now();
+        let Some(watches) = WATCHES.get() else {
+            continue;
+        };
+        lock(watches).retain(|watch| {
+            let Some(watch) = watch.upgrade() else {
+                return false;
+            };
+            if let Some(running) = &mut *lock(&watch.running)
+                && running.until <= now
+            {
+                running.struck = true;
+                // SAFETY: the instance lives until `guarded` has taken this entry under the lock.
+                // The guest may be storing to the same place; both stores are whole, and one that
+                // is lost to the guest's own is repeated at the next tick.
+                unsafe { AtomicU64::from_ptr(running.fuel.as_ptr()) }.store(0, Ordering::Relaxed);
+            }
+            true
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,131 @@
+//! Compiles rule crates of this workspace to WebAssembly from a build script, so that a plain
+//! `cargo build` is all a person runs. Adds the compilation target where it is missing.
+#![allow(
+    clippy::print_stdout,
+    reason = "build scripts speak to cargo on standard output"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "wasm32-unknown-unknown";
+const PROFILE: &str = "guest";
+/// A rule's own stack. Rust's default of 1 MiB would have to be cleared for every event.
+const STACK_BYTES: u32 = 65_536;
+
+/// Compiles the packages and copies each module to `$OUT_DIR/<package>.wasm`, with `-` as `_`.
+///
+/// # Panics
+/// When a package does not compile, or the target is missing and cannot be added; the message says
+/// what to run. A panic is how a build script fails.
+pub fn build(packages: &[&str], sources: &[&str]) {
+    for source in sources {
+        println!("cargo::rerun-if-changed={source}");
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    add_target();
+    // A folder of its own: the outer cargo holds the lock of the usual one.
+    let target_dir = out.join("guests");
+    let cargo = std::env::var_os("CARGO").expect("cargo sets CARGO");
+    let mut build = Command::new(cargo);
+    build
+        .args([
+            "build",
+            "--locked",
+            "--target",
+            TARGET,
+            "--profile",
+            PROFILE,
+        ])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    // What the outer cargo set for the host is not meant for the guest.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let outer = [
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTFLAGS",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+        ];
+        if outer.contains(&name.as_str())
+            || name.starts_with("RUSTC_WORKSPACE_WRAPPER")
+            || name.starts_with("CARGO_PROFILE_")
+            || name.starts_with("CARGO_FEATURE_")
+            || name.starts_with("CARGO_CFG_")
+        {
+            build.env_remove(&name);
+        }
+    }
+    build.env("CARGO_ENCODED_RUSTFLAGS", flags());
+    let output = build.output().expect("cargo starts");
+    assert!(
+        output.status.success(),
+        "the rules {packages:?} do not compile for {TARGET}:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for package in packages {
+        let file = format!("{}.wasm", package.replace('-', "_"));
+        let built = target_dir.join(TARGET).join(PROFILE).join(&file);
+        std::fs::copy(&built, out.join(&file))
+            .unwrap_or_else(|error| panic!("{}: {error}", built.display()));
+    }
+}
+
+/// The compiler's flags: a small stack, and no path of the building machine in panic messages.
+fn flags() -> String {
+    let mut flags = vec![format!("-Clink-arg=-zstack-size={STACK_BYTES}")];
+    if let Some(home) = cargo_home() {
+        flags.push(format!("--remap-path-prefix={}=cargo", home.display()));
+    }
+    flags.join("\x1f")
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    match std::env::var_os("CARGO_HOME") {
+        Some(home) => Some(home.into()),
+        None => Some(Path::new(&std::env::var_os("HOME")?).join(".cargo")),
+    }
+}
+
+fn add_target() {
+    if has_target() {
+        return;
+    }
+    let added = Command::new("rustup")
+        .args(["target", "add", TARGET])
+        .output();
+    if has_target() {
+        return;
+    }
+    let why = match added {
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("rustup: {error}"),
+    };
+    panic!(
+        "rules are compiled for {TARGET}, and this Rust has no standard library for it. \
+         Run `rustup target add {TARGET}` (or install your distribution's package, such as \
+         libstd-rust-dev-wasm32) and build again. What was tried said: {why}"
+    );
+}
+
+/// Whether the compiler in use has a standard library for the target.
+fn has_target() -> bool {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let Ok(output) = Command::new(rustc)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .output()
+    else {
+        return false;
+    };
+    let libdir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    output.status.success()
+        && std::fs::read_dir(libdir).is_ok_and(|files| {
+            files
+                .flatten()
+                .any(|file| file.file_name().to_string_lossy().starts_with("libstd-"))
+        })
+}
