@@ -1,0 +1,401 @@
+//! The operator's calls: held events, dead letters, an event's story; and the two probes.
+//!
+//! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
+//! process answers, `/readyz` that it can store.
+
+use crate::id::{DeliveryId, EventId, Name};
+use crate::ingest::verify::json::{bearer, same};
+use crate::pipeline::{Pipeline, ReleaseError, now_ms};
+use crate::problem::Problem;
+use crate::secret::Secret;
+use crate::store::{
+    self, Attempt, DecisionRecord, Delivery, Held, Outcome, State as DeliveryState, Store,
+    StoredEvent, Then,
+};
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hooksieve_sdk::wire::{Event, Payload, SkipIndex};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+struct Admin {
+    store: Arc<dyn Store>,
+    pipeline: Arc<Pipeline>,
+    token: Secret,
+}
+
+type Shared = State<Arc<Admin>>;
+type Answer<T> = Result<Json<T>, Problem>;
+
+/// How many rows a list returns at most.
+const LIST_MAX: usize = 1_000;
+
+pub fn router(store: Arc<dyn Store>, pipeline: Arc<Pipeline>, token: Secret) -> Router {
+    let admin = Arc::new(Admin {
+        store,
+        pipeline,
+        token,
+    });
+    Router::new()
+        .route("/v1/events/{id}", get(story))
+        .route("/v1/held", get(held))
+        .route("/v1/held/{tenant}/{event}/{rule}", get(held_one).delete(drop_held))
+        .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
+        .route("/v1/dead", get(dead))
+        .route("/v1/deliveries/{id}", get(delivery))
+        .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
+        .route("/readyz", get(ready))
+        .route("/healthz", get(async || "ok"))
+        .fallback(unknown)
+        .with_state(admin)
+}
+
+async fn authorised(
+    State(admin): Shared,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    let given = bearer(request.headers());
+    if given.is_some_and(|given| same(given, admin.token.expose())) {
+        return Ok(next.run(request).await);
+    }
+    Err(Problem::new(
+        StatusCode::UNAUTHORIZED,
+        "not-authorised",
+        "Not authorised",
+        "send the operator token as `Authorization: Bearer TOKEN`",
+    ))
+}
+
+async fn unknown() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "unknown-path",
+        "Unknown path",
+        "there is nothing here; events go to /in/{tenant}/{source}, operators' calls to /v1",
+    )
+}
+
+async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
+    admin.store.ready().await.map_err(store_problem)?;
+    Ok("ready")
+}
+
+/// An event with what became of it, for people and programs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StoryView {
+    pub event: EventView,
+    /// Whether every rule has seen it.
+    pub decided: bool,
+    pub decisions: Vec<DecisionView>,
+    pub deliveries: Vec<DeliveryView>,
+}
+
+/// An event's attributes, named as CloudEvents names them; its data only where it was asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EventView {
+    pub id: String,
+    pub tenant: Name,
+    pub source: Name,
+    pub r#type: String,
+    pub subject: Option<String>,
+    pub time: String,
+    pub sender_id: Option<String>,
+    pub verified: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DecisionView {
+    pub rule: Name,
+    /// `dropped`, `notified`, or `failed`.
+    pub outcome: String,
+    pub reason: Option<String>,
+    pub error: Option<String>,
+    /// What was done about the failure: `held`, `passed` or `dropped`.
+    pub then: Option<Then>,
+    pub module: String,
+    pub config: String,
+    pub fuel: u64,
+    pub memory_bytes: u64,
+    pub duration_us: u64,
+    pub log: Vec<String>,
+    pub decided_at: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeliveryView {
+    pub id: String,
+    pub tenant: Name,
+    pub event: String,
+    pub r#type: String,
+    pub rule: Name,
+    pub channel: Name,
+    /// `pending`, `delivered` or `dead`.
+    pub state: String,
+    /// When it was delivered or given up, or when it is due.
+    pub at: String,
+    /// Why it was given up.
+    pub reason: Option<String>,
+    pub attempts: Vec<AttemptView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<Payload>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AttemptView {
+    pub at: String,
+    pub duration_ms: u64,
+    pub status: Option<u16>,
+    pub error: Option<String>,
+    pub refused: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HeldView {
+    pub tenant: Name,
+    pub event: String,
+    pub rule: Name,
+    pub error: String,
+    pub since: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct StoryQuery {
+    #[serde(default)]
+    data: bool,
+}
+
+async fn story(
+    State(admin): Shared,
+    Path(id): Path<String>,
+    Query(query): Query<StoryQuery>,
+) -> Answer<StoryView> {
+    let id = parse::<EventId>(&id, "event")?;
+    let story = admin.store.story(id).await.map_err(store_problem)?;
+    let story = story.ok_or_else(|| not_found("event", &id.to_string()))?;
+    Ok(Json(StoryView {
+        event: event_view(&story.event, query.data),
+        decided: story.decided,
+        decisions: story.decisions.iter().map(decision_view).collect(),
+        deliveries: story.deliveries.iter().map(|d| delivery_view(d, false)).collect(),
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    tenant: Option<String>,
+}
+
+impl ListQuery {
+    fn tenant(&self) -> Result<Option<Name>, Problem> {
+        self.tenant.as_deref().map(|name| parse(name, "tenant")).transpose()
+    }
+}
+
+async fn held(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<HeldView>> {
+    let held = admin.store.held(query.tenant()?.as_ref(), LIST_MAX).await;
+    Ok(Json(held.map_err(store_problem)?.iter().map(held_view).collect()))
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HeldStory {
+    pub held: HeldView,
+    pub event: EventView,
+}
+
+type HeldPath = Path<(String, String, String)>;
+
+fn held_path(Path((tenant, event, rule)): HeldPath) -> Result<(Name, EventId, Name), Problem> {
+    Ok((parse(&tenant, "tenant")?, parse(&event, "event")?, parse(&rule, "rule")?))
+}
+
+async fn held_one(State(admin): Shared, path: HeldPath) -> Answer<HeldStory> {
+    let (tenant, event, rule) = held_path(path)?;
+    let (held, event) = find_held(&admin, &tenant, event, &rule).await?;
+    Ok(Json(HeldStory {
+        held: held_view(&held),
+        event: event_view(&event, true),
+    }))
+}
+
+async fn find_held(
+    admin: &Admin,
+    tenant: &Name,
+    event: EventId,
+    rule: &Name,
+) -> Result<(Held, StoredEvent), Problem> {
+    let story = admin.store.story(event).await.map_err(store_problem)?;
+    let found = story.and_then(|story| {
+        let held = story.held.into_iter().find(|held| held.rule == *rule && held.tenant == *tenant)?;
+        Some((held, story.event))
+    });
+    found.ok_or_else(|| not_found("held event", &event.to_string()))
+}
+
+async fn release(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
+    let (tenant, event, rule) = held_path(path)?;
+    match admin.pipeline.release(&tenant, event, &rule).await {
+        Ok(decision) => Ok(Json(decision_view(&decision))),
+        Err(ReleaseError::NotHeld) => Err(not_found("held event", &event.to_string())),
+        Err(ReleaseError::Store(error)) => Err(store_problem(error)),
+        Err(error) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "not-released",
+            "Not released",
+            error.to_string(),
+        )),
+    }
+}
+
+async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
+    let (tenant, event, rule) = held_path(path)?;
+    let story = admin.store.story(event).await.map_err(store_problem)?;
+    let failed = story.and_then(|story| {
+        let own = story.event.tenant == tenant;
+        story.decisions.into_iter().find(|decision| own && decision.rule == rule)
+    });
+    let Some(mut decision) = failed else {
+        return Err(not_found("held event", &event.to_string()));
+    };
+    if let Outcome::Failed { then, .. } = &mut decision.outcome {
+        *then = Then::Dropped;
+    }
+    decision.decided_ms = now_ms();
+    let resolved = admin.store.resolve_held(&tenant, decision.clone(), Vec::new()).await;
+    if resolved.map_err(store_problem)? {
+        Ok(Json(decision_view(&decision)))
+    } else {
+        Err(not_found("held event", &event.to_string()))
+    }
+}
+
+async fn dead(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<DeliveryView>> {
+    let dead = admin.store.dead(query.tenant()?.as_ref(), LIST_MAX).await;
+    let dead = dead.map_err(store_problem)?;
+    Ok(Json(dead.iter().map(|delivery| delivery_view(delivery, false)).collect()))
+}
+
+async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
+    let id = parse::<DeliveryId>(&id, "delivery")?;
+    let delivery = admin.store.delivery(id).await.map_err(store_problem)?;
+    let delivery = delivery.ok_or_else(|| not_found("delivery", &id.to_string()))?;
+    Ok(Json(delivery_view(&delivery, true)))
+}
+
+fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Problem> {
+    text.parse().map_err(|_| {
+        let text: String = text.chars().take(80).collect();
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-id",
+            "Invalid id",
+            format!("{text:?} is not the id or name of {what}"),
+        )
+    })
+}
+
+fn not_found(what: &str, id: &str) -> Problem {
+    let detail = format!("there is no {what} {id}");
+    Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+}
+
+fn store_problem(error: store::Error) -> Problem {
+    tracing::error!(%error, "an operator's call failed");
+    let detail = error.to_string();
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "The store failed", detail)
+        .retry_after(5)
+}
+
+fn event_view(event: &StoredEvent, with_data: bool) -> EventView {
+    let decoded = Event::decode(&event.encoded, SkipIndex::new(&event.index)).ok();
+    let json = |value| serde_json::to_value(value).ok();
+    EventView {
+        id: event.id.to_string(),
+        tenant: event.tenant.clone(),
+        source: event.source.clone(),
+        r#type: event.kind.clone(),
+        subject: decoded.and_then(|event| event.subject().map(str::to_owned)),
+        time: decoded.map(|event| event.time().to_owned()).unwrap_or_default(),
+        sender_id: event.sender_id.clone(),
+        verified: event.verified.clone(),
+        headers: decoded.filter(|_| with_data).and_then(|event| json(event.headers())),
+        data: decoded.filter(|_| with_data).and_then(|event| json(event.data())),
+    }
+}
+
+fn decision_view(decision: &DecisionRecord) -> DecisionView {
+    let (outcome, reason, error, then) = match &decision.outcome {
+        Outcome::Decided(decided) => {
+            let outcome = if decided.actions.is_empty() { "dropped" } else { "notified" };
+            (outcome, Some(decided.reason.clone()), None, None)
+        }
+        Outcome::Failed { error, then, .. } => ("failed", None, Some(error.clone()), Some(*then)),
+    };
+    DecisionView {
+        rule: decision.rule.clone(),
+        outcome: outcome.to_owned(),
+        reason,
+        error,
+        then,
+        module: decision.module.to_string(),
+        config: decision.config.to_string(),
+        fuel: decision.fuel,
+        memory_bytes: decision.memory_bytes,
+        duration_us: decision.duration_us,
+        log: decision.log.clone(),
+        decided_at: moment(decision.decided_ms),
+    }
+}
+
+fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
+    let (state, at, reason) = match &delivery.state {
+        DeliveryState::Pending { due_ms } => ("pending", *due_ms, None),
+        DeliveryState::Delivered { at_ms } => ("delivered", *at_ms, None),
+        DeliveryState::Dead { at_ms, reason } => ("dead", *at_ms, Some(reason.clone())),
+    };
+    DeliveryView {
+        id: delivery.id.to_string(),
+        tenant: delivery.tenant.clone(),
+        event: delivery.event.to_string(),
+        r#type: delivery.about.kind.clone(),
+        rule: delivery.rule.clone(),
+        channel: delivery.channel.clone(),
+        state: state.to_owned(),
+        at: moment(at),
+        reason,
+        attempts: delivery.attempts.iter().map(attempt_view).collect(),
+        payload: with_payload.then(|| delivery.payload.clone()),
+    }
+}
+
+fn attempt_view(attempt: &Attempt) -> AttemptView {
+    AttemptView {
+        at: moment(attempt.at_ms),
+        duration_ms: attempt.duration_ms,
+        status: attempt.status,
+        error: attempt.error.clone(),
+        refused: attempt.refused.clone(),
+    }
+}
+
+fn held_view(held: &Held) -> HeldView {
+    HeldView {
+        tenant: held.tenant.clone(),
+        event: held.event.to_string(),
+        rule: held.rule.clone(),
+        error: held.error.clone(),
+        since: moment(held.since_ms),
+    }
+}
+
+fn moment(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
+}

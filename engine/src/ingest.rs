@@ -1,0 +1,192 @@
+//! `POST /in/{tenant}/{source}`: verify, store, answer.
+//!
+//! The sender gets 202 when the event is durable, and not before; rules run after the answer. The
+//! size cap and the time limit hold while the body is read, the number of requests at once is
+//! bounded, and an unknown tenant and an unknown source get the same answer.
+
+pub mod verify;
+
+use crate::config::Server;
+use crate::id::{Hash, Name};
+use crate::pipeline::Pipeline;
+use crate::problem::Problem;
+use crate::store::{self, EventLog, NewEvent};
+use crate::tenant::{Source, Tenant};
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::post;
+use axum::{Json, Router};
+use serde::Serialize;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use verify::Rejected;
+
+/// What the ingest handlers share.
+pub struct Ingest {
+    sources: HashMap<(Name, Name), Source>,
+    log: Arc<dyn EventLog>,
+    pipeline: Arc<Pipeline>,
+    permits: Semaphore,
+    body_bytes_max: usize,
+    request_timeout: Duration,
+}
+
+/// The answer to a request that was taken.
+#[derive(Debug, Serialize)]
+struct Accepted {
+    /// The engine's id of the event.
+    id: String,
+    /// Whether the sender had delivered it before; then it is not processed again.
+    duplicate: bool,
+}
+
+impl Ingest {
+    pub fn new(
+        tenants: &mut [Tenant],
+        log: Arc<dyn EventLog>,
+        pipeline: Arc<Pipeline>,
+        server: &Server,
+    ) -> Self {
+        let sources = tenants.iter_mut().flat_map(|tenant| {
+            let name = tenant.name.clone();
+            let sources = std::mem::take(&mut tenant.sources).into_iter();
+            sources.map(move |(source, settings)| ((name.clone(), source), settings))
+        });
+        Self {
+            sources: sources.collect(),
+            log,
+            pipeline,
+            permits: Semaphore::new(server.requests_max),
+            body_bytes_max: server.body_bytes_max,
+            request_timeout: Duration::from_millis(server.request_timeout_ms),
+        }
+    }
+
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/in/{tenant}/{source}", post(take))
+            .with_state(Arc::new(self))
+    }
+}
+
+async fn take(
+    State(ingest): State<Arc<Ingest>>,
+    Path((tenant, source)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let Ok(_permit) = ingest.permits.try_acquire() else {
+        let detail = "too many requests are being received; send it again later";
+        return Err(busy(detail));
+    };
+    let names = tenant.parse::<Name>().ok().zip(source.parse::<Name>().ok());
+    let Some((names, source)) = names.and_then(|names| ingest.sources.get_key_value(&names)) else {
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown-source",
+            "Unknown source",
+            "there is no such tenant and source; the path is /in/{tenant}/{source}, with the names in the tenant's file",
+        ));
+    };
+    let body = ingest.read(&headers, body).await?;
+    let incoming = source.verify.read(&headers, &body).map_err(rejected)?;
+    let now = jiff::Timestamp::now();
+    let appended = ingest.log.append(NewEvent {
+        tenant: names.0.clone(),
+        source: names.1.clone(),
+        kind: incoming.kind,
+        subject: incoming.subject,
+        time: time(now.as_millisecond()),
+        headers: incoming.headers,
+        data: incoming.data,
+        sender_id: incoming.sender_id,
+        body_hash: Hash::of(&body),
+        verified: incoming.verified.to_owned(),
+        received_ms: now.as_millisecond(),
+    });
+    let appended = appended.await.map_err(not_stored)?;
+    if !appended.duplicate {
+        ingest.pipeline.wake(&names.0);
+    }
+    let accepted = Accepted {
+        id: appended.id.to_string(),
+        duplicate: appended.duplicate,
+    };
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+/// The form in which rules see a time: RFC 3339 in UTC, whole seconds.
+pub fn time(ms: i64) -> String {
+    let moment = jiff::Timestamp::from_second(ms.div_euclid(1_000)).unwrap_or_default();
+    moment.to_string()
+}
+
+impl Ingest {
+    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
+        let too_large = || {
+            Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body-too-large",
+                "Body too large",
+                format!("the body is larger than {} bytes, the limit of this server (body_bytes_max)", self.body_bytes_max),
+            )
+        };
+        let announced = headers.get("content-length").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > self.body_bytes_max as u64) {
+            return Err(too_large());
+        }
+        match tokio::time::timeout(self.request_timeout, to_bytes(body, self.body_bytes_max)).await {
+            Ok(Ok(bytes)) => Ok(bytes.into()),
+            Ok(Err(error)) => {
+                // axum wraps the cause, which is either the cap or the sender's connection.
+                let capped = std::error::Error::source(&error)
+                    .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+                if capped {
+                    return Err(too_large());
+                }
+                let detail = "the body ended before it was complete; send it again";
+                Err(Problem::new(StatusCode::BAD_REQUEST, "body-incomplete", "Incomplete body", detail))
+            }
+            Err(_) => {
+                let detail = format!("the body did not arrive within {} ms; send it again", self.request_timeout.as_millis());
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "Request timeout", detail))
+            }
+        }
+    }
+}
+
+fn rejected(rejected: Rejected) -> Problem {
+    let detail = rejected.to_string();
+    match rejected {
+        Rejected::Unsigned { .. } | Rejected::BadSignature { .. } | Rejected::BadToken => {
+            let detail = format!("{detail}; check that both sides hold the same secret");
+            Problem::new(StatusCode::UNAUTHORIZED, "not-verified", "Sender not verified", detail)
+        }
+        Rejected::MediaType { .. } => Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "media-type",
+            "Unsupported media type",
+            detail,
+        ),
+        Rejected::Body(_) => {
+            Problem::new(StatusCode::BAD_REQUEST, "invalid-body", "Invalid body", detail)
+        }
+    }
+}
+
+fn not_stored(error: store::Error) -> Problem {
+    match error {
+        store::Error::Busy(_) => busy("the store is busy; send it again later"),
+        error => {
+            tracing::error!(%error, "an event could not be stored");
+            busy("the event could not be stored, and was not taken; send it again later")
+        }
+    }
+}
+
+fn busy(detail: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Not now", detail).retry_after(5)
+}

@@ -1,0 +1,188 @@
+//! Who sent this, and what is it: one file a sender, pure functions over the raw bytes.
+//!
+//! The signature is checked over the body exactly as it came, in constant time, before anything in
+//! it is parsed. What a rule sees of the headers is an allow-list per sender: signatures, tokens and
+//! cookies are never on it.
+
+mod github;
+pub(crate) mod json;
+mod shopify;
+
+use crate::secret::Secret;
+use axum::http::HeaderMap;
+use hmac::{Hmac, KeyInit, Mac};
+use hooksieve_sdk::wire::Value;
+use hooksieve_sdk::wire::json::Data;
+use sha2::Sha256;
+
+/// How a source verifies its sender and reads what it sends.
+#[derive(Clone, Debug)]
+pub enum Verify {
+    GitHub {
+        secret: Secret,
+    },
+    Shopify {
+        secret: Secret,
+    },
+    Json {
+        /// `None` takes everything: a loopback address only.
+        token: Option<Secret>,
+        /// The event type where `kind_from` gives none.
+        kind: String,
+        /// JSON pointers into the body.
+        kind_from: Option<String>,
+        id_from: Option<String>,
+        subject_from: Option<String>,
+    },
+}
+
+/// A request that was verified and read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Incoming {
+    pub kind: String,
+    pub subject: Option<String>,
+    pub sender_id: Option<String>,
+    pub headers: Vec<(String, String)>,
+    pub data: Data,
+    /// How, for the person who asks later.
+    pub verified: &'static str,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    #[error("the request has no {header} header")]
+    Unsigned { header: &'static str },
+    #[error("the {header} header does not fit the body and the source's secret")]
+    BadSignature { header: &'static str },
+    #[error("the Authorization header does not carry the source's token")]
+    BadToken,
+    #[error("the content type {found:?} is not taken here; send {expected}")]
+    MediaType {
+        found: String,
+        expected: &'static str,
+    },
+    #[error("{0}")]
+    Body(String),
+}
+
+impl Verify {
+    /// Verifies a request and reads it.
+    ///
+    /// # Errors
+    /// The signature first; nothing about the body is said to a sender that is not known.
+    pub fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Incoming, Rejected> {
+        match self {
+            Verify::GitHub { secret } => github::read(secret, headers, body),
+            Verify::Shopify { secret } => shopify::read(secret, headers, body),
+            Verify::Json {
+                token,
+                kind,
+                kind_from,
+                id_from,
+                subject_from,
+            } => {
+                let pointers = json::Pointers {
+                    kind: kind_from.as_deref(),
+                    id: id_from.as_deref(),
+                    subject: subject_from.as_deref(),
+                };
+                json::read(token.as_ref(), kind, &pointers, headers, body)
+            }
+        }
+    }
+
+    /// Reads a recorded payload, which has no signature any more: for replay.
+    ///
+    /// # Errors
+    /// When it is not JSON.
+    pub fn recorded(kind: &str, body: &[u8]) -> Result<Incoming, Rejected> {
+        let data = data(body)?;
+        let subject = github::subject(&data);
+        Ok(Incoming {
+            kind: with_action(kind, &data),
+            subject,
+            sender_id: None,
+            headers: Vec::new(),
+            data,
+            verified: "recorded",
+        })
+    }
+
+    /// The name of this kind in a tenant's file.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Verify::GitHub { .. } => "github",
+            Verify::Shopify { .. } => "shopify",
+            Verify::Json { .. } => "json",
+        }
+    }
+
+    /// Whether it takes everything from everyone.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Verify::Json { token: None, .. })
+    }
+}
+
+/// Whether `signature` is the HMAC-SHA256 of the body.
+fn hmac_fits(secret: &Secret, body: &[u8], signature: &[u8]) -> bool {
+    match Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()) {
+        Ok(mut mac) => {
+            mac.update(body);
+            mac.verify_slice(signature).is_ok()
+        }
+        Err(_) => false,
+    }
+}
+
+fn data(body: &[u8]) -> Result<Data, Rejected> {
+    Data::from_json(body).map_err(|error| Rejected::Body(format!("the body is not JSON: {error}")))
+}
+
+/// A header's text; `None` where it is missing or not text.
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The headers on a sender's allow-list, in its order, each bounded.
+fn allowed(headers: &HeaderMap, names: &[&str]) -> Vec<(String, String)> {
+    let present = names.iter().filter_map(|name| Some((*name, header(headers, name)?)));
+    present
+        .map(|(name, value)| (name.to_owned(), bounded(value)))
+        .collect()
+}
+
+/// The longest that a sender's id, a subject or a header may be; the rest is cut off.
+const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+fn bounded(text: &str) -> String {
+    let mut end = text.len().min(ATTRIBUTE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+/// The media type without its parameters, in lower case.
+fn media_type(headers: &HeaderMap) -> String {
+    let text = header(headers, "content-type").unwrap_or("");
+    text.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+}
+
+fn is_json(media_type: &str) -> bool {
+    media_type == "application/json" || media_type.ends_with("+json")
+}
+
+/// A sender's event name with the action in its body: `issues` and `opened` make `issues.opened`.
+fn with_action(kind: &str, data: &Data) -> String {
+    match Value::new(data.bytes()).str("/action") {
+        Some(action) if is_kind(action) => format!("{kind}.{action}"),
+        _ => kind.to_owned(),
+    }
+}
+
+/// Whether a text can be an event type, or a part of one.
+fn is_kind(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b':');
+    (1..=128).contains(&text.len()) && text.bytes().all(fits)
+}

@@ -1,0 +1,110 @@
+//! Any program that can POST JSON: a bearer token, or nothing where the engine listens on loopback.
+//! Type, sender's id and subject are read from the body where the source says where they stand;
+//! otherwise the id is the `Idempotency-Key` header, if there is one.
+
+use super::{Incoming, Rejected, Secret, allowed, bounded, data, header, is_json, is_kind, media_type};
+use axum::http::HeaderMap;
+use hooksieve_sdk::wire::{Kind, Value};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+pub(super) struct Pointers<'a> {
+    pub(super) kind: Option<&'a str>,
+    pub(super) id: Option<&'a str>,
+    pub(super) subject: Option<&'a str>,
+}
+
+pub(super) fn read(
+    token: Option<&Secret>,
+    kind: &str,
+    pointers: &Pointers<'_>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Incoming, Rejected> {
+    if let Some(token) = token {
+        match bearer(headers) {
+            Some(given) if same(given, token.expose()) => {}
+            Some(_) => return Err(Rejected::BadToken),
+            None => return Err(Rejected::Unsigned { header: "Authorization: Bearer" }),
+        }
+    }
+    let media_type = media_type(headers);
+    if !is_json(&media_type) {
+        return Err(Rejected::MediaType {
+            found: media_type,
+            expected: "application/json",
+        });
+    }
+    let data = data(body)?;
+    let value = Value::new(data.bytes());
+    let text = |pointer: Option<&str>| -> Option<String> {
+        let found = value.pointer(pointer?)?;
+        match found.kind() {
+            Kind::Str => found.as_str().map(bounded),
+            Kind::Integer => Some(found.as_i64()?.to_string()),
+            _ => None,
+        }
+    };
+    let kind = match (pointers.kind, text(pointers.kind)) {
+        (Some(_), Some(found)) if is_kind(&found) => found,
+        (Some(pointer), Some(found)) => {
+            return Err(Rejected::Body(format!("the event type at {pointer} is {found:?}; a type has letters, digits and . _ - : only")));
+        }
+        _ => kind.to_owned(),
+    };
+    let (sender_id, subject) = (text(pointers.id), text(pointers.subject));
+    Ok(Incoming {
+        kind,
+        sender_id: sender_id.or_else(|| header(headers, "idempotency-key").map(bounded)),
+        subject,
+        headers: allowed(headers, &["user-agent"]),
+        data,
+        verified: if token.is_some() { "json: bearer token" } else { "json: open on loopback" },
+    })
+}
+
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = header(headers, "authorization")?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// Compares in a time that tells nothing of either text, not even their lengths.
+pub(crate) fn same(given: &str, expected: &str) -> bool {
+    Sha256::digest(given).ct_eq(&Sha256::digest(expected)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+    }
+
+    const NONE: Pointers<'static> = Pointers { kind: None, id: None, subject: None };
+
+    #[test]
+    fn the_token_is_needed_where_one_is_set() {
+        let token = Secret::new("t0ken");
+        let read = |pairs| read(Some(&token), "alert", &NONE, &headers(pairs), b"{}");
+        assert!(read(&[("authorization", "Bearer t0ken"), ("content-type", "application/json")]).is_ok());
+        assert!(read(&[("authorization", "bearer t0ken"), ("content-type", "application/cloudevents+json")]).is_ok());
+        assert_eq!(read(&[("authorization", "Bearer t0kem")]), Err(Rejected::BadToken));
+        assert!(matches!(read(&[("authorization", "Basic t0ken")]), Err(Rejected::Unsigned { .. })));
+        assert!(matches!(read(&[]), Err(Rejected::Unsigned { .. })));
+        assert!(matches!(read(&[("authorization", "Bearer t0ken"), ("content-type", "text/plain")]), Err(Rejected::MediaType { .. })));
+    }
+
+    #[test]
+    fn type_id_and_subject_come_from_where_the_source_says() {
+        let pointers = Pointers { kind: Some("/kind"), id: Some("/n"), subject: Some("/host") };
+        let headers = headers(&[("content-type", "application/json"), ("idempotency-key", "k")]);
+        let read = |body: &[u8]| read(None, "alert", &pointers, &headers, body);
+        let incoming = read(br#"{"kind": "disk.full", "n": 7, "host": "a"}"#).unwrap();
+        assert_eq!((incoming.kind.as_str(), incoming.sender_id.as_deref(), incoming.subject.as_deref()), ("disk.full", Some("7"), Some("a")));
+        let incoming = read(br#"{"kind": 1.5}"#).unwrap();
+        assert_eq!((incoming.kind.as_str(), incoming.sender_id.as_deref(), incoming.subject), ("alert", Some("k"), None));
+        assert!(matches!(read(br#"{"kind": "a b"}"#), Err(Rejected::Body(_))));
+        assert!(matches!(read(b"{"), Err(Rejected::Body(_))));
+    }
+}

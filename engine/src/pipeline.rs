@@ -1,0 +1,482 @@
+//! From events to decisions to deliveries: which rules see an event, what they decide, whether that
+//! is valid, and what it becomes. `serve` and `replay` run this same code with the same limits.
+//!
+//! [`Rules`] is the part without time or threads: an event in, a [`Commit`] out. [`Pipeline`] takes
+//! each tenant's backlog through it, on threads that run nothing but rules, and commits.
+//!
+//! Architecture invariant: nothing here delivers. A decision takes effect by being committed.
+
+mod validate;
+mod workers;
+
+pub use validate::{Invalid, MESSAGE_LIMITS};
+pub use workers::Workers;
+
+use crate::channel::Channel;
+use crate::id::{DeliveryId, EventId, Name};
+use crate::ingest::time;
+use crate::sandbox::{self, Program, Refused, Run, Sandbox};
+use crate::store::{
+    About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
+};
+use crate::tenant::{Pattern, Rule, Tenant};
+use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The rules of one tenant, compiled, with what their decisions may name.
+pub struct Rules {
+    pub tenant: Name,
+    rules: Vec<ActiveRule>,
+    /// `None` lets every channel pass: a rule that is tried without a tenant.
+    channels: Option<BTreeMap<Name, Arc<Channel>>>,
+    default_channel: Option<Name>,
+}
+
+/// A rule that is compiled and has taken its configuration.
+pub struct ActiveRule {
+    pub name: Name,
+    events: Vec<Pattern>,
+    sources: Vec<Name>,
+    allowed_channels: Vec<Name>,
+    on_error: Then,
+    pub program: Program,
+}
+
+/// Why a rule has no valid decision for an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    #[error("its decision is not valid: {0}")]
+    Invalid(#[from] Invalid),
+}
+
+impl Failure {
+    /// A stable word for the kind of failure, for programs.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Failure::Sandbox(error) => error.kind(),
+            Failure::Invalid(_) => "decision",
+        }
+    }
+}
+
+/// Why a rule cannot be put to work.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unusable {
+    #[error("{0}; {fix}", fix = .0.fix())]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Start(#[from] sandbox::Error),
+}
+
+impl ActiveRule {
+    /// A rule on its own, which sees every event: for replay.
+    pub fn alone(name: Name, program: Program) -> Self {
+        Self {
+            name,
+            events: Vec::new(),
+            sources: Vec::new(),
+            allowed_channels: Vec::new(),
+            on_error: Then::Held,
+            program,
+        }
+    }
+
+    fn sees(&self, source: &Name, kind: &str) -> bool {
+        let subscribed = self.events.is_empty() || self.events.iter().any(|p| p.matches(kind));
+        subscribed && (self.sources.is_empty() || self.sources.contains(source))
+    }
+}
+
+impl Rules {
+    /// Compiles a tenant's rules. Modules that several rules share are compiled once.
+    ///
+    /// # Errors
+    /// The first rule that cannot be used, with its place in the file.
+    pub fn compile(
+        tenant: &Tenant,
+        sandbox: &Sandbox,
+        compiled: &mut HashMap<crate::id::Hash, sandbox::Module>,
+    ) -> Result<Self, crate::config::read::Problem> {
+        let mut rules = Vec::with_capacity(tenant.rules.len());
+        for rule in &tenant.rules {
+            let program = program(rule, sandbox, compiled).map_err(|error| {
+                crate::config::read::Problem {
+                    place: rule.place.clone(),
+                    message: format!("rule `{}`: {error}", rule.name),
+                }
+            })?;
+            rules.push(ActiveRule {
+                name: rule.name.clone(),
+                events: rule.events.clone(),
+                sources: rule.sources.clone(),
+                allowed_channels: rule.channels.clone(),
+                on_error: rule.on_error,
+                program,
+            });
+        }
+        Ok(Self {
+            tenant: tenant.name.clone(),
+            rules,
+            channels: Some(tenant.channels.clone()),
+            default_channel: tenant.default_channel.clone(),
+        })
+    }
+
+    /// One rule without a tenant's channels: for replay.
+    pub fn one(tenant: Name, rule: ActiveRule) -> Self {
+        Self {
+            tenant,
+            rules: vec![rule],
+            channels: None,
+            default_channel: None,
+        }
+    }
+
+    /// Asks every rule that subscribed. Blocks while they run.
+    pub fn decide(&self, event: &StoredEvent, now_ms: i64) -> Commit {
+        let mut commit = Commit {
+            event: event.id,
+            decisions: Vec::new(),
+            deliveries: Vec::new(),
+            held: Vec::new(),
+        };
+        for rule in &self.rules {
+            if rule.sees(&event.source, &event.kind) {
+                let (run, outcome) = self.ask(rule, event);
+                self.add(&mut commit, event, rule, &run, outcome, now_ms);
+            }
+        }
+        commit
+    }
+
+    /// Asks one rule again, for an event it was held for. `None` when there is no such rule (any
+    /// more).
+    pub fn decide_again(&self, name: &Name, event: &StoredEvent, now_ms: i64) -> Option<Commit> {
+        let rule = self.rules.iter().find(|rule| rule.name == *name)?;
+        let mut commit = Commit {
+            event: event.id,
+            decisions: Vec::new(),
+            deliveries: Vec::new(),
+            held: Vec::new(),
+        };
+        let (run, outcome) = self.ask(rule, event);
+        self.add(&mut commit, event, rule, &run, outcome, now_ms);
+        Some(commit)
+    }
+
+    /// What one rule makes of an event, valid or not.
+    fn ask(&self, rule: &ActiveRule, event: &StoredEvent) -> (Run, Result<Decision, Failure>) {
+        let mut run = rule.program.run(&event.encoded, &event.index);
+        let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
+        let outcome = outcome.map_err(Failure::from).and_then(|decision| {
+            validate::decision(&decision, &rule.allowed_channels, self.channels.as_ref())?;
+            Ok(decision)
+        });
+        (run, outcome)
+    }
+
+    /// Runs the only rule of a replay.
+    pub fn replay(&self, event: &StoredEvent) -> Option<(Run, Result<Decision, Failure>)> {
+        Some(self.ask(self.rules.first()?, event))
+    }
+
+    fn add(
+        &self,
+        commit: &mut Commit,
+        event: &StoredEvent,
+        rule: &ActiveRule,
+        run: &Run,
+        outcome: Result<Decision, Failure>,
+        now_ms: i64,
+    ) {
+        let about = about(event);
+        let deliver = |position: usize, channel: Name, reason: &str, payload: Payload| Delivery {
+            id: DeliveryId::new(event.id, &rule.name, position),
+            tenant: self.tenant.clone(),
+            event: event.id,
+            rule: rule.name.clone(),
+            position: position as u32,
+            channel,
+            reason: reason.to_owned(),
+            payload,
+            about: about.clone(),
+            state: State::Pending { due_ms: now_ms },
+            attempts: Vec::new(),
+            created_ms: now_ms,
+        };
+        let outcome = match outcome {
+            Ok(decision) => {
+                for (position, action) in decision.actions.iter().enumerate() {
+                    // Valid decisions name channels, and channels have names.
+                    if let Ok(channel) = action.channel.parse() {
+                        let mut payload = action.payload.clone();
+                        if let Payload::Message(message) = &mut payload
+                            && message.title.is_empty()
+                        {
+                            message.title.clone_from(&event.kind);
+                        }
+                        let delivery = deliver(position, channel, &decision.reason, payload);
+                        commit.deliveries.push(delivery);
+                    }
+                }
+                Outcome::Decided(decision)
+            }
+            Err(failure) => {
+                let error = failure.to_string();
+                match (rule.on_error, &self.default_channel) {
+                    (Then::Held, _) => commit.held.push(Held {
+                        tenant: self.tenant.clone(),
+                        event: event.id,
+                        rule: rule.name.clone(),
+                        error: error.clone(),
+                        since_ms: now_ms,
+                    }),
+                    (Then::Passed, Some(channel)) => {
+                        let message = passed_on(event, &about, rule, &error);
+                        let payload = Payload::Message(message);
+                        let reason = "passed on because the rule failed";
+                        commit.deliveries.push(deliver(0, channel.clone(), reason, payload));
+                    }
+                    _ => {}
+                }
+                Outcome::Failed {
+                    kind: failure.kind().to_owned(),
+                    error,
+                    then: rule.on_error,
+                }
+            }
+        };
+        commit.decisions.push(DecisionRecord {
+            event: event.id,
+            rule: rule.name.clone(),
+            module: rule.program.module().hash(),
+            config: rule.program.config_hash(),
+            outcome,
+            fuel: run.fuel,
+            memory_bytes: run.memory_bytes,
+            duration_us: run.duration.as_micros() as u64,
+            log: run.log.clone(),
+            decided_ms: now_ms,
+        });
+    }
+}
+
+fn program(
+    rule: &Rule,
+    sandbox: &Sandbox,
+    compiled: &mut HashMap<crate::id::Hash, sandbox::Module>,
+) -> Result<Program, Unusable> {
+    let hash = crate::id::Hash::of(&rule.wasm);
+    let module = match compiled.get(&hash) {
+        Some(module) => module.clone(),
+        None => {
+            let module = sandbox.compile(&rule.wasm)?;
+            compiled.insert(hash, module.clone());
+            module
+        }
+    };
+    Ok(Program::new(module, rule.config.clone(), sandbox.limits().clone())?)
+}
+
+fn about(event: &StoredEvent) -> About {
+    let decoded = Event::decode(&event.encoded, SkipIndex::new(&event.index)).ok();
+    About {
+        source: event.source.clone(),
+        kind: event.kind.clone(),
+        subject: decoded.and_then(|event| event.subject().map(str::to_owned)),
+        time: decoded.map_or_else(|| time(event.received_ms), |event| event.time().to_owned()),
+    }
+}
+
+/// What the default channel is told about an event that a rule failed on.
+fn passed_on(event: &StoredEvent, about: &About, rule: &ActiveRule, error: &str) -> Message {
+    let field = |name: &str, value: &str| Field {
+        name: name.to_owned(),
+        value: value.to_owned(),
+    };
+    Message {
+        title: event.kind.clone(),
+        text: format!(
+            "The rule {} failed on this event, so it is passed on as it is: {error}.",
+            rule.name
+        ),
+        link: None,
+        fields: vec![
+            field("Event", &event.id.to_string()),
+            field("Source", about.source.as_str()),
+            field("Subject", about.subject.as_deref().unwrap_or("none")),
+        ],
+    }
+}
+
+/// Takes events from the log through the rules into the outbox: a lane for each tenant, so that a
+/// slow tenant stalls nobody.
+pub struct Pipeline {
+    store: Arc<dyn Store>,
+    workers: Arc<Workers>,
+    rules: HashMap<Name, Arc<Rules>>,
+    wakes: Mutex<HashMap<Name, Arc<Notify>>>,
+    batch_max: usize,
+}
+
+impl Pipeline {
+    pub fn new(
+        store: Arc<dyn Store>,
+        workers: Arc<Workers>,
+        rules: Vec<Rules>,
+        batch_max: usize,
+    ) -> Self {
+        let rules = rules.into_iter().map(|rules| (rules.tenant.clone(), Arc::new(rules)));
+        Self {
+            store,
+            workers,
+            rules: rules.collect(),
+            wakes: Mutex::default(),
+            batch_max,
+        }
+    }
+
+    /// Tells a tenant's lane that its backlog has grown.
+    pub fn wake(&self, tenant: &Name) {
+        self.notify(tenant).notify_one();
+    }
+
+    fn notify(&self, tenant: &Name) -> Arc<Notify> {
+        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        match wakes.get(tenant) {
+            Some(notify) => notify.clone(),
+            None => wakes.entry(tenant.clone()).or_default().clone(),
+        }
+    }
+
+    /// Runs the lanes until cancelled; each ends between two batches.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let lanes = TaskTracker::new();
+        for tenant in self.rules.keys() {
+            let (pipeline, cancel) = (self.clone(), cancel.clone());
+            let (tenant, wake) = (tenant.clone(), self.notify(tenant));
+            lanes.spawn(async move {
+                // What was left by an earlier run needs no wake-up.
+                loop {
+                    match pipeline.step(&tenant).await {
+                        Ok(0) => tokio::select! {
+                            () = wake.notified() => {}
+                            () = cancel.cancelled() => return,
+                        },
+                        Ok(_) => {
+                            if cancel.is_cancelled() {
+                                return;
+                            }
+                        }
+                        Err(error) => {
+                            tracing::error!(%tenant, %error, "events wait: the store failed");
+                            tokio::select! {
+                                () = tokio::time::sleep(AFTER_ERROR) => {}
+                                () = cancel.cancelled() => return,
+                            }
+                        }
+                    }
+                }
+            });
+        }
+        lanes.close();
+        lanes.wait().await;
+    }
+
+    /// Decides and commits one batch of a tenant; returns how many events it held.
+    async fn step(&self, tenant: &Name) -> Result<usize, crate::store::Error> {
+        let Some(rules) = self.rules.get(tenant) else {
+            return Ok(0);
+        };
+        let events = self.store.backlog(tenant, self.batch_max).await?;
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let jobs = events.into_iter().map(|event| {
+            let rules = rules.clone();
+            self.workers.run(move || rules.decide(&event, now_ms()))
+        });
+        let jobs: Vec<_> = jobs.collect();
+        let mut commits = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            commits.push(job.await);
+        }
+        for commit in &commits {
+            for decision in &commit.decisions {
+                report(tenant, decision);
+            }
+        }
+        let count = commits.len();
+        self.store.commit(tenant, commits).await?;
+        Ok(count)
+    }
+
+    /// Asks a rule again about an event it was held for, and commits what it decides. An event that
+    /// it fails on again stays held, with the new error told.
+    ///
+    /// # Errors
+    /// When it is not held, the rule is gone, or it fails again.
+    pub async fn release(
+        &self,
+        tenant: &Name,
+        event: EventId,
+        rule: &Name,
+    ) -> Result<DecisionRecord, ReleaseError> {
+        let stored = self.store.event(event).await?.ok_or(ReleaseError::NotHeld)?;
+        let rules = self.rules.get(tenant).ok_or(ReleaseError::NoRule)?.clone();
+        let name = rule.clone();
+        let decided = self.workers.run(move || rules.decide_again(&name, &stored, now_ms()));
+        let mut commit = decided.await.ok_or(ReleaseError::NoRule)?;
+        let decision = commit.decisions.pop().ok_or(ReleaseError::NoRule)?;
+        if let Outcome::Failed { error, .. } = decision.outcome {
+            return Err(ReleaseError::FailedAgain(error));
+        }
+        let kept = decision.clone();
+        if self.store.resolve_held(tenant, decision, commit.deliveries).await? {
+            Ok(kept)
+        } else {
+            Err(ReleaseError::NotHeld)
+        }
+    }
+}
+
+/// Why a held event was not released.
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    #[error("the event is not held for this rule")]
+    NotHeld,
+    #[error("the rule does not exist any more; drop the held event, or bring the rule back")]
+    NoRule,
+    #[error("the rule failed again, so the event stays held: {0}")]
+    FailedAgain(String),
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+}
+
+/// How long a lane waits after the store failed.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// One line for each decision, without anything of the event's content.
+fn report(tenant: &Name, decision: &DecisionRecord) {
+    let DecisionRecord { event, rule, fuel, .. } = decision;
+    match &decision.outcome {
+        Outcome::Decided(decided) => {
+            tracing::debug!(%tenant, %event, %rule, fuel, actions = decided.actions.len(), "decided");
+        }
+        Outcome::Failed { kind, then, .. } => {
+            tracing::warn!(%tenant, %event, %rule, fuel, kind, ?then, "a rule failed");
+        }
+    }
+}
+
+/// The one clock of the running engine.
+pub fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

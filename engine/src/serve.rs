@@ -1,0 +1,264 @@
+//! The running engine: the parts wired together, started and stopped as one. What `hooksieve serve`
+//! runs, what the demo and the tests run, and what an embedding program calls.
+//!
+//! Everything that can be wrong is found before the port opens: configuration, tenants, modules,
+//! certificates, the store.
+
+use crate::channel::Outgoing;
+use crate::config::Config;
+use crate::config::read::Problem;
+use crate::dispatch::{self, Dispatcher};
+use crate::ingest::Ingest;
+use crate::pipeline::{Pipeline, Rules, Workers};
+use crate::sandbox::Sandbox;
+use crate::secret::Secret;
+use crate::store::{self, SledStore, Store};
+use crate::tenant::Tenant;
+use crate::{admin, id::Name};
+use axum::Router;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Why the engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Config(#[from] Problem),
+    #[error("{listen} is a public address, and the engine has no operator token: set HOOKSIEVE_OPERATOR_TOKEN to a long random text, or listen on 127.0.0.1")]
+    NeedsToken { listen: SocketAddr },
+    #[error("the source `{source_name}` of tenant `{tenant}` is open to everyone, and {listen} is not a loopback address: give it a `token`")]
+    OpenSource {
+        tenant: Name,
+        source_name: Name,
+        listen: SocketAddr,
+    },
+    #[error("cannot listen on {listen}: {error}; choose another address with --listen")]
+    Bind {
+        listen: SocketAddr,
+        error: std::io::Error,
+    },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("{path}: {error}", path = path.display())]
+    File { path: PathBuf, error: String },
+    #[error("the system gives no thread: {0}")]
+    Threads(std::io::Error),
+}
+
+/// A running engine.
+pub struct Engine {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// The token behind which `/v1` stands.
+    pub token: Secret,
+    /// How many tenants and rules it runs.
+    pub counts: (usize, usize),
+    ingest: Stage,
+    pipeline: Stage,
+    dispatch: Stage,
+    drain: Duration,
+    store: Arc<dyn Store>,
+}
+
+/// One part that runs until it is told to end.
+struct Stage {
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self {
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    async fn end(&self, within: Duration) -> bool {
+        self.cancel.cancel();
+        self.tasks.close();
+        tokio::time::timeout(within, self.tasks.wait()).await.is_ok()
+    }
+}
+
+impl Engine {
+    /// Starts everything; when this returns, the port is open.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; then nothing runs.
+    pub async fn start(config: &Config, mut tenants: Vec<Tenant>) -> Result<Self, StartError> {
+        let listen = config.server.listen;
+        let loopback = listen.ip().is_loopback();
+        for tenant in &tenants {
+            let open = tenant.sources.values().find(|source| source.verify.is_open());
+            if let (Some(source), false) = (open, loopback) {
+                return Err(StartError::OpenSource {
+                    tenant: tenant.name.clone(),
+                    source_name: source.name.clone(),
+                    listen,
+                });
+            }
+        }
+        if config.server.operator_token.is_none() && !loopback {
+            return Err(StartError::NeedsToken { listen });
+        }
+
+        let sandbox = Sandbox::new(config.limits.clone());
+        let mut compiled = HashMap::new();
+        let rules = tenants.iter().map(|tenant| Rules::compile(tenant, &sandbox, &mut compiled));
+        let rules = rules.collect::<Result<Vec<_>, _>>()?;
+        let counts = (tenants.len(), tenants.iter().map(|tenant| tenant.rules.len()).sum());
+        let channels = tenants.iter().flat_map(|tenant| {
+            let own = tenant.channels.iter();
+            own.map(|(name, channel)| ((tenant.name.clone(), name.clone()), channel.clone()))
+        });
+        let channels = channels.collect();
+        let outgoing = outgoing(config)?;
+
+        let store = open_store(config).await?;
+        let token = match &config.server.operator_token {
+            Some(token) => token.clone(),
+            None => local_token(&config.server.data)?,
+        };
+        let listener = TcpListener::bind(listen)
+            .await
+            .map_err(|error| StartError::Bind { listen, error })?;
+        let addr = listener
+            .local_addr()
+            .map_err(|error| StartError::Bind { listen, error })?;
+        let workers = Workers::start(config.decide.threads).map_err(StartError::Threads)?;
+
+        let pipeline = Pipeline::new(store.clone(), Arc::new(workers), rules, config.decide.batch_max);
+        let pipeline = Arc::new(pipeline);
+        let ingest = Ingest::new(&mut tenants, store.clone(), pipeline.clone(), &config.server);
+        let app = Router::new()
+            .merge(ingest.router())
+            .merge(admin::router(store.clone(), pipeline.clone(), token.clone()));
+
+        let engine = Self {
+            addr,
+            token,
+            counts,
+            ingest: Stage::new(),
+            pipeline: Stage::new(),
+            dispatch: Stage::new(),
+            drain: Duration::from_millis(config.server.drain_ms),
+            store: store.clone(),
+        };
+        let dispatcher = Dispatcher::new(store, channels, outgoing, dispatch_settings(config));
+        engine.dispatch.tasks.spawn(dispatcher.run(engine.dispatch.cancel.clone()));
+        engine.pipeline.tasks.spawn(pipeline.run(engine.pipeline.cancel.clone()));
+        let cancel = engine.ingest.cancel.clone();
+        engine.ingest.tasks.spawn(async move {
+            let serve = axum::serve(listener, app)
+                .with_graceful_shutdown(async move { cancel.cancelled().await });
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the server ended");
+            }
+        });
+        Ok(engine)
+    }
+
+    /// The store, for a program that embeds the engine.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Stops in the order of the flow: no new events, then no new decisions, then no new deliveries;
+    /// what is under way is waited for, each for at most the drain time. Whatever is left is in the
+    /// store and goes on at the next start. Returns whether everything ended in time.
+    pub async fn stop(self) -> bool {
+        let mut in_time = true;
+        for stage in [&self.ingest, &self.pipeline, &self.dispatch] {
+            in_time &= stage.end(self.drain).await;
+        }
+        in_time
+    }
+}
+
+fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
+    let path = &config.egress.ca_file;
+    let failed = |error: String| StartError::File {
+        path: path.clone(),
+        error,
+    };
+    let pem = if path.as_os_str().is_empty() {
+        None
+    } else {
+        Some(std::fs::read(path).map_err(|error| failed(format!("ca_file cannot be read: {error}")))?)
+    };
+    Outgoing::new(pem.as_deref()).map_err(failed)
+}
+
+fn dispatch_settings(config: &Config) -> dispatch::Settings {
+    let dispatch = &config.dispatch;
+    dispatch::Settings {
+        in_flight_max: dispatch.in_flight_max,
+        in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
+        lease_ms: dispatch.lease_ms as i64,
+        schedule: dispatch::retry::Schedule {
+            first_ms: dispatch.retry_first_ms,
+            max_ms: dispatch.retry_max_ms,
+            attempts_max: dispatch.attempts_max,
+            ..dispatch::retry::Schedule::default()
+        },
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let path = config.server.data.clone();
+    let options = store::Options {
+        duplicate_window_ms: config.store.duplicate_window_s as i64 * 1_000,
+        cache_bytes: config.store.cache_bytes,
+        queue_max: config.store.queue_max,
+        group_max: config.store.group_max,
+    };
+    std::fs::create_dir_all(&path).map_err(|error| StartError::File {
+        path: path.clone(),
+        error: format!("the data folder cannot be made: {error}; name another with --data"),
+    })?;
+    // Opening reads from disk, for long where the store is large.
+    let opened = tokio::task::spawn_blocking(move || SledStore::open(&path.join("store"), options));
+    match opened.await {
+        Ok(store) => Ok(Arc::new(store?)),
+        Err(error) => Err(StartError::File {
+            path: config.server.data.clone(),
+            error: error.to_string(),
+        }),
+    }
+}
+
+/// The file with the token of an engine that was given none.
+pub const LOCAL_TOKEN_FILE: &str = "operator-token";
+
+/// The token of an engine on a loopback address that was given none: made once, kept in the data
+/// folder for its owner alone.
+fn local_token(data: &Path) -> Result<Secret, StartError> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let path = data.join(LOCAL_TOKEN_FILE);
+    let failed = |error: std::io::Error| StartError::File {
+        path: path.clone(),
+        error: error.to_string(),
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(token) if token.trim().len() >= 16 => return Ok(Secret::new(token.trim())),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let bytes: [u8; 24] = rand::random();
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&path).map_err(failed)?;
+    file.write_all(token.as_bytes()).map_err(failed)?;
+    Ok(Secret::new(token))
+}

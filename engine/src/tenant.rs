@@ -1,0 +1,523 @@
+//! A tenant's file, `<name>.toml`: sources, rules and channels, validated as a whole before anything
+//! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
+//! connection.
+
+use crate::channel::{Channel, email, slack, webhook};
+use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
+use crate::id::Name;
+use crate::ingest::verify::Verify;
+use crate::secret::Secret;
+use crate::store::Then;
+use hooksieve_sdk::wire::json::Data;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A tenant as its file describes it.
+#[derive(Debug)]
+pub struct Tenant {
+    pub name: Name,
+    pub sources: BTreeMap<Name, Source>,
+    /// In the order of the file.
+    pub rules: Vec<Rule>,
+    pub channels: BTreeMap<Name, Arc<Channel>>,
+    /// Where events go that a rule with `on_error = "pass"` failed on.
+    pub default_channel: Option<Name>,
+}
+
+/// Where events come in, and how their sender is verified.
+#[derive(Debug)]
+pub struct Source {
+    pub name: Name,
+    pub verify: Verify,
+}
+
+/// A rule before its module is compiled.
+#[derive(Debug)]
+pub struct Rule {
+    pub name: Name,
+    pub module: ModuleRef,
+    pub wasm: Arc<[u8]>,
+    /// Which event types it subscribes to.
+    pub events: Vec<Pattern>,
+    /// Which sources it listens to; empty for all.
+    pub sources: Vec<Name>,
+    /// Which channels it may name; empty for all of the tenant's.
+    pub channels: Vec<Name>,
+    /// The configuration as MessagePack.
+    pub config: Vec<u8>,
+    pub on_error: Then,
+    /// Where it stands, for errors that show only when it is compiled.
+    pub place: String,
+}
+
+/// How a rule names its module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModuleRef {
+    Policy(String),
+    File(std::path::PathBuf),
+}
+
+/// A subscription: `issues.opened` is that type alone; `issues` and `issues.*` are `issues` and all
+/// that begin with `issues.`; `*` is everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    pub fn new(text: &str) -> Result<Self, String> {
+        let stem = text.strip_suffix(".*").unwrap_or(text);
+        if text == "*" || (!stem.is_empty() && !stem.contains('*') && stem.len() <= 200) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(format!(
+                "{text:?} is no pattern: write a type (`issues.opened`), a group (`issues.*`), or `*`"
+            ))
+        }
+    }
+
+    pub fn matches(&self, kind: &str) -> bool {
+        if self.0 == "*" {
+            return true;
+        }
+        let stem = self.0.strip_suffix(".*").unwrap_or(&self.0);
+        match kind.strip_prefix(stem) {
+            Some(rest) => rest.is_empty() || rest.starts_with('.'),
+            None => false,
+        }
+    }
+}
+
+impl Tenant {
+    /// Reads every `*.toml` of a folder.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file and line.
+    pub fn load_all(
+        folder: &Path,
+        env: &BTreeMap<String, String>,
+        timeout_ms: u64,
+    ) -> Result<Vec<Self>, Problem> {
+        let unreadable = |error: std::io::Error| Problem {
+            place: folder.display().to_string(),
+            message: format!(
+                "the folder of tenants cannot be read: {error}; name it with --tenants, or make it and put a file <tenant>.toml there"
+            ),
+        };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        let load = |path: &std::path::PathBuf| Self::load(&File::open(path)?, env, timeout_ms);
+        paths.iter().map(load).collect()
+    }
+
+    /// Reads one tenant's file; the tenant is called as the file is.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with file and line.
+    pub fn load(
+        file: &File,
+        env: &BTreeMap<String, String>,
+        timeout_ms: u64,
+    ) -> Result<Self, Problem> {
+        let parsed = file.parse()?;
+        let root = file.section(&parsed);
+        let stem = file.path.file_stem().unwrap_or_default().to_string_lossy();
+        let name: Name = stem.parse().map_err(|error| Problem {
+            place: file.path.display().to_string(),
+            message: format!("the file's name is the tenant's, and {error}"),
+        })?;
+        let reader = Reader { file, env, timeout_ms };
+
+        let mut sources = BTreeMap::new();
+        for section in root.sections("source")? {
+            let source = reader.source(section)?;
+            let (key, section) = (source.0.name.clone(), source.1);
+            unique(sources.insert(key, source.0).is_some(), &section, "source")?;
+        }
+        let mut channels = BTreeMap::new();
+        for section in root.sections("channel")? {
+            let (key, channel, section) = reader.channel(section)?;
+            unique(channels.insert(key, Arc::new(channel)).is_some(), &section, "channel")?;
+        }
+        let default_channel = match root.parse::<Name>("default_channel")? {
+            Some(default) => {
+                known(&default.value, channels.keys(), "channel", |m| default.problem(m))?;
+                Some(default.value)
+            }
+            None => None,
+        };
+        let mut rules: Vec<Rule> = Vec::new();
+        for section in root.sections("rule")? {
+            let (rule, section) = reader.rule(section, &sources, &channels, default_channel.is_some())?;
+            unique(rules.iter().any(|other| other.name == rule.name), &section, "rule")?;
+            rules.push(rule);
+        }
+        root.finish()?;
+        Ok(Self {
+            name,
+            sources,
+            rules,
+            channels,
+            default_channel,
+        })
+    }
+}
+
+fn unique(taken: bool, section: &Section<'_>, what: &str) -> Result<(), Problem> {
+    if taken {
+        return Err(section.problem(format!("{}: there is a {what} of that name above", section.title())));
+    }
+    Ok(())
+}
+
+fn known<'n>(
+    name: &Name,
+    mut names: impl Iterator<Item = &'n Name> + Clone,
+    what: &str,
+    problem: impl FnOnce(String) -> Problem,
+) -> Result<(), Problem> {
+    if names.clone().any(|known| known == name) {
+        return Ok(());
+    }
+    let mean = did_you_mean(name.as_str(), names.clone().map(Name::as_str));
+    let hint = match names.next() {
+        None => format!("; there is no [[{what}]] at all"),
+        Some(_) => mean,
+    };
+    Err(problem(format!("there is no {what} `{name}`{hint}")))
+}
+
+struct Reader<'a> {
+    file: &'a File,
+    env: &'a BTreeMap<String, String>,
+    timeout_ms: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn source(&self, section: Section<'a>) -> Result<(Source, Section<'a>), Problem> {
+        let (name, section) = named(section, "source")?;
+        let kind = section.need_str("kind")?;
+        let verify = match kind.value {
+            "github" => Verify::GitHub {
+                secret: self.need_secret(&section, "secret")?,
+            },
+            "shopify" => Verify::Shopify {
+                secret: self.need_secret(&section, "secret")?,
+            },
+            "json" => self.json_source(&section)?,
+            other => {
+                let mean = did_you_mean(other, ["github", "shopify", "json"]);
+                return Err(kind.problem(format!(
+                    "{} has the kind {other:?}; there are `github`, `shopify` and `json`{mean}",
+                    section.title()
+                )));
+            }
+        };
+        section.finish()?;
+        Ok((Source { name, verify }, section))
+    }
+
+    fn json_source(&self, section: &Section<'a>) -> Result<Verify, Problem> {
+        let token = self.secret(section, "token")?;
+        let open = section.bool("open")?;
+        let open_here = open.as_ref().is_some_and(|open| open.value);
+        if token.is_some() == open_here {
+            return Err(section.problem(format!(
+                "{} needs either `token = {{ env = \"NAME\" }}` or `open = true` (on a loopback address only)",
+                section.title()
+            )));
+        }
+        let pointer = |key: &'static str| -> Result<Option<String>, Problem> {
+            let Some(found) = section.str(key)? else {
+                return Ok(None);
+            };
+            if found.value.starts_with('/') {
+                Ok(Some(found.value.to_owned()))
+            } else {
+                Err(found.problem(format!(
+                    "`{key}` of {} is a JSON pointer such as \"/{}\"",
+                    section.title(),
+                    found.value
+                )))
+            }
+        };
+        Ok(Verify::Json {
+            token,
+            kind: section.str("type")?.map_or("json", |kind| kind.value).to_owned(),
+            kind_from: pointer("type_from")?,
+            id_from: pointer("id_from")?,
+            subject_from: pointer("subject_from")?,
+        })
+    }
+
+    fn channel(&self, section: Section<'a>) -> Result<(Name, Channel, Section<'a>), Problem> {
+        let (name, section) = named(section, "channel")?;
+        let kind = section.need_str("kind")?;
+        let timeout_ms = match section.u64("timeout_ms")? {
+            Some(timeout) if !(100..=600_000).contains(&timeout.value) => {
+                return Err(timeout.problem("`timeout_ms` may be 100 to 600000"));
+            }
+            Some(timeout) => timeout.value,
+            None => self.timeout_ms,
+        };
+        let channel = match kind.value {
+            "email" => Channel::Email(
+                email::Email::new(self.email(&section, timeout_ms)?)
+                    .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
+            ),
+            "slack" => Channel::Slack(
+                slack::Slack::new(slack::Settings {
+                    url: self.need_secret(&section, "url")?,
+                    timeout_ms,
+                })
+                .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
+            ),
+            "webhook" => Channel::Webhook(
+                webhook::Webhook::new(webhook::Settings {
+                    url: section.need_str("url")?.value.to_owned(),
+                    secret: self.secret(&section, "secret")?,
+                    timeout_ms,
+                })
+                .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
+            ),
+            other => {
+                let mean = did_you_mean(other, ["email", "slack", "webhook"]);
+                return Err(kind.problem(format!(
+                    "{} has the kind {other:?}; there are `email`, `slack` and `webhook`{mean}",
+                    section.title()
+                )));
+            }
+        };
+        section.finish()?;
+        Ok((name, channel, section))
+    }
+
+    fn email(&self, section: &Section<'a>, timeout_ms: u64) -> Result<email::Settings, Problem> {
+        let tls = match section.str("tls")? {
+            None => email::Tls::StartTls,
+            Some(tls) => match tls.value {
+                "starttls" => email::Tls::StartTls,
+                "tls" => email::Tls::Tls,
+                "none" => email::Tls::None,
+                other => {
+                    return Err(tls.problem(format!(
+                        "`tls` of {} is {other:?}; there are `starttls`, `tls` and `none`",
+                        section.title()
+                    )));
+                }
+            },
+        };
+        let port = match section.u64("port")? {
+            None if tls == email::Tls::Tls => 465,
+            None => 587,
+            Some(port) => u16::try_from(port.value)
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or_else(|| port.problem("`port` may be 1 to 65535"))?,
+        };
+        let to = section
+            .strs("to")?
+            .ok_or_else(|| section.problem(format!("{} has no `to`", section.title())))?;
+        Ok(email::Settings {
+            host: section.need_str("host")?.value.to_owned(),
+            port,
+            tls,
+            username: section.str("username")?.map(|user| user.value.to_owned()),
+            password: self.secret(section, "password")?,
+            from: section.need_str("from")?.value.to_owned(),
+            to: to.into_iter().map(|to| to.value.to_owned()).collect(),
+            reply_to: section.str("reply_to")?.map(|reply_to| reply_to.value.to_owned()),
+            timeout_ms,
+        })
+    }
+
+    fn rule(
+        &self,
+        section: Section<'a>,
+        sources: &BTreeMap<Name, Source>,
+        channels: &BTreeMap<Name, Arc<Channel>>,
+        has_default: bool,
+    ) -> Result<(Rule, Section<'a>), Problem> {
+        let (name, section) = named(section, "rule")?;
+        let (module, wasm) = self.module(section.need_str("module")?)?;
+        let events = match section.strs("events")? {
+            None => return Err(section.problem(format!("{} has no `events`; write events = [\"*\"] for all", section.title()))),
+            Some(patterns) => patterns
+                .into_iter()
+                .map(|pattern| Pattern::new(pattern.value).map_err(|error| pattern.problem(error)))
+                .collect::<Result<Vec<_>, _>>()?,
+        };
+        let on_error = match section.str("on_error")? {
+            None => Then::Held,
+            Some(found) => match found.value {
+                "hold" => Then::Held,
+                "pass" if has_default => Then::Passed,
+                "pass" => {
+                    return Err(found.problem(
+                        "`on_error = \"pass\"` sends to the tenant's `default_channel`, which is not set",
+                    ));
+                }
+                "drop" => Then::Dropped,
+                other => {
+                    let mean = did_you_mean(other, ["hold", "pass", "drop"]);
+                    return Err(found.problem(format!(
+                        "`on_error` of {} is {other:?}; there are `hold`, `pass` and `drop`{mean}",
+                        section.title()
+                    )));
+                }
+            },
+        };
+        let rule = Rule {
+            module,
+            wasm,
+            events,
+            sources: names(&section, "sources", sources.keys(), "source")?,
+            channels: names(&section, "channels", channels.keys(), "channel")?,
+            config: config_bytes(&section)?,
+            on_error,
+            place: section.problem("").place,
+            name,
+        };
+        section.finish()?;
+        Ok((rule, section))
+    }
+
+    /// The bytes of a module: a ready-made one, or a file beside the tenant's.
+    fn module(&self, module: Located<'a, &'a str>) -> Result<(ModuleRef, Arc<[u8]>), Problem> {
+        if let Some(name) = module.value.strip_prefix("policy:") {
+            return match hooksieve_policies::get(name) {
+                Some(policy) => Ok((ModuleRef::Policy(name.to_owned()), policy.wasm.into())),
+                None => {
+                    let names = hooksieve_policies::ALL.iter().map(|policy| policy.name);
+                    let mean = did_you_mean(name, names);
+                    Err(module.problem(format!(
+                        "there is no policy `{name}`{mean} (`hooksieve policies list` shows them)"
+                    )))
+                }
+            };
+        }
+        let folder = self.file.path.parent().unwrap_or(Path::new(""));
+        let path = folder.join(module.value);
+        match std::fs::read(&path) {
+            Ok(wasm) => Ok((ModuleRef::File(path), wasm.into())),
+            Err(error) => Err(module.problem(format!(
+                "the module {} cannot be read: {error}; paths count from the tenant's file",
+                path.display()
+            ))),
+        }
+    }
+
+    fn need_secret(&self, section: &Section<'a>, key: &'static str) -> Result<Secret, Problem> {
+        self.secret(section, key)?.ok_or_else(|| {
+            section.problem(format!(
+                "{} has no `{key}`; write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
+                section.title()
+            ))
+        })
+    }
+
+    /// A secret, from where the file says it is. It never stands in the file itself.
+    fn secret(&self, section: &Section<'a>, key: &'static str) -> Result<Option<Secret>, Problem> {
+        let Some(found) = section.value(key) else {
+            return Ok(None);
+        };
+        if found.value.as_table().is_none() {
+            return Err(found.problem(format!(
+                "`{key}` of {} is a secret and does not stand in the file: write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
+                section.title()
+            )));
+        }
+        let Some(from) = section.section(key)? else {
+            return Ok(None);
+        };
+        let (env, file) = (from.str("env")?, from.str("file")?);
+        from.finish()?;
+        let text = match (env, file) {
+            (Some(env), None) => self.env.get(env.value).cloned().ok_or_else(|| {
+                env.problem(format!(
+                    "the environment variable {} for {} is not set",
+                    env.value,
+                    from.title()
+                ))
+            })?,
+            (None, Some(file)) => {
+                let folder = self.file.path.parent().unwrap_or(Path::new(""));
+                let path = folder.join(file.value);
+                std::fs::read_to_string(&path).map_err(|error| {
+                    file.problem(format!("{} cannot be read: {error}", path.display()))
+                })?
+            }
+            _ => {
+                return Err(from.problem(format!(
+                    "{} is {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
+                    from.title()
+                )));
+            }
+        };
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(from.problem(format!("{} is empty", from.title())));
+        }
+        Ok(Some(Secret::new(text)))
+    }
+}
+
+fn named<'a>(section: Section<'a>, what: &str) -> Result<(Name, Section<'a>), Problem> {
+    let name = section.need::<Name>("name")?.value;
+    let title = format!("{what} `{name}`");
+    Ok((name, section.titled(title)))
+}
+
+fn names<'n>(
+    section: &Section<'_>,
+    key: &'static str,
+    all: impl Iterator<Item = &'n Name> + Clone,
+    what: &str,
+) -> Result<Vec<Name>, Problem> {
+    let Some(listed) = section.strs(key)? else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::with_capacity(listed.len());
+    for item in listed {
+        let name: Name = item.value.parse().map_err(|error| item.problem(format!("{error}")))?;
+        known(&name, all.clone(), what, |message| {
+            item.problem(format!("{}: {message}", section.title()))
+        })?;
+        names.push(name);
+    }
+    Ok(names)
+}
+
+/// The `config` table as MessagePack; an empty map where there is none.
+fn config_bytes(section: &Section<'_>) -> Result<Vec<u8>, Problem> {
+    let Some(found) = section.value("config") else {
+        return Ok(vec![0x80]);
+    };
+    let (Some(_), Some(value)) = (found.value.as_table(), plain(found.value)) else {
+        return Err(found.problem(format!("`config` of {} is not a table", section.title())));
+    };
+    encode_config(&value).map_err(|error| found.problem(format!("`config` of {}: {error}", section.title())))
+}
+
+/// A configuration as rules read it. Dates become strings, as MessagePack here has none.
+pub fn encode_config(value: &toml::Value) -> Result<Vec<u8>, String> {
+    fn dates_as_text(value: &toml::Value) -> toml::Value {
+        match value {
+            toml::Value::Datetime(moment) => toml::Value::String(moment.to_string()),
+            toml::Value::Array(items) => toml::Value::Array(items.iter().map(dates_as_text).collect()),
+            toml::Value::Table(table) => toml::Value::Table(
+                table.iter().map(|(key, value)| (key.clone(), dates_as_text(value))).collect(),
+            ),
+            other => other.clone(),
+        }
+    }
+    Data::from_deserializer(dates_as_text(value))
+        .map(|data| data.bytes().to_vec())
+        .map_err(|error| error.message().to_owned())
+}
+
