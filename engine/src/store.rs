@@ -206,6 +206,9 @@ pub struct Attempt {
     /// Where the receiver took it for some and not for others: who was refused, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
+    /// Who has it although it is to be tried again: the retry leaves them out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
 }
 
 /// An event that a rule failed on, kept until someone releases or drops it.
