@@ -43,7 +43,10 @@ pub fn router(store: Arc<dyn Store>, pipeline: Arc<Pipeline>, token: Secret) -> 
     Router::new()
         .route("/v1/events/{id}", get(story))
         .route("/v1/held", get(held))
-        .route("/v1/held/{tenant}/{event}/{rule}", get(held_one).delete(drop_held))
+        .route(
+            "/v1/held/{tenant}/{event}/{rule}",
+            get(held_one).delete(drop_held),
+        )
         .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
         .route("/v1/dead", get(dead))
         .route("/v1/deliveries/{id}", get(delivery))
@@ -185,7 +188,11 @@ async fn story(
         event: event_view(&story.event, query.data),
         decided: story.decided,
         decisions: story.decisions.iter().map(decision_view).collect(),
-        deliveries: story.deliveries.iter().map(|d| delivery_view(d, false)).collect(),
+        deliveries: story
+            .deliveries
+            .iter()
+            .map(|d| delivery_view(d, false))
+            .collect(),
     }))
 }
 
@@ -196,13 +203,18 @@ struct ListQuery {
 
 impl ListQuery {
     fn tenant(&self) -> Result<Option<Name>, Problem> {
-        self.tenant.as_deref().map(|name| parse(name, "tenant")).transpose()
+        self.tenant
+            .as_deref()
+            .map(|name| parse(name, "tenant"))
+            .transpose()
     }
 }
 
 async fn held(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<HeldView>> {
     let held = admin.store.held(query.tenant()?.as_ref(), LIST_MAX).await;
-    Ok(Json(held.map_err(store_problem)?.iter().map(held_view).collect()))
+    Ok(Json(
+        held.map_err(store_problem)?.iter().map(held_view).collect(),
+    ))
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -214,7 +226,11 @@ pub struct HeldStory {
 type HeldPath = Path<(String, String, String)>;
 
 fn held_path(Path((tenant, event, rule)): HeldPath) -> Result<(Name, EventId, Name), Problem> {
-    Ok((parse(&tenant, "tenant")?, parse(&event, "event")?, parse(&rule, "rule")?))
+    Ok((
+        parse(&tenant, "tenant")?,
+        parse(&event, "event")?,
+        parse(&rule, "rule")?,
+    ))
 }
 
 async fn held_one(State(admin): Shared, path: HeldPath) -> Answer<HeldStory> {
@@ -234,7 +250,10 @@ async fn find_held(
 ) -> Result<(Held, StoredEvent), Problem> {
     let story = admin.store.story(event).await.map_err(store_problem)?;
     let found = story.and_then(|story| {
-        let held = story.held.into_iter().find(|held| held.rule == *rule && held.tenant == *tenant)?;
+        let held = story
+            .held
+            .into_iter()
+            .find(|held| held.rule == *rule && held.tenant == *tenant)?;
         Some((held, story.event))
     });
     found.ok_or_else(|| not_found("held event", &event.to_string()))
@@ -260,7 +279,10 @@ async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView>
     let story = admin.store.story(event).await.map_err(store_problem)?;
     let failed = story.and_then(|story| {
         let own = story.event.tenant == tenant;
-        story.decisions.into_iter().find(|decision| own && decision.rule == rule)
+        story
+            .decisions
+            .into_iter()
+            .find(|decision| own && decision.rule == rule)
     });
     let Some(mut decision) = failed else {
         return Err(not_found("held event", &event.to_string()));
@@ -269,7 +291,10 @@ async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView>
         *then = Then::Dropped;
     }
     decision.decided_ms = now_ms();
-    let resolved = admin.store.resolve_held(&tenant, decision.clone(), Vec::new()).await;
+    let resolved = admin
+        .store
+        .resolve_held(&tenant, decision.clone(), Vec::new())
+        .await;
     if resolved.map_err(store_problem)? {
         Ok(Json(decision_view(&decision)))
     } else {
@@ -280,7 +305,11 @@ async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView>
 async fn dead(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<DeliveryView>> {
     let dead = admin.store.dead(query.tenant()?.as_ref(), LIST_MAX).await;
     let dead = dead.map_err(store_problem)?;
-    Ok(Json(dead.iter().map(|delivery| delivery_view(delivery, false)).collect()))
+    Ok(Json(
+        dead.iter()
+            .map(|delivery| delivery_view(delivery, false))
+            .collect(),
+    ))
 }
 
 async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
@@ -310,8 +339,13 @@ fn not_found(what: &str, id: &str) -> Problem {
 fn store_problem(error: store::Error) -> Problem {
     tracing::error!(%error, "an operator's call failed");
     let detail = error.to_string();
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", "The store failed", detail)
-        .retry_after(5)
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "store",
+        "The store failed",
+        detail,
+    )
+    .retry_after(5)
 }
 
 fn event_view(event: &StoredEvent, with_data: bool) -> EventView {
@@ -323,18 +357,28 @@ fn event_view(event: &StoredEvent, with_data: bool) -> EventView {
         source: event.source.clone(),
         r#type: event.kind.clone(),
         subject: decoded.and_then(|event| event.subject().map(str::to_owned)),
-        time: decoded.map(|event| event.time().to_owned()).unwrap_or_default(),
+        time: decoded
+            .map(|event| event.time().to_owned())
+            .unwrap_or_default(),
         sender_id: event.sender_id.clone(),
         verified: event.verified.clone(),
-        headers: decoded.filter(|_| with_data).and_then(|event| json(event.headers())),
-        data: decoded.filter(|_| with_data).and_then(|event| json(event.data())),
+        headers: decoded
+            .filter(|_| with_data)
+            .and_then(|event| json(event.headers())),
+        data: decoded
+            .filter(|_| with_data)
+            .and_then(|event| json(event.data())),
     }
 }
 
 fn decision_view(decision: &DecisionRecord) -> DecisionView {
     let (outcome, reason, error, then) = match &decision.outcome {
         Outcome::Decided(decided) => {
-            let outcome = if decided.actions.is_empty() { "dropped" } else { "notified" };
+            let outcome = if decided.actions.is_empty() {
+                "dropped"
+            } else {
+                "notified"
+            };
             (outcome, Some(decided.reason.clone()), None, None)
         }
         Outcome::Failed { error, then, .. } => ("failed", None, Some(error.clone()), Some(*then)),
@@ -397,5 +441,7 @@ fn held_view(held: &Held) -> HeldView {
 }
 
 fn moment(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
+    jiff::Timestamp::from_millisecond(ms)
+        .unwrap_or_default()
+        .to_string()
 }

@@ -131,14 +131,20 @@ impl Ingest {
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",
                 "Body too large",
-                format!("the body is larger than {} bytes, the limit of this server (body_bytes_max)", self.body_bytes_max),
+                format!(
+                    "the body is larger than {} bytes, the limit of this server (body_bytes_max)",
+                    self.body_bytes_max
+                ),
             )
         };
-        let announced = headers.get("content-length").and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+        let announced = headers
+            .get("content-length")
+            .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|bytes| bytes > self.body_bytes_max as u64) {
             return Err(too_large());
         }
-        match tokio::time::timeout(self.request_timeout, to_bytes(body, self.body_bytes_max)).await {
+        match tokio::time::timeout(self.request_timeout, to_bytes(body, self.body_bytes_max)).await
+        {
             Ok(Ok(bytes)) => Ok(bytes.into()),
             Ok(Err(error)) => {
                 // axum wraps the cause, which is either the cap or the sender's connection.
@@ -148,11 +154,24 @@ impl Ingest {
                     return Err(too_large());
                 }
                 let detail = "the body ended before it was complete; send it again";
-                Err(Problem::new(StatusCode::BAD_REQUEST, "body-incomplete", "Incomplete body", detail))
+                Err(Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    "body-incomplete",
+                    "Incomplete body",
+                    detail,
+                ))
             }
             Err(_) => {
-                let detail = format!("the body did not arrive within {} ms; send it again", self.request_timeout.as_millis());
-                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body-timeout", "Request timeout", detail))
+                let detail = format!(
+                    "the body did not arrive within {} ms; send it again",
+                    self.request_timeout.as_millis()
+                );
+                Err(Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "body-timeout",
+                    "Request timeout",
+                    detail,
+                ))
             }
         }
     }
@@ -163,7 +182,12 @@ fn rejected(rejected: Rejected) -> Problem {
     match rejected {
         Rejected::Unsigned { .. } | Rejected::BadSignature { .. } | Rejected::BadToken => {
             let detail = format!("{detail}; check that both sides hold the same secret");
-            Problem::new(StatusCode::UNAUTHORIZED, "not-verified", "Sender not verified", detail)
+            Problem::new(
+                StatusCode::UNAUTHORIZED,
+                "not-verified",
+                "Sender not verified",
+                detail,
+            )
         }
         Rejected::MediaType { .. } => Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -171,9 +195,12 @@ fn rejected(rejected: Rejected) -> Problem {
             "Unsupported media type",
             detail,
         ),
-        Rejected::Body(_) => {
-            Problem::new(StatusCode::BAD_REQUEST, "invalid-body", "Invalid body", detail)
-        }
+        Rejected::Body(_) => Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-body",
+            "Invalid body",
+            detail,
+        ),
     }
 }
 

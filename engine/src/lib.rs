@@ -1,5 +1,51 @@
+//! Hooksieve: users' notification rules, small WebAssembly modules, run on every event a platform
+//! produces; what they decide is delivered.
+//!
+//! # The map
+//!
+//! One direction, from bytes to a delivery:
+//!
+//! ```text
+//! bytes -> ingest -> store::EventLog -> pipeline (rules -> sandbox -> decision) -> store::Outbox -> dispatch -> channel
+//!          verify     append, flush      one MessagePack encoding, shared           delivery id =        retry,
+//!          size cap   then 202           by every rule that reads it                event+rule+position  dead letter
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`], [`tenant`] | files and environment, validated whole before a port opens |
+//! | [`ingest`] | verifies a sender, stores its event, answers |
+//! | [`store`] | the seam behind which events and deliveries are durable |
+//! | [`sandbox`] | checks, compiles and runs a module within its limits |
+//! | [`pipeline`] | events through rules to commits |
+//! | [`dispatch`], [`channel`] | commits to receivers |
+//! | [`admin`] | the operator's calls over HTTP |
+//! | [`serve`] | all of it wired together |
+//!
+//! # Invariants
+//!
+//! - A sender gets 202 only when its event is durable; rules run after the answer.
+//! - `sandbox` knows the wire contract and its limits, nothing else. `store` knows no time and
+//!   decides nothing. `pipeline` delivers nothing. `channel` retries nothing.
+//! - A delivery has one id from its decision to its last attempt.
+//! - Secrets are [`secret::Secret`], which prints as `<secret>`; rules never see one.
+//!
+//! # Embedding
+//!
+//! [`serve::Engine`] is the whole engine as a value: start it with a [`config::Config`] and tenants,
+//! stop it when done. `examples/embed.rs` is a program that does. To check or run a module alone,
+//! [`sandbox::Sandbox`] is enough.
+
+pub mod admin;
+pub mod channel;
 pub mod config;
+pub mod dispatch;
 pub mod id;
+pub mod ingest;
+pub mod pipeline;
+mod problem;
 pub mod sandbox;
 pub mod secret;
+pub mod serve;
 pub mod store;
+pub mod tenant;

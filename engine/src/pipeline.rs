@@ -106,12 +106,11 @@ impl Rules {
     ) -> Result<Self, crate::config::read::Problem> {
         let mut rules = Vec::with_capacity(tenant.rules.len());
         for rule in &tenant.rules {
-            let program = program(rule, sandbox, compiled).map_err(|error| {
-                crate::config::read::Problem {
+            let program =
+                program(rule, sandbox, compiled).map_err(|error| crate::config::read::Problem {
                     place: rule.place.clone(),
                     message: format!("rule `{}`: {error}", rule.name),
-                }
-            })?;
+                })?;
             rules.push(ActiveRule {
                 name: rule.name.clone(),
                 events: rule.events.clone(),
@@ -242,7 +241,9 @@ impl Rules {
                         let message = passed_on(event, &about, rule, &error);
                         let payload = Payload::Message(message);
                         let reason = "passed on because the rule failed";
-                        commit.deliveries.push(deliver(0, channel.clone(), reason, payload));
+                        commit
+                            .deliveries
+                            .push(deliver(0, channel.clone(), reason, payload));
                     }
                     _ => {}
                 }
@@ -282,7 +283,11 @@ fn program(
             module
         }
     };
-    Ok(Program::new(module, rule.config.clone(), sandbox.limits().clone())?)
+    Ok(Program::new(
+        module,
+        rule.config.clone(),
+        sandbox.limits().clone(),
+    )?)
 }
 
 fn about(event: &StoredEvent) -> About {
@@ -333,7 +338,9 @@ impl Pipeline {
         rules: Vec<Rules>,
         batch_max: usize,
     ) -> Self {
-        let rules = rules.into_iter().map(|rules| (rules.tenant.clone(), Arc::new(rules)));
+        let rules = rules
+            .into_iter()
+            .map(|rules| (rules.tenant.clone(), Arc::new(rules)));
         Self {
             store,
             workers,
@@ -429,17 +436,27 @@ impl Pipeline {
         event: EventId,
         rule: &Name,
     ) -> Result<DecisionRecord, ReleaseError> {
-        let stored = self.store.event(event).await?.ok_or(ReleaseError::NotHeld)?;
+        let stored = self
+            .store
+            .event(event)
+            .await?
+            .ok_or(ReleaseError::NotHeld)?;
         let rules = self.rules.get(tenant).ok_or(ReleaseError::NoRule)?.clone();
         let name = rule.clone();
-        let decided = self.workers.run(move || rules.decide_again(&name, &stored, now_ms()));
+        let decided = self
+            .workers
+            .run(move || rules.decide_again(&name, &stored, now_ms()));
         let mut commit = decided.await.ok_or(ReleaseError::NoRule)?;
         let decision = commit.decisions.pop().ok_or(ReleaseError::NoRule)?;
         if let Outcome::Failed { error, .. } = decision.outcome {
             return Err(ReleaseError::FailedAgain(error));
         }
         let kept = decision.clone();
-        if self.store.resolve_held(tenant, decision, commit.deliveries).await? {
+        if self
+            .store
+            .resolve_held(tenant, decision, commit.deliveries)
+            .await?
+        {
             Ok(kept)
         } else {
             Err(ReleaseError::NotHeld)
@@ -465,7 +482,9 @@ const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// One line for each decision, without anything of the event's content.
 fn report(tenant: &Name, decision: &DecisionRecord) {
-    let DecisionRecord { event, rule, fuel, .. } = decision;
+    let DecisionRecord {
+        event, rule, fuel, ..
+    } = decision;
     match &decision.outcome {
         Outcome::Decided(decided) => {
             tracing::debug!(%tenant, %event, %rule, fuel, actions = decided.actions.len(), "decided");

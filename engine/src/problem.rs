@@ -7,7 +7,7 @@ use serde::Serialize;
 /// An error as an HTTP answer. `detail` is one sentence with the next step; it never holds a secret
 /// or another tenant's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     pub status: StatusCode,
     /// The last part of the type's URN: stable, for programs.
     pub kind: &'static str,
@@ -17,7 +17,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub fn new(
+    pub(crate) fn new(
         status: StatusCode,
         kind: &'static str,
         title: &'static str,
@@ -32,7 +32,7 @@ impl Problem {
         }
     }
 
-    pub fn retry_after(mut self, seconds: u32) -> Self {
+    pub(crate) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_s = Some(seconds);
         self
     }

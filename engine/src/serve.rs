@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher};
 use crate::ingest::Ingest;
-use crate::pipeline::{Pipeline, Rules, Workers};
+use crate::pipeline::{Pipeline, Rules, Workers, now_ms};
 use crate::sandbox::Sandbox;
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
@@ -30,9 +30,13 @@ use tokio_util::task::TaskTracker;
 pub enum StartError {
     #[error(transparent)]
     Config(#[from] Problem),
-    #[error("{listen} is a public address, and the engine has no operator token: set HOOKSIEVE_OPERATOR_TOKEN to a long random text, or listen on 127.0.0.1")]
+    #[error(
+        "{listen} is a public address, and the engine has no operator token: set HOOKSIEVE_OPERATOR_TOKEN to a long random text, or listen on 127.0.0.1"
+    )]
     NeedsToken { listen: SocketAddr },
-    #[error("the source `{source_name}` of tenant `{tenant}` is open to everyone, and {listen} is not a loopback address: give it a `token`")]
+    #[error(
+        "the source `{source_name}` of tenant `{tenant}` is open to everyone, and {listen} is not a loopback address: give it a `token`"
+    )]
     OpenSource {
         tenant: Name,
         source_name: Name,
@@ -83,7 +87,9 @@ impl Stage {
     async fn end(&self, within: Duration) -> bool {
         self.cancel.cancel();
         self.tasks.close();
-        tokio::time::timeout(within, self.tasks.wait()).await.is_ok()
+        tokio::time::timeout(within, self.tasks.wait())
+            .await
+            .is_ok()
     }
 }
 
@@ -96,7 +102,10 @@ impl Engine {
         let listen = config.server.listen;
         let loopback = listen.ip().is_loopback();
         for tenant in &tenants {
-            let open = tenant.sources.values().find(|source| source.verify.is_open());
+            let open = tenant
+                .sources
+                .values()
+                .find(|source| source.verify.is_open());
             if let (Some(source), false) = (open, loopback) {
                 return Err(StartError::OpenSource {
                     tenant: tenant.name.clone(),
@@ -111,9 +120,14 @@ impl Engine {
 
         let sandbox = Sandbox::new(config.limits.clone());
         let mut compiled = HashMap::new();
-        let rules = tenants.iter().map(|tenant| Rules::compile(tenant, &sandbox, &mut compiled));
+        let rules = tenants
+            .iter()
+            .map(|tenant| Rules::compile(tenant, &sandbox, &mut compiled));
         let rules = rules.collect::<Result<Vec<_>, _>>()?;
-        let counts = (tenants.len(), tenants.iter().map(|tenant| tenant.rules.len()).sum());
+        let counts = (
+            tenants.len(),
+            tenants.iter().map(|tenant| tenant.rules.len()).sum(),
+        );
         let channels = tenants.iter().flat_map(|tenant| {
             let own = tenant.channels.iter();
             own.map(|(name, channel)| ((tenant.name.clone(), name.clone()), channel.clone()))
@@ -134,12 +148,24 @@ impl Engine {
             .map_err(|error| StartError::Bind { listen, error })?;
         let workers = Workers::start(config.decide.threads).map_err(StartError::Threads)?;
 
-        let pipeline = Pipeline::new(store.clone(), Arc::new(workers), rules, config.decide.batch_max);
+        let pipeline = Pipeline::new(
+            store.clone(),
+            Arc::new(workers),
+            rules,
+            config.decide.batch_max,
+        );
         let pipeline = Arc::new(pipeline);
-        let ingest = Ingest::new(&mut tenants, store.clone(), pipeline.clone(), &config.server);
-        let app = Router::new()
-            .merge(ingest.router())
-            .merge(admin::router(store.clone(), pipeline.clone(), token.clone()));
+        let ingest = Ingest::new(
+            &mut tenants,
+            store.clone(),
+            pipeline.clone(),
+            &config.server,
+        );
+        let app = Router::new().merge(ingest.router()).merge(admin::router(
+            store.clone(),
+            pipeline.clone(),
+            token.clone(),
+        ));
 
         let engine = Self {
             addr,
@@ -151,9 +177,21 @@ impl Engine {
             drain: Duration::from_millis(config.server.drain_ms),
             store: store.clone(),
         };
-        let dispatcher = Dispatcher::new(store, channels, outgoing, dispatch_settings(config));
-        engine.dispatch.tasks.spawn(dispatcher.run(engine.dispatch.cancel.clone()));
-        engine.pipeline.tasks.spawn(pipeline.run(engine.pipeline.cancel.clone()));
+        let dispatcher = Dispatcher::new(
+            store,
+            channels,
+            outgoing,
+            dispatch_settings(config),
+            Arc::new(now_ms),
+        );
+        engine
+            .dispatch
+            .tasks
+            .spawn(dispatcher.run(engine.dispatch.cancel.clone()));
+        engine
+            .pipeline
+            .tasks
+            .spawn(pipeline.run(engine.pipeline.cancel.clone()));
         let cancel = engine.ingest.cancel.clone();
         engine.ingest.tasks.spawn(async move {
             let serve = axum::serve(listener, app)
@@ -191,7 +229,10 @@ fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
     let pem = if path.as_os_str().is_empty() {
         None
     } else {
-        Some(std::fs::read(path).map_err(|error| failed(format!("ca_file cannot be read: {error}")))?)
+        Some(
+            std::fs::read(path)
+                .map_err(|error| failed(format!("ca_file cannot be read: {error}")))?,
+        )
     };
     Outgoing::new(pem.as_deref()).map_err(failed)
 }
@@ -202,11 +243,11 @@ fn dispatch_settings(config: &Config) -> dispatch::Settings {
         in_flight_max: dispatch.in_flight_max,
         in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
         lease_ms: dispatch.lease_ms as i64,
-        schedule: dispatch::retry::Schedule {
-            first_ms: dispatch.retry_first_ms,
+        schedule: dispatch::Schedule {
+            base_ms: dispatch.retry_first_ms,
             max_ms: dispatch.retry_max_ms,
             attempts_max: dispatch.attempts_max,
-            ..dispatch::retry::Schedule::default()
+            ..dispatch::Schedule::default()
         },
     }
 }
@@ -218,6 +259,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         cache_bytes: config.store.cache_bytes,
         queue_max: config.store.queue_max,
         group_max: config.store.group_max,
+        due_loaded_max: DUE_LOADED_MAX,
     };
     std::fs::create_dir_all(&path).map_err(|error| StartError::File {
         path: path.clone(),
@@ -233,6 +275,9 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         }),
     }
 }
+
+/// Due deliveries that are kept in memory; what waits beyond them waits on disk.
+const DUE_LOADED_MAX: usize = 10_000;
 
 /// The file with the token of an engine that was given none.
 pub const LOCAL_TOKEN_FILE: &str = "operator-token";

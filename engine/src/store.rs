@@ -208,6 +208,9 @@ pub struct Attempt {
     /// Where the receiver took it for some and not for others: who was refused, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
+    /// Who has it although it is to be tried again: the retry leaves them out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<String>,
 }
 
 /// An event that a rule failed on, kept until someone releases or drops it.
@@ -296,6 +299,9 @@ pub trait EventLog: Send + Sync {
         after: EventId,
         limit: usize,
     ) -> Result<Vec<StoredEvent>, Error>;
+
+    /// Whether an append would be taken now, as far as can be told without one.
+    async fn ready(&self) -> Result<(), Error>;
 
     /// An event by its id, whoever owns it.
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error>;

@@ -106,7 +106,10 @@ impl Tenant {
         let mut paths = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "toml")
+            {
                 paths.push(path);
             }
         }
@@ -131,7 +134,11 @@ impl Tenant {
             place: file.path.display().to_string(),
             message: format!("the file's name is the tenant's, and {error}"),
         })?;
-        let reader = Reader { file, env, timeout_ms };
+        let reader = Reader {
+            file,
+            env,
+            timeout_ms,
+        };
 
         let mut sources = BTreeMap::new();
         for section in root.sections("source")? {
@@ -142,19 +149,30 @@ impl Tenant {
         let mut channels = BTreeMap::new();
         for section in root.sections("channel")? {
             let (key, channel, section) = reader.channel(section)?;
-            unique(channels.insert(key, Arc::new(channel)).is_some(), &section, "channel")?;
+            unique(
+                channels.insert(key, Arc::new(channel)).is_some(),
+                &section,
+                "channel",
+            )?;
         }
         let default_channel = match root.parse::<Name>("default_channel")? {
             Some(default) => {
-                known(&default.value, channels.keys(), "channel", |m| default.problem(m))?;
+                known(&default.value, channels.keys(), "channel", |m| {
+                    default.problem(m)
+                })?;
                 Some(default.value)
             }
             None => None,
         };
         let mut rules: Vec<Rule> = Vec::new();
         for section in root.sections("rule")? {
-            let (rule, section) = reader.rule(section, &sources, &channels, default_channel.is_some())?;
-            unique(rules.iter().any(|other| other.name == rule.name), &section, "rule")?;
+            let (rule, section) =
+                reader.rule(section, &sources, &channels, default_channel.is_some())?;
+            unique(
+                rules.iter().any(|other| other.name == rule.name),
+                &section,
+                "rule",
+            )?;
             rules.push(rule);
         }
         root.finish()?;
@@ -170,7 +188,10 @@ impl Tenant {
 
 fn unique(taken: bool, section: &Section<'_>, what: &str) -> Result<(), Problem> {
     if taken {
-        return Err(section.problem(format!("{}: there is a {what} of that name above", section.title())));
+        return Err(section.problem(format!(
+            "{}: there is a {what} of that name above",
+            section.title()
+        )));
     }
     Ok(())
 }
@@ -248,7 +269,10 @@ impl<'a> Reader<'a> {
         };
         Ok(Verify::Json {
             token,
-            kind: section.str("type")?.map_or("json", |kind| kind.value).to_owned(),
+            kind: section
+                .str("type")?
+                .map_or("json", |kind| kind.value)
+                .to_owned(),
             kind_from: pointer("type_from")?,
             id_from: pointer("id_from")?,
             subject_from: pointer("subject_from")?,
@@ -331,7 +355,9 @@ impl<'a> Reader<'a> {
             password: self.secret(section, "password")?,
             from: section.need_str("from")?.value.to_owned(),
             to: to.into_iter().map(|to| to.value.to_owned()).collect(),
-            reply_to: section.str("reply_to")?.map(|reply_to| reply_to.value.to_owned()),
+            reply_to: section
+                .str("reply_to")?
+                .map(|reply_to| reply_to.value.to_owned()),
             timeout_ms,
         })
     }
@@ -346,7 +372,12 @@ impl<'a> Reader<'a> {
         let (name, section) = named(section, "rule")?;
         let (module, wasm) = self.module(section.need_str("module")?)?;
         let events = match section.strs("events")? {
-            None => return Err(section.problem(format!("{} has no `events`; write events = [\"*\"] for all", section.title()))),
+            None => {
+                return Err(section.problem(format!(
+                    "{} has no `events`; write events = [\"*\"] for all",
+                    section.title()
+                )));
+            }
             Some(patterns) => patterns
                 .into_iter()
                 .map(|pattern| Pattern::new(pattern.value).map_err(|error| pattern.problem(error)))
@@ -484,7 +515,10 @@ fn names<'n>(
     };
     let mut names = Vec::with_capacity(listed.len());
     for item in listed {
-        let name: Name = item.value.parse().map_err(|error| item.problem(format!("{error}")))?;
+        let name: Name = item
+            .value
+            .parse()
+            .map_err(|error| item.problem(format!("{error}")))?;
         known(&name, all.clone(), what, |message| {
             item.problem(format!("{}: {message}", section.title()))
         })?;
@@ -501,7 +535,8 @@ fn config_bytes(section: &Section<'_>) -> Result<Vec<u8>, Problem> {
     let (Some(_), Some(value)) = (found.value.as_table(), plain(found.value)) else {
         return Err(found.problem(format!("`config` of {} is not a table", section.title())));
     };
-    encode_config(&value).map_err(|error| found.problem(format!("`config` of {}: {error}", section.title())))
+    encode_config(&value)
+        .map_err(|error| found.problem(format!("`config` of {}: {error}", section.title())))
 }
 
 /// A configuration as rules read it. Dates become strings, as MessagePack here has none.
@@ -509,9 +544,14 @@ pub fn encode_config(value: &toml::Value) -> Result<Vec<u8>, String> {
     fn dates_as_text(value: &toml::Value) -> toml::Value {
         match value {
             toml::Value::Datetime(moment) => toml::Value::String(moment.to_string()),
-            toml::Value::Array(items) => toml::Value::Array(items.iter().map(dates_as_text).collect()),
+            toml::Value::Array(items) => {
+                toml::Value::Array(items.iter().map(dates_as_text).collect())
+            }
             toml::Value::Table(table) => toml::Value::Table(
-                table.iter().map(|(key, value)| (key.clone(), dates_as_text(value))).collect(),
+                table
+                    .iter()
+                    .map(|(key, value)| (key.clone(), dates_as_text(value)))
+                    .collect(),
             ),
             other => other.clone(),
         }
@@ -520,4 +560,3 @@ pub fn encode_config(value: &toml::Value) -> Result<Vec<u8>, String> {
         .map(|data| data.bytes().to_vec())
         .map_err(|error| error.message().to_owned())
 }
-

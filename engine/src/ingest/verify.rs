@@ -146,7 +146,9 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// The headers on a sender's allow-list, in its order, each bounded.
 fn allowed(headers: &HeaderMap, names: &[&str]) -> Vec<(String, String)> {
-    let present = names.iter().filter_map(|name| Some((*name, header(headers, name)?)));
+    let present = names
+        .iter()
+        .filter_map(|name| Some((*name, header(headers, name)?)));
     present
         .map(|(name, value)| (name.to_owned(), bounded(value)))
         .collect()
@@ -166,7 +168,11 @@ fn bounded(text: &str) -> String {
 /// The media type without its parameters, in lower case.
 fn media_type(headers: &HeaderMap) -> String {
     let text = header(headers, "content-type").unwrap_or("");
-    text.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
+    text.split(';')
+        .next()
+        .unwrap_or("")
+        .trim()
+        .to_ascii_lowercase()
 }
 
 fn is_json(media_type: &str) -> bool {

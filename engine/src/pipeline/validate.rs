@@ -101,8 +101,13 @@ fn message(position: usize, message: &Message) -> Result<(), Invalid> {
     fits(at("text"), &message.text, MESSAGE_LIMITS.text)?;
     if let Some(link) = &message.link {
         fits(at("link.url"), &link.url, MESSAGE_LIMITS.url)?;
-        fits(at("link.label"), link.label.as_deref().unwrap_or(""), MESSAGE_LIMITS.label)?;
-        let web = url::Url::parse(&link.url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        fits(
+            at("link.label"),
+            link.label.as_deref().unwrap_or(""),
+            MESSAGE_LIMITS.label,
+        )?;
+        let web =
+            url::Url::parse(&link.url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
         if !web {
             return Err(Invalid::Link {
                 position,
@@ -118,8 +123,16 @@ fn message(position: usize, message: &Message) -> Result<(), Invalid> {
         });
     }
     for (n, field) in message.fields.iter().enumerate() {
-        fits(at(&format!("fields[{n}].name")), &field.name, MESSAGE_LIMITS.field_name)?;
-        fits(at(&format!("fields[{n}].value")), &field.value, MESSAGE_LIMITS.field_value)?;
+        fits(
+            at(&format!("fields[{n}].name")),
+            &field.name,
+            MESSAGE_LIMITS.field_name,
+        )?;
+        fits(
+            at(&format!("fields[{n}].value")),
+            &field.value,
+            MESSAGE_LIMITS.field_value,
+        )?;
     }
     Ok(())
 }
@@ -142,29 +155,56 @@ mod tests {
 
     fn check(decision: impl Into<Decision>, expected: &str) {
         let result = super::decision(&decision.into(), &[], None);
-        assert_eq!(result.map_or_else(|error| error.to_string(), |()| "valid".to_owned()), expected);
+        assert_eq!(
+            result.map_or_else(|error| error.to_string(), |()| "valid".to_owned()),
+            expected
+        );
     }
 
     #[test]
     fn each_limit_holds_from_both_sides() {
         let fits = |n| "x".repeat(n);
         check(notify("a").title(fits(1_000)).text(fits(20_000)), "valid");
-        check(notify("a").title(fits(1_001)), "actions[0].message.title is 1001 bytes, the limit is 1000");
-        check(notify("a").text(fits(20_001)), "actions[0].message.text is 20001 bytes, the limit is 20000");
+        check(
+            notify("a").title(fits(1_001)),
+            "actions[0].message.title is 1001 bytes, the limit is 1000",
+        );
+        check(
+            notify("a").text(fits(20_001)),
+            "actions[0].message.text is 20001 bytes, the limit is 20000",
+        );
         check(Decision::drop(fits(1_000)), "valid");
-        check(Decision::drop(fits(1_001)), "reason is 1001 bytes, the limit is 1000");
+        check(
+            Decision::drop(fits(1_001)),
+            "reason is 1001 bytes, the limit is 1000",
+        );
         let fields = |n: usize| (0..n).fold(notify("a"), |m, _| m.field("n", "v"));
         check(fields(50), "valid");
         check(fields(51), "actions[0] has 51 fields, the limit is 50");
-        check(notify("a").field(fits(201), ""), "actions[0].message.fields[0].name is 201 bytes, the limit is 200");
+        check(
+            notify("a").field(fits(201), ""),
+            "actions[0].message.fields[0].name is 201 bytes, the limit is 200",
+        );
     }
 
     #[test]
     fn links_lead_to_the_web_and_channels_have_names() {
         check(notify("a").link("https://a.example/?q=1"), "valid");
-        for url in ["javascript:alert(1)", "file:///etc/passwd", "//a.example", "data:text/html,x", ""] {
-            check(notify("a").link(url), "actions[0].message.link.url is not an http or https address");
+        for url in [
+            "javascript:alert(1)",
+            "file:///etc/passwd",
+            "//a.example",
+            "data:text/html,x",
+            "",
+        ] {
+            check(
+                notify("a").link(url),
+                "actions[0].message.link.url is not an http or https address",
+            );
         }
-        check(post("A b"), "actions[0] names the channel \"A b\", which is not a channel's name");
+        check(
+            post("A b"),
+            "actions[0] names the channel \"A b\", which is not a channel's name",
+        );
     }
 }

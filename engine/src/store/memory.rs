@@ -56,6 +56,10 @@ impl MemoryStore {
 
 #[async_trait]
 impl EventLog for MemoryStore {
+    async fn ready(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn append(&self, event: NewEvent) -> Result<Appended, Error> {
         let mut rows = self.rows();
         let id = EventId::next(event.received_ms, rows.last);

@@ -189,6 +189,10 @@ impl Drop for SledStore {
 
 #[async_trait]
 impl EventLog for SledStore {
+    async fn ready(&self) -> Result<(), Error> {
+        self.shared.check()
+    }
+
     async fn append(&self, event: NewEvent) -> Result<Appended, Error> {
         self.shared.check()?;
         let (answer, answered) = oneshot::channel();

@@ -3,7 +3,10 @@
 //! name is `X-GitHub-Event`, its id `X-GitHub-Delivery`. (GitHub's documentation, "Validating
 //! webhook deliveries" and "Webhook events and payloads".)
 
-use super::{Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind, media_type, with_action};
+use super::{
+    Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind,
+    media_type, with_action,
+};
 use axum::http::HeaderMap;
 use hooksieve_sdk::wire::Value;
 use hooksieve_sdk::wire::json::Data;
@@ -18,7 +21,11 @@ const HEADERS: [&str; 5] = [
     "x-github-hook-installation-target-id",
 ];
 
-pub(super) fn read(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<Incoming, Rejected> {
+pub(super) fn read(
+    secret: &Secret,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Incoming, Rejected> {
     let Some(signature) = header(headers, SIGNATURE) else {
         return Err(Rejected::Unsigned { header: SIGNATURE });
     };
@@ -42,7 +49,9 @@ pub(super) fn read(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<
         });
     };
     let Some(name) = header(headers, "x-github-event").filter(|name| is_kind(name)) else {
-        return Err(Rejected::Body("the X-GitHub-Event header names no event".to_owned()));
+        return Err(Rejected::Body(
+            "the X-GitHub-Event header names no event".to_owned(),
+        ));
     };
     Ok(Incoming {
         kind: with_action(name, &data),
@@ -57,7 +66,9 @@ pub(super) fn read(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<
 /// The repository it is about, or the organisation.
 pub(super) fn subject(data: &Data) -> Option<String> {
     let body = Value::new(data.bytes());
-    let subject = body.str("/repository/full_name").or(body.str("/organization/login"));
+    let subject = body
+        .str("/repository/full_name")
+        .or(body.str("/organization/login"));
     subject.map(bounded)
 }
 
@@ -65,7 +76,9 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
     if text.len() != 64 || !text.is_ascii() {
         return None;
     }
-    let pairs = (0..64).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok());
+    let pairs = (0..64)
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok());
     pairs.collect()
 }
 
@@ -79,9 +92,13 @@ mod tests {
 
     fn headers(extra: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (name, value) in [("x-hub-signature-256", SIGNED), ("content-type", "application/json"), ("x-github-event", "push")]
-            .iter()
-            .chain(extra)
+        for (name, value) in [
+            ("x-hub-signature-256", SIGNED),
+            ("content-type", "application/json"),
+            ("x-github-event", "push"),
+        ]
+        .iter()
+        .chain(extra)
         {
             headers.insert(*name, value.parse().unwrap());
         }
@@ -96,19 +113,44 @@ mod tests {
     fn the_documented_signature_is_taken_and_any_other_refused() {
         // The documented body is not JSON, so a signature that fits is told from one that does not
         // by what is complained about.
-        assert!(matches!(read(&headers(&[]), "Hello, World!"), Err(Rejected::Body(_))));
+        assert!(matches!(
+            read(&headers(&[]), "Hello, World!"),
+            Err(Rejected::Body(_))
+        ));
         let bad = Rejected::BadSignature { header: SIGNATURE };
         assert_eq!(read(&headers(&[]), "Hello, World?"), Err(bad.clone()));
-        for signature in ["", "sha256=", "sha256=zz", "757107ea", "sha1=757107ea0eb2509fc211221cce984b8a37570b6d"] {
-            assert_eq!(read(&headers(&[("x-hub-signature-256", signature)]), "Hello, World!"), Err(bad.clone()));
+        for signature in [
+            "",
+            "sha256=",
+            "sha256=zz",
+            "757107ea",
+            "sha1=757107ea0eb2509fc211221cce984b8a37570b6d",
+        ] {
+            assert_eq!(
+                read(
+                    &headers(&[("x-hub-signature-256", signature)]),
+                    "Hello, World!"
+                ),
+                Err(bad.clone())
+            );
         }
-        assert_eq!(read(&HeaderMap::new(), "{}"), Err(Rejected::Unsigned { header: SIGNATURE }));
+        assert_eq!(
+            read(&HeaderMap::new(), "{}"),
+            Err(Rejected::Unsigned { header: SIGNATURE })
+        );
     }
 
     #[test]
     fn signatures_and_cookies_never_reach_a_rule() {
-        let headers = headers(&[("cookie", "a=b"), ("authorization", "Bearer x"), ("x-github-delivery", "1")]);
-        let names: Vec<_> = allowed(&headers, &HEADERS).into_iter().map(|(name, _)| name).collect();
+        let headers = headers(&[
+            ("cookie", "a=b"),
+            ("authorization", "Bearer x"),
+            ("x-github-delivery", "1"),
+        ]);
+        let names: Vec<_> = allowed(&headers, &HEADERS)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["x-github-event", "x-github-delivery"]);
     }
 }

@@ -2,7 +2,9 @@
 //! Type, sender's id and subject are read from the body where the source says where they stand;
 //! otherwise the id is the `Idempotency-Key` header, if there is one.
 
-use super::{Incoming, Rejected, Secret, allowed, bounded, data, header, is_json, is_kind, media_type};
+use super::{
+    Incoming, Rejected, Secret, allowed, bounded, data, header, is_json, is_kind, media_type,
+};
 use axum::http::HeaderMap;
 use hooksieve_sdk::wire::{Kind, Value};
 use sha2::{Digest, Sha256};
@@ -25,7 +27,11 @@ pub(super) fn read(
         match bearer(headers) {
             Some(given) if same(given, token.expose()) => {}
             Some(_) => return Err(Rejected::BadToken),
-            None => return Err(Rejected::Unsigned { header: "Authorization: Bearer" }),
+            None => {
+                return Err(Rejected::Unsigned {
+                    header: "Authorization: Bearer",
+                });
+            }
         }
     }
     let media_type = media_type(headers);
@@ -48,7 +54,9 @@ pub(super) fn read(
     let kind = match (pointers.kind, text(pointers.kind)) {
         (Some(_), Some(found)) if is_kind(&found) => found,
         (Some(pointer), Some(found)) => {
-            return Err(Rejected::Body(format!("the event type at {pointer} is {found:?}; a type has letters, digits and . _ - : only")));
+            return Err(Rejected::Body(format!(
+                "the event type at {pointer} is {found:?}; a type has letters, digits and . _ - : only"
+            )));
         }
         _ => kind.to_owned(),
     };
@@ -59,18 +67,26 @@ pub(super) fn read(
         subject,
         headers: allowed(headers, &["user-agent"]),
         data,
-        verified: if token.is_some() { "json: bearer token" } else { "json: open on loopback" },
+        verified: if token.is_some() {
+            "json: bearer token"
+        } else {
+            "json: open on loopback"
+        },
     })
 }
 
 pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = header(headers, "authorization")?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 /// Compares in a time that tells nothing of either text, not even their lengths.
 pub(crate) fn same(given: &str, expected: &str) -> bool {
-    Sha256::digest(given).ct_eq(&Sha256::digest(expected)).into()
+    Sha256::digest(given)
+        .ct_eq(&Sha256::digest(expected))
+        .into()
 }
 
 #[cfg(test)]
@@ -78,33 +94,88 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect::<HeaderMap>()
     }
 
-    const NONE: Pointers<'static> = Pointers { kind: None, id: None, subject: None };
+    const NONE: Pointers<'static> = Pointers {
+        kind: None,
+        id: None,
+        subject: None,
+    };
 
     #[test]
     fn the_token_is_needed_where_one_is_set() {
         let token = Secret::new("t0ken");
         let read = |pairs| read(Some(&token), "alert", &NONE, &headers(pairs), b"{}");
-        assert!(read(&[("authorization", "Bearer t0ken"), ("content-type", "application/json")]).is_ok());
-        assert!(read(&[("authorization", "bearer t0ken"), ("content-type", "application/cloudevents+json")]).is_ok());
-        assert_eq!(read(&[("authorization", "Bearer t0kem")]), Err(Rejected::BadToken));
-        assert!(matches!(read(&[("authorization", "Basic t0ken")]), Err(Rejected::Unsigned { .. })));
+        assert!(
+            read(&[
+                ("authorization", "Bearer t0ken"),
+                ("content-type", "application/json")
+            ])
+            .is_ok()
+        );
+        assert!(
+            read(&[
+                ("authorization", "bearer t0ken"),
+                ("content-type", "application/cloudevents+json")
+            ])
+            .is_ok()
+        );
+        assert_eq!(
+            read(&[("authorization", "Bearer t0kem")]),
+            Err(Rejected::BadToken)
+        );
+        assert!(matches!(
+            read(&[("authorization", "Basic t0ken")]),
+            Err(Rejected::Unsigned { .. })
+        ));
         assert!(matches!(read(&[]), Err(Rejected::Unsigned { .. })));
-        assert!(matches!(read(&[("authorization", "Bearer t0ken"), ("content-type", "text/plain")]), Err(Rejected::MediaType { .. })));
+        assert!(matches!(
+            read(&[
+                ("authorization", "Bearer t0ken"),
+                ("content-type", "text/plain")
+            ]),
+            Err(Rejected::MediaType { .. })
+        ));
     }
 
     #[test]
     fn type_id_and_subject_come_from_where_the_source_says() {
-        let pointers = Pointers { kind: Some("/kind"), id: Some("/n"), subject: Some("/host") };
-        let headers = headers(&[("content-type", "application/json"), ("idempotency-key", "k")]);
+        let pointers = Pointers {
+            kind: Some("/kind"),
+            id: Some("/n"),
+            subject: Some("/host"),
+        };
+        let headers = headers(&[
+            ("content-type", "application/json"),
+            ("idempotency-key", "k"),
+        ]);
         let read = |body: &[u8]| read(None, "alert", &pointers, &headers, body);
         let incoming = read(br#"{"kind": "disk.full", "n": 7, "host": "a"}"#).unwrap();
-        assert_eq!((incoming.kind.as_str(), incoming.sender_id.as_deref(), incoming.subject.as_deref()), ("disk.full", Some("7"), Some("a")));
+        assert_eq!(
+            (
+                incoming.kind.as_str(),
+                incoming.sender_id.as_deref(),
+                incoming.subject.as_deref()
+            ),
+            ("disk.full", Some("7"), Some("a"))
+        );
         let incoming = read(br#"{"kind": 1.5}"#).unwrap();
-        assert_eq!((incoming.kind.as_str(), incoming.sender_id.as_deref(), incoming.subject), ("alert", Some("k"), None));
-        assert!(matches!(read(br#"{"kind": "a b"}"#), Err(Rejected::Body(_))));
+        assert_eq!(
+            (
+                incoming.kind.as_str(),
+                incoming.sender_id.as_deref(),
+                incoming.subject
+            ),
+            ("alert", Some("k"), None)
+        );
+        assert!(matches!(
+            read(br#"{"kind": "a b"}"#),
+            Err(Rejected::Body(_))
+        ));
         assert!(matches!(read(b"{"), Err(Rejected::Body(_))));
     }
 }

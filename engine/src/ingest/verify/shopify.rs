@@ -2,7 +2,10 @@
 //! the topic, `orders/create`; its id is `X-Shopify-Webhook-Id`, the same when a delivery is
 //! repeated. (Shopify's documentation, "Verify webhook deliveries".)
 
-use super::{Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind, media_type};
+use super::{
+    Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind,
+    media_type,
+};
 use axum::http::HeaderMap;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 
@@ -17,7 +20,11 @@ const HEADERS: [&str; 6] = [
     "x-shopify-triggered-at",
 ];
 
-pub(super) fn read(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<Incoming, Rejected> {
+pub(super) fn read(
+    secret: &Secret,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Incoming, Rejected> {
     let Some(signature) = header(headers, SIGNATURE) else {
         return Err(Rejected::Unsigned { header: SIGNATURE });
     };
@@ -35,7 +42,9 @@ pub(super) fn read(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<
     let topic = header(headers, "x-shopify-topic").unwrap_or("");
     let kind = topic.replace('/', ".");
     if !is_kind(&kind) {
-        return Err(Rejected::Body("the X-Shopify-Topic header names no topic".to_owned()));
+        return Err(Rejected::Body(
+            "the X-Shopify-Topic header names no topic".to_owned(),
+        ));
     }
     Ok(Incoming {
         kind,

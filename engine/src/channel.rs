@@ -1,0 +1,211 @@
+//! Where deliveries go: a tenant's channels, each of one kind, built from validated settings.
+//!
+//! Guarantees:
+//! - Nothing of an event can change what a channel does: titles, texts and links are escaped for
+//!   the receiver's form, cut to its limits, and never become a header, a recipient or a mention.
+//! - Whether a failure is worth a retry is decided here, where it is born.
+//! - What an error says is fit for a log and for a stored attempt: the host and what happened, never
+//!   a path, a query, a user or a secret.
+//!
+//! What a channel deliberately does not do: retry, wait, know the store, or follow a redirect.
+
+pub mod email;
+pub mod outgoing;
+pub mod slack;
+mod text;
+pub mod webhook;
+
+pub use outgoing::Outgoing;
+
+use crate::store::Delivery;
+use hooksieve_sdk::wire::Payload;
+use std::time::Duration;
+
+/// A destination that a tenant configured.
+pub enum Channel {
+    Email(email::Email),
+    Slack(slack::Slack),
+    Webhook(webhook::Webhook),
+}
+
+/// The receiver took it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// The HTTP status or SMTP code, where there was an answer.
+    pub status: Option<u16>,
+    /// Recipients who were refused for good while others have it: "who: code text".
+    pub refused: Vec<String>,
+}
+
+/// The receiver did not take it, or not for everyone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub status: Option<u16>,
+    /// One sentence that names the host.
+    pub error: String,
+    pub retry: Retry,
+    /// Recipients who have it all the same: a retry must leave them out.
+    pub accepted: Vec<String>,
+    /// Recipients who do not, as in [`Sent::refused`].
+    pub refused: Vec<String>,
+}
+
+/// Whether trying again can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    Never,
+    Later,
+    /// The receiver said how long to stay away.
+    After(Duration),
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind())
+    }
+}
+
+impl Channel {
+    /// Tries once to deliver. It ends within the channel's own timeout.
+    ///
+    /// # Errors
+    /// When the receiver did not take it; the failure says whether to try again.
+    pub async fn send(&self, client: &Outgoing, delivery: &Delivery) -> Result<Sent, Failure> {
+        // The pipeline asked `takes` before it stored anything; the settings may have changed since.
+        self.takes(&delivery.payload).map_err(Failure::never)?;
+        match self {
+            Channel::Email(email) => email.send(client, delivery).await,
+            Channel::Slack(slack) => slack.send(client, delivery).await,
+            Channel::Webhook(webhook) => webhook.send(client, delivery).await,
+        }
+    }
+
+    /// The name of its kind, as tenant files spell it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Channel::Email(_) => "email",
+            Channel::Slack(_) => "slack",
+            Channel::Webhook(_) => "webhook",
+        }
+    }
+
+    /// Whether this kind of channel can send this payload.
+    ///
+    /// # Errors
+    /// One sentence that says what it takes instead.
+    pub fn takes(&self, payload: &Payload) -> Result<(), String> {
+        match (self, payload) {
+            (Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
+            (_, Payload::Body(_)) => Err(format!(
+                "channel kind {} takes a message, not a body",
+                self.kind()
+            )),
+        }
+    }
+}
+
+impl Failure {
+    fn new(status: Option<u16>, error: impl Into<String>, retry: Retry) -> Self {
+        Self {
+            status,
+            error: error.into(),
+            retry,
+            accepted: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    fn never(error: impl Into<String>) -> Self {
+        Self::new(None, error, Retry::Never)
+    }
+
+    fn later(error: impl Into<String>) -> Self {
+        Self::new(None, error, Retry::Later)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{DeliveryId, EventId};
+    use crate::secret::Secret;
+    use crate::store::{About, State};
+    use hooksieve_sdk::wire::json::Data;
+    use hooksieve_sdk::wire::{Body, Field, Link, Message};
+
+    /// A message with everything in it that a receiver could take for its own syntax.
+    pub(super) fn hostile_message() -> Message {
+        Message {
+            title: "Build <!channel> failed\r\nBcc: everyone@example.com\0 \u{202e}🚨 & more"
+                .into(),
+            text: "<script>alert(1)</script> & <!here>\r\n.\r\nsecond \"line\" with `ticks`".into(),
+            link: Some(Link {
+                url: "https://ci.example.com/run|x>y?a=1&b=\"2\"".into(),
+                label: Some("Run | <b>42</b>\nnow".into()),
+            }),
+            fields: vec![
+                Field {
+                    name: "Repository".into(),
+                    value: "octo/<api> & co".into(),
+                },
+                Field {
+                    name: "Branch\r\nX-Evil: 1".into(),
+                    value: String::new(),
+                },
+            ],
+        }
+    }
+
+    pub(super) fn delivery(payload: Payload) -> Delivery {
+        let event = EventId::from_bytes(b"an event");
+        let rule = "triage".parse().unwrap();
+        Delivery {
+            id: DeliveryId::new(event, &rule, 0),
+            tenant: "octo".parse().unwrap(),
+            event,
+            rule,
+            position: 0,
+            channel: "team".parse().unwrap(),
+            reason: "the build of <main> failed".into(),
+            payload,
+            about: About {
+                source: "github".parse().unwrap(),
+                kind: "workflow_run.completed".into(),
+                subject: Some("octo/api".into()),
+                time: "2025-06-01T12:00:00Z".into(),
+            },
+            state: State::Pending { due_ms: 0 },
+            attempts: Vec::new(),
+            created_ms: 1_748_779_201_000,
+        }
+    }
+
+    #[test]
+    fn only_a_webhook_takes_a_body() {
+        let slack = Channel::Slack(
+            slack::Slack::new(slack::Settings {
+                url: Secret::new("https://hooks.slack.com/services/T/B/x"),
+                timeout_ms: 1000,
+            })
+            .unwrap_or_else(|error| panic!("{error}")),
+        );
+        let webhook = Channel::Webhook(
+            webhook::Webhook::new(webhook::Settings {
+                url: "https://example.com/in".into(),
+                secret: None,
+                timeout_ms: 1000,
+            })
+            .unwrap_or_else(|error| panic!("{error}")),
+        );
+        let data = Data::from_json(b"{}").unwrap();
+        let body = Payload::Body(Body::from_msgpack(data.bytes().to_vec()));
+        let message = Payload::Message(Message::default());
+        assert_eq!(
+            slack.takes(&body).unwrap_err(),
+            "channel kind slack takes a message, not a body"
+        );
+        assert!(slack.takes(&message).is_ok());
+        assert!(webhook.takes(&body).is_ok());
+        assert!(webhook.takes(&message).is_ok());
+    }
+}
