@@ -20,6 +20,7 @@
 //! | [`pipeline`] | events through rules to commits |
 //! | [`dispatch`], [`channel`] | commits to receivers |
 //! | [`admin`] | the operator's calls over HTTP |
+//! | [`replay`] | recorded events, read as the engine would have stored them |
 //! | [`serve`] | all of it wired together |
 //!
 //! # Invariants
@@ -44,6 +45,7 @@ pub mod id;
 pub mod ingest;
 pub mod pipeline;
 mod problem;
+pub mod replay;
 pub mod sandbox;
 pub mod secret;
 pub mod serve;

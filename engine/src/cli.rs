@@ -1,0 +1,132 @@
+//! The command line: one file a subcommand. Results go to standard output, the rest to standard
+//! error; a broken pipe is success.
+
+mod check;
+mod client;
+mod dead;
+mod demo;
+mod explain;
+mod held;
+mod policies;
+mod replay;
+mod serve;
+mod style;
+
+use clap::{Parser, Subcommand};
+use hooksieve::config::read::Problem;
+use hooksieve::serve::StartError;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+/// Lets users' rules, small WebAssembly modules, decide what becomes of every event.
+#[derive(Parser)]
+#[command(name = "hooksieve", version, styles = style::HELP, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 success; 1 it ran and the outcome is bad; 2 bad usage, input or configuration.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the engine: take events in, decide, deliver
+    Serve(serve::Args),
+    /// Show the whole of it in one command, with real parts on this machine
+    Demo(demo::Args),
+    /// Run events through a rule, sending nothing
+    Replay(replay::Args),
+    /// Say whether a module is accepted, and if not, why and what to do
+    Check(check::Args),
+    /// List the ready-made rules, or write them to files
+    Policies(policies::Args),
+    /// Look at events that a rule failed on, and release or drop them
+    Held(held::Args),
+    /// Look at deliveries that were given up
+    Dead(dead::Args),
+    /// Tell what became of an event: rules, decisions, deliveries, attempts
+    Explain(explain::Args),
+}
+
+/// Why a command ends badly: its exit code, and one sentence.
+#[derive(Debug)]
+enum Failure {
+    /// It ran, and the outcome is bad. The report is already printed where there is no sentence.
+    Outcome(Option<String>),
+    /// Usage, input or configuration.
+    Input(String),
+    /// Whoever read the output has gone.
+    Pipe,
+}
+
+impl Failure {
+    fn input(error: impl fmt::Display) -> Self {
+        Self::Input(error.to_string())
+    }
+
+    fn outcome(error: impl fmt::Display) -> Self {
+        Self::Outcome(Some(error.to_string()))
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::input(problem)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::input(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Pipe,
+            _ => Self::outcome(error),
+        }
+    }
+}
+
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Replay(args) => replay::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Policies(args) => policies::run(args),
+        Command::Held(args) => held::run(args),
+        Command::Dead(args) => dead::run(args),
+        Command::Explain(args) => explain::run(args),
+    };
+    let (code, sentence) = match done {
+        Ok(()) | Err(Failure::Pipe) => return ExitCode::SUCCESS,
+        Err(Failure::Outcome(sentence)) => (1, sentence),
+        Err(Failure::Input(sentence)) => (2, Some(sentence)),
+    };
+    if let Some(sentence) = sentence {
+        let error = style::ERROR;
+        anstream::eprintln!("{error}error:{error:#} {sentence}");
+    }
+    ExitCode::from(code)
+}
+
+/// The environment as settings and secrets are read from it; what is not text cannot be meant.
+fn environment() -> BTreeMap<String, String> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+/// Runs a command's asynchronous part.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(Failure::outcome)?.block_on(work)
+}

@@ -1,0 +1,104 @@
+//! Calls to a running engine, which owns its store: the token, the address, and its errors as they
+//! are.
+
+use super::{Failure, block_on, environment};
+use hooksieve::config::Config;
+use hooksieve::serve::LOCAL_TOKEN_FILE;
+use reqwest::Method;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the engine is, and what it asks for.
+#[derive(clap::Args)]
+pub(crate) struct Remote {
+    /// Where the engine listens [default: http:// and the configured address]
+    #[arg(long, value_name = "URL", env = "HOOKSIEVE_URL", global = true)]
+    url: Option<String>,
+    /// A file with the operator token [default: HOOKSIEVE_OPERATOR_TOKEN, then <data>/operator-token]
+    #[arg(long, value_name = "FILE", global = true)]
+    token_file: Option<PathBuf>,
+    /// The engine's data folder, where its own token is
+    #[arg(long, value_name = "DIR", global = true)]
+    data: Option<PathBuf>,
+    /// One JSON value instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What problem+json is read for.
+#[derive(Deserialize)]
+struct Problem {
+    title: String,
+    detail: String,
+}
+
+impl Remote {
+    /// One call, and its answer as JSON of a known shape.
+    pub(crate) fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<T, Failure> {
+        let config = Config::load(None, &environment())?;
+        let token = self.token(&config)?;
+        let base = match &self.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("http://{}", config.server.listen),
+        };
+        // Fails only where a provider is installed already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        block_on(async {
+            let client = reqwest::Client::builder()
+                .timeout(Duration::from_secs(30))
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .map_err(Failure::outcome)?;
+            let sent = client
+                .request(method, format!("{base}{path}"))
+                .bearer_auth(token)
+                .send();
+            let response = sent.await.map_err(|error| {
+                if error.is_connect() {
+                    Failure::Outcome(Some(format!(
+                        "no engine answers at {base}: start it with `hooksieve serve`, or name it with --url"
+                    )))
+                } else {
+                    Failure::outcome(error)
+                }
+            })?;
+            let status = response.status();
+            let body = response.bytes().await.map_err(Failure::outcome)?;
+            if status.is_success() {
+                return serde_json::from_slice(&body).map_err(|error| {
+                    Failure::outcome(format!("the answer of {base} is not understood: {error}"))
+                });
+            }
+            match serde_json::from_slice::<Problem>(&body) {
+                Ok(problem) => Err(Failure::outcome(format!("{}: {}", problem.title, problem.detail))),
+                Err(_) => Err(Failure::outcome(format!("{base} answered {status}"))),
+            }
+        })
+    }
+
+    fn token(&self, config: &Config) -> Result<String, Failure> {
+        let path = match (&self.token_file, &config.server.operator_token) {
+            (Some(path), _) => path.clone(),
+            (None, Some(token)) if self.data.is_none() => return Ok(token.expose().to_owned()),
+            _ => self
+                .data
+                .as_ref()
+                .unwrap_or(&config.server.data)
+                .join(LOCAL_TOKEN_FILE),
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(token) => Ok(token.trim().to_owned()),
+            Err(error) => Err(Failure::Input(format!(
+                "the operator token cannot be read from {}: {error}; set HOOKSIEVE_OPERATOR_TOKEN, or name the engine's data folder with --data",
+                path.display()
+            ))),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `hooksieve explain`: the story of one event.
+
+use super::client::Remote;
+use super::{Failure, style};
+use hooksieve::admin::{DeliveryView, StoryView};
+use reqwest::Method;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(value_name = "EVENT_ID")]
+    event: String,
+    /// With the event's headers and data
+    #[arg(long = "with-data")]
+    with_data: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let path = format!("/v1/events/{}?data={}", args.event, args.with_data);
+    let story: StoryView = args.remote.call(Method::GET, &path)?;
+    if args.remote.json {
+        anstream::println!("{}", serde_json::json!(story));
+        return Ok(());
+    }
+    let (bold, dim, bad) = (style::HEADING, style::DIM, style::BAD);
+    let event = &story.event;
+    let subject = event.subject.as_deref().unwrap_or("no subject");
+    anstream::println!("{bold}{}{bold:#} {} {dim}{}{dim:#}", event.r#type, style::clean(subject), event.time);
+    anstream::println!("  id        {}", event.id);
+    anstream::println!("  came in   tenant {}, source {}", event.tenant, event.source);
+    anstream::println!("  verified  {}", event.verified);
+    if let Some(id) = &event.sender_id {
+        anstream::println!("  sender    {}", style::clean(id));
+    }
+    if let Some(data) = &event.data {
+        let data = serde_json::to_string_pretty(data).map_err(Failure::outcome)?;
+        anstream::println!("  data      {data}");
+    }
+    if !story.decided {
+        anstream::println!("  rules     not asked yet");
+    } else if story.decisions.is_empty() {
+        anstream::println!("  rules     none subscribed to it");
+    }
+    for decision in &story.decisions {
+        let what = match (&decision.reason, &decision.error) {
+            (Some(reason), _) => style::clean(reason),
+            (None, Some(error)) => format!("{bad}{}{bad:#}", style::clean(error)),
+            (None, None) => String::new(),
+        };
+        anstream::println!("{bold}rule {}{bold:#}: {}, {what}", decision.rule, decision.outcome);
+        if let Some(then) = decision.then {
+            anstream::println!("  then      {}", format!("{then:?}").to_lowercase());
+        }
+        anstream::println!(
+            "  used      {} fuel, {}, {} µs",
+            style::grouped(decision.fuel),
+            style::bytes(decision.memory_bytes),
+            decision.duration_us
+        );
+        anstream::println!("  {dim}module    {}{dim:#}", decision.module);
+        anstream::println!("  {dim}config    {}{dim:#}", decision.config);
+        for line in &decision.log {
+            anstream::println!("  log       {}", style::clean(line));
+        }
+        for delivery in story.deliveries.iter().filter(|d| d.rule == decision.rule) {
+            anstream::println!(
+                "  {bold}{}{bold:#}: {} {dim}{} {}{dim:#}",
+                delivery.channel,
+                delivery.state,
+                delivery.at,
+                delivery.id
+            );
+            attempts(delivery);
+        }
+    }
+    Ok(())
+}
+
+/// Every attempt of a delivery, a line each.
+pub(super) fn attempts(delivery: &DeliveryView) {
+    for attempt in &delivery.attempts {
+        let status = attempt.status.map(|status| status.to_string()).unwrap_or_default();
+        let error = attempt.error.as_deref().unwrap_or("ok");
+        let took = attempt.duration_ms;
+        anstream::println!("    {} {took} ms {status} {}", attempt.at, style::clean(error));
+        for refused in &attempt.refused {
+            anstream::println!("      refused {}", style::clean(refused));
+        }
+    }
+    if let Some(reason) = &delivery.reason {
+        anstream::println!("    given up: {}", style::clean(reason));
+    }
+}

@@ -1,0 +1,263 @@
+//! `hooksieve replay`: events through a rule, with the limits and the code of `serve`, sending
+//! nothing.
+
+use super::{Failure, environment, style};
+use hooksieve::config::Config;
+use hooksieve::config::read::did_you_mean;
+use hooksieve::id::Name;
+use hooksieve::pipeline::{ActiveRule, Rules};
+use hooksieve::replay::{BadInput, Defaults, Recorded, read};
+use hooksieve::sandbox::{Limits, Program, Sandbox};
+use hooksieve::tenant::encode_config;
+use hooksieve_sdk::wire::Decision;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The rule: a module, or policy:NAME
+    #[arg(long, value_name = "FILE.wasm|policy:NAME")]
+    rule: String,
+    /// The rule's configuration, as TOML (the keys of [rule.config]) or JSON
+    #[arg(long, value_name = "FILE")]
+    rule_config: Option<PathBuf>,
+    /// The source that raw payloads are taken to come from
+    #[arg(long, value_name = "NAME", default_value = "github")]
+    source: Name,
+    /// The sender's event name of raw payloads, such as issues; their action is added to it
+    #[arg(long = "type", value_name = "NAME")]
+    kind: Option<String>,
+    /// A configuration file, for limits that differ from the defaults
+    #[arg(long, value_name = "FILE", env = "HOOKSIEVE_CONFIG")]
+    config: Option<PathBuf>,
+    /// One JSON object a line instead of text
+    #[arg(long)]
+    json: bool,
+    /// JSON files, folders, .ndjson files, or - for standard input
+    #[arg(value_name = "EVENT", required = true)]
+    events: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref(), &environment())?;
+    let limits = config.limits.clone();
+    let rules = rules(&args, config)?;
+    let defaults = Defaults {
+        tenant: rules.tenant.clone(),
+        source: args.source.clone(),
+        kind: args.kind.clone(),
+    };
+    let mut report = Report::default();
+    let mut out = std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout()));
+    for path in &args.events {
+        read::<Stop>(path, &defaults, &mut |recorded| {
+            replay(&rules, &recorded, &mut report, args.json, &mut out)?;
+            Ok(())
+        })?;
+    }
+    if !args.json {
+        report.summary(&limits, &mut out)?;
+    }
+    out.flush()?;
+    match report.failed {
+        0 => Ok(()),
+        _ => Err(Failure::Outcome(None)),
+    }
+}
+
+/// What ends the reading of events: bad input, or nobody who reads the report.
+enum Stop {
+    Input(BadInput),
+    Output(std::io::Error),
+}
+
+impl From<BadInput> for Stop {
+    fn from(bad: BadInput) -> Self {
+        Stop::Input(bad)
+    }
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Stop::Output(error)
+    }
+}
+
+impl From<Stop> for Failure {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Input(bad) => Failure::input(bad),
+            Stop::Output(error) => error.into(),
+        }
+    }
+}
+
+fn rules(args: &Args, config: Config) -> Result<Rules, Failure> {
+    let wasm = match args.rule.strip_prefix("policy:") {
+        Some(name) => match hooksieve_policies::get(name) {
+            Some(policy) => policy.wasm.to_vec(),
+            None => {
+                let names = hooksieve_policies::ALL.iter().map(|policy| policy.name);
+                let mean = did_you_mean(name, names);
+                return Err(Failure::Input(format!("there is no policy `{name}`{mean}")));
+            }
+        },
+        None => std::fs::read(&args.rule)
+            .map_err(|error| Failure::Input(format!("the rule {}: {error}", args.rule)))?,
+    };
+    let settings = match &args.rule_config {
+        Some(path) => rule_config(path)?,
+        None => vec![0x80],
+    };
+    let limits = config.limits;
+    let module = Sandbox::new(limits.clone()).compile(&wasm).map_err(|refused| {
+        Failure::Input(format!("the rule {} is refused: {refused}; {}", args.rule, refused.fix()))
+    })?;
+    let program = Program::new(module, settings, limits)
+        .map_err(|error| Failure::Input(format!("the rule {}: {error}", args.rule)))?;
+    let name = |text: &str| text.parse::<Name>().map_err(Failure::input);
+    Ok(Rules::one(name("replay")?, ActiveRule::alone(name("rule")?, program)))
+}
+
+fn rule_config(path: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |error: String| Failure::Input(format!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let value: toml::Value = if path.extension().is_some_and(|extension| extension == "json") {
+        serde_json::from_str(&text).map_err(|error| failed(format!("not JSON: {error}")))?
+    } else {
+        let table: toml::Table =
+            toml::from_str(&text).map_err(|error| failed(format!("not TOML: {}", error.message())))?;
+        toml::Value::Table(table)
+    };
+    encode_config(&value).map_err(failed)
+}
+
+fn replay(
+    rules: &Rules,
+    recorded: &Recorded,
+    report: &mut Report,
+    json: bool,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    let Some((run, outcome)) = rules.replay(&recorded.event) else {
+        return Ok(());
+    };
+    report.fuel.push(run.fuel);
+    report.memory_bytes_max = report.memory_bytes_max.max(run.memory_bytes);
+    let kind = &recorded.event.kind;
+    let (decision, error) = match outcome {
+        Ok(decision) => (Some(decision), None),
+        Err(failure) => (None, Some(failure)),
+    };
+    match (&decision, &error) {
+        (Some(decision), _) if decision.actions.is_empty() => report.dropped += 1,
+        (Some(decision), _) => {
+            report.notified += 1;
+            for action in &decision.actions {
+                *report.channels.entry(action.channel.clone()).or_default() += 1;
+            }
+        }
+        (None, _) => report.failed += 1,
+    }
+    if json {
+        let line = serde_json::json!({
+            "event": { "id": recorded.id, "source": recorded.source, "type": kind },
+            "decision": decision,
+            "error": error.map(|error| serde_json::json!({
+                "kind": error.kind(),
+                "message": error.to_string(),
+            })),
+            "fuel": run.fuel,
+            "memory_bytes": run.memory_bytes,
+            "duration_us": run.duration.as_micros() as u64,
+            "log": run.log,
+        });
+        return writeln!(out, "{line}");
+    }
+    let (good, bad, dim) = (style::GOOD, style::BAD, style::DIM);
+    let used = format!(
+        "{dim}{:>9} fuel {:>8} {:>7} µs{dim:#}",
+        style::grouped(run.fuel),
+        style::bytes(run.memory_bytes),
+        run.duration.as_micros()
+    );
+    let kind = style::clean(kind);
+    match (decision, error) {
+        (Some(decision), _) if decision.actions.is_empty() => {
+            let reason = style::clean(&decision.reason);
+            writeln!(out, "{used}  {kind:<36} drop    {reason}")?;
+        }
+        (Some(decision), _) => {
+            let to = channels(&decision);
+            let reason = style::clean(&decision.reason);
+            writeln!(out, "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}")?;
+        }
+        (None, error) => {
+            let error = error.map(|error| style::clean(&error.to_string()));
+            let error = error.unwrap_or_default();
+            writeln!(out, "{used}  {kind:<36} {bad}failed{bad:#}  {error}")?;
+        }
+    }
+    for line in &run.log {
+        writeln!(out, "{dim}{:>37}  log: {}{dim:#}", "", style::clean(line))?;
+    }
+    Ok(())
+}
+
+fn channels(decision: &Decision) -> String {
+    let names: Vec<_> = decision.actions.iter().map(|action| style::clean(&action.channel)).collect();
+    names.join(", ")
+}
+
+#[derive(Default)]
+struct Report {
+    dropped: u64,
+    notified: u64,
+    failed: u64,
+    channels: BTreeMap<String, u64>,
+    fuel: Vec<u64>,
+    memory_bytes_max: u64,
+}
+
+impl Report {
+    fn summary(&mut self, limits: &Limits, out: &mut impl Write) -> std::io::Result<()> {
+        let (bold, bad) = (style::HEADING, if self.failed > 0 { style::BAD } else { style::GOOD });
+        self.fuel.sort_unstable();
+        writeln!(
+            out,
+            "{bold}{} events{bold:#}: {} dropped, {} notified, {bad}{} failed{bad:#}",
+            self.fuel.len(),
+            self.dropped,
+            self.notified,
+            self.failed
+        )?;
+        let channels = self.channels.iter().map(|(name, count)| format!("{} {count}", style::clean(name)));
+        let channels: Vec<_> = channels.collect();
+        if !channels.is_empty() {
+            writeln!(out, "  actions  {}", channels.join(", "))?;
+        }
+        let max = self.fuel.last().copied().unwrap_or(0);
+        writeln!(
+            out,
+            "  fuel     p50 {}, p99 {}, max {} of {} ({:.1} %)",
+            style::grouped(percentile(&self.fuel, 50)),
+            style::grouped(percentile(&self.fuel, 99)),
+            style::grouped(max),
+            style::grouped(limits.fuel),
+            100.0 * max as f64 / limits.fuel as f64
+        )?;
+        writeln!(
+            out,
+            "  memory   max {} of {}",
+            style::bytes(self.memory_bytes_max),
+            style::bytes(limits.memory_bytes)
+        )
+    }
+}
+
+/// The nearest-rank percentile of what is sorted; 0 of nothing.
+fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0)
+}

@@ -1,0 +1,86 @@
+//! `hooksieve serve`: runs the engine until it is told to stop.
+
+use super::{Failure, block_on, environment};
+use hooksieve::config::{Config, Log, LogFormat};
+use hooksieve::serve::Engine;
+use hooksieve::tenant::Tenant;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A file that overrides the defaults (engine/defaults.toml explains every setting)
+    #[arg(long, value_name = "FILE", env = "HOOKSIEVE_CONFIG")]
+    config: Option<PathBuf>,
+    /// The folder with a file for each tenant, <name>.toml [default: tenants]
+    #[arg(long, value_name = "DIR")]
+    tenants: Option<PathBuf>,
+    /// The folder of the store [default: hooksieve-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8646]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let env = environment();
+    let mut config = Config::load(args.config.as_deref(), &env)?;
+    if let Some(tenants) = args.tenants {
+        config.server.tenants = tenants;
+    }
+    if let Some(data) = args.data {
+        config.server.data = data;
+    }
+    if let Some(listen) = args.listen {
+        config.server.listen = listen;
+    }
+    start_log(&config.log)?;
+    let tenants = Tenant::load_all(&config.server.tenants, &env, config.dispatch.timeout_ms)?;
+    if tenants.is_empty() {
+        return Err(Failure::Input(format!(
+            "{} holds no tenant: put a file <tenant>.toml there",
+            config.server.tenants.display()
+        )));
+    }
+    block_on(async {
+        // Asked for before anything starts, so that no signal is missed.
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let engine = Engine::start(&config, tenants).await?;
+        let (tenants, rules) = engine.counts;
+        anstream::println!(
+            "hooksieve {} listens on http://{} ({tenants} tenants, {rules} rules, data in {})",
+            env!("CARGO_PKG_VERSION"),
+            engine.addr,
+            config.server.data.display()
+        );
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: what is under way is finished first");
+        if engine.stop().await {
+            Ok(())
+        } else {
+            Err(Failure::outcome(
+                "some deliveries were still under way when the drain time ended; they go on at the next start",
+            ))
+        }
+    })
+}
+
+pub(super) fn start_log(log: &Log) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|error| Failure::Input(format!("`level` of [log]: {error}")))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

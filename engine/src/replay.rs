@@ -1,0 +1,205 @@
+//! Recorded events, read as the engine would have stored them, for trying a rule without an engine.
+//!
+//! An event is a JSON value: either with CloudEvents attributes (`id`, `source`, `type`, `data`, and
+//! `subject`, `time`, `headers` where known), or a raw payload, whose type the caller gives. A raw
+//! payload gets a fixed time and an id from its bytes, so that two runs are alike to the byte.
+
+use crate::id::{EventId, Name};
+use crate::ingest::verify::Verify;
+use crate::store::StoredEvent;
+use hooksieve_sdk::wire::json::Data;
+use hooksieve_sdk::wire::{EventHead, Value};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// The time of events that were recorded without one.
+pub const FIXED_TIME: &str = "2026-01-01T00:00:00Z";
+
+/// What raw payloads are taken for.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    pub tenant: Name,
+    pub source: Name,
+    /// The sender's event name, such as `issues`.
+    pub kind: Option<String>,
+}
+
+/// A recorded event, with the attributes that a report names it by.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub id: String,
+    pub source: String,
+    pub event: StoredEvent,
+}
+
+/// Input that holds no event: where, and what is wrong.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct BadInput {
+    pub place: String,
+    pub message: String,
+}
+
+fn bad(place: impl Into<String>, message: impl ToString) -> BadInput {
+    BadInput {
+        place: place.into(),
+        message: message.to_string(),
+    }
+}
+
+/// Gives every event of a file, a folder (its `.json` and `.ndjson` files, in the order of their
+/// names), or `-` for standard input, one after another, without keeping them.
+///
+/// # Errors
+/// The first input that cannot be read, or what `each` returns.
+pub fn read<E: From<BadInput>>(
+    path: &Path,
+    defaults: &Defaults,
+    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+) -> Result<(), E> {
+    if path == Path::new("-") {
+        return stream("standard input", std::io::stdin().lock(), defaults, each);
+    }
+    let place = path.display().to_string();
+    if path.is_dir() {
+        for file in files(path)? {
+            read(&file, defaults, each)?;
+        }
+        return Ok(());
+    }
+    if extension(path) == Some("ndjson") {
+        let file = std::fs::File::open(path).map_err(|error| bad(&place, error))?;
+        return lines(&place, BufReader::new(file), defaults, each);
+    }
+    let json = std::fs::read(path).map_err(|error| bad(&place, error))?;
+    each(one(&place, &json, defaults)?)
+}
+
+fn extension(path: &Path) -> Option<&str> {
+    path.extension()?.to_str()
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, BadInput> {
+    let place = folder.display().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| bad(&place, error))? {
+        let path = entry.map_err(|error| bad(&place, error))?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if matches!(extension(&path), Some("json" | "ndjson")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn lines<E: From<BadInput>>(
+    place: &str,
+    mut input: impl BufRead,
+    defaults: &Defaults,
+    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read = input.read_until(b'\n', &mut line);
+        if read.map_err(|error| bad(place, error))? == 0 {
+            break;
+        }
+        if !line.trim_ascii().is_empty() {
+            each(one(&format!("{place}:{number}"), &line, defaults)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// One JSON value after another, on lines of their own or not.
+fn stream<E: From<BadInput>>(
+    place: &str,
+    input: impl Read,
+    defaults: &Defaults,
+    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+) -> Result<(), E> {
+    struct Any(Data);
+
+    impl<'de> serde::Deserialize<'de> for Any {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            Data::from_deserializer(from).map(Any)
+        }
+    }
+
+    let values = serde_json::Deserializer::from_reader(BufReader::new(input)).into_iter::<Any>();
+    for (n, value) in values.enumerate() {
+        let place = format!("{place}, event {}", n + 1);
+        let Any(data) = value.map_err(|error| bad(&place, format!("not JSON: {error}")))?;
+        each(recorded(&place, data, defaults)?)?;
+    }
+    Ok(())
+}
+
+fn one(place: &str, json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInput> {
+    let data = Data::from_json(json).map_err(|error| bad(place, format!("not JSON: {error}")))?;
+    recorded(place, data, defaults)
+}
+
+fn recorded(place: &str, data: Data, defaults: &Defaults) -> Result<Recorded, BadInput> {
+    let value = Value::new(data.bytes());
+    let attribute = |name: &str| value.get(name).and_then(|value| value.as_str());
+    if let (Some(id), Some(source), Some(kind), Some(payload)) =
+        (attribute("id"), attribute("source"), attribute("type"), value.get("data"))
+    {
+        let payload = Data::from_deserializer(payload).map_err(|error| bad(place, error))?;
+        let headers = value.get("headers").map(|headers| headers.entries());
+        let headers = headers.into_iter().flatten();
+        let headers: Vec<_> = headers
+            .filter_map(|(name, value)| Some((name.to_owned(), value.as_str()?.to_owned())))
+            .collect();
+        let head = EventHead {
+            id,
+            source,
+            kind,
+            subject: attribute("subject"),
+            time: attribute("time").unwrap_or(FIXED_TIME),
+            headers: &headers,
+        };
+        return Ok(join(&head, &payload, defaults));
+    }
+    let Some(kind) = &defaults.kind else {
+        return Err(bad(
+            place,
+            "this is a raw payload: give the sender's event name with --type (for example --type issues), or an event with id, source, type and data",
+        ));
+    };
+    let id = EventId::from_bytes(data.bytes()).to_string();
+    let incoming = Verify::recorded(kind, data);
+    let head = EventHead {
+        id: &id,
+        source: defaults.source.as_str(),
+        kind: &incoming.kind,
+        subject: incoming.subject.as_deref(),
+        time: FIXED_TIME,
+        headers: &[],
+    };
+    Ok(join(&head, &incoming.data, defaults))
+}
+
+fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
+    let (encoded, index) = head.encode(data);
+    let event = StoredEvent {
+        id: head.id.parse().unwrap_or_else(|_| EventId::from_bytes(&encoded)),
+        tenant: defaults.tenant.clone(),
+        source: defaults.source.clone(),
+        kind: head.kind.to_owned(),
+        sender_id: None,
+        verified: "recorded".to_owned(),
+        received_ms: 0,
+        encoded,
+        index,
+    };
+    Recorded {
+        id: head.id.to_owned(),
+        source: head.source.to_owned(),
+        event,
+    }
+}
