@@ -29,7 +29,7 @@ pub use retry::{RETRY_AFTER_MAX, Schedule};
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
 use crate::store::{self, Attempt, Delivery, Settlement, State, Store};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,8 +86,9 @@ struct Work {
     running: HashMap<task::Id, (Key, DeliveryId)>,
     /// A channel is in here while something of it runs; only at its cap does anything wait.
     lines: HashMap<Key, Line>,
-    /// All that runs or waits, to know it when the store gives it out again.
-    held: HashSet<DeliveryId>,
+    /// All that runs or waits, and whether the store has given it out again meanwhile: its lease
+    /// ended, or its attempt was recorded, is due again, and has not been seen to end here.
+    held: HashMap<DeliveryId, bool>,
 }
 
 #[derive(Default)]
@@ -166,9 +167,8 @@ impl Dispatcher {
                 () = wait => {}
             }
         }
-        for line in work.lines.values_mut() {
-            line.waiting.clear();
-        }
+        // Without its line, nothing follows an attempt that ends.
+        work.lines.clear();
         while let Some(ended) = work.attempts.join_next_with_id().await {
             self.ended(&mut work, ended).await;
         }
@@ -197,22 +197,22 @@ impl Dispatcher {
 
     /// Begins a claimed delivery, or lets it wait behind its channel.
     fn take(&self, work: &mut Work, delivery: Delivery) {
-        if work.held.contains(&delivery.id) {
+        if let Some(again) = work.held.get_mut(&delivery.id) {
+            *again = true;
             return;
         }
         let key = (delivery.tenant.clone(), delivery.channel.clone());
-        let running: usize = work.running.len();
-        let waiting = work.held.len() - running;
+        let waiting = work.held.len() - work.running.len();
         let line = work.lines.entry(key.clone()).or_default();
         if line.running < self.settings.in_flight_per_channel_max {
             line.running += 1;
-            work.held.insert(delivery.id);
+            work.held.insert(delivery.id, false);
             let id = delivery.id;
             let attempt = Arc::clone(&self.shared).attempt(delivery);
             work.running
                 .insert(work.attempts.spawn(attempt).id(), (key, id));
         } else if line.waiting.len() < WAITING_PER_CHANNEL_MAX && waiting < WAITING_MAX {
-            work.held.insert(delivery.id);
+            work.held.insert(delivery.id, false);
             line.waiting.push_back(delivery.id);
         } else if line.waiting.len() == WAITING_PER_CHANNEL_MAX {
             tracing::debug!(tenant = %key.0, channel = %key.1, "more is due than may wait");
@@ -228,7 +228,7 @@ impl Dispatcher {
         let Some((key, delivery)) = work.running.remove(&id) else {
             return;
         };
-        work.held.remove(&delivery);
+        let again = work.held.remove(&delivery).unwrap_or_default();
         if let Err(error) = ended {
             // A bug of ours that this delivery brings out: it would bring it out at every try.
             tracing::error!(tenant = %key.0, channel = %key.1, %delivery, %error, "an attempt panicked");
@@ -249,6 +249,11 @@ impl Dispatcher {
         let Some(line) = work.lines.get_mut(&key) else {
             return;
         };
+        if again {
+            // Whether anything is left to do is seen when its turn comes.
+            work.held.insert(delivery, false);
+            line.waiting.push_back(delivery);
+        }
         match line.waiting.pop_front() {
             Some(next) => {
                 let attempt = Arc::clone(&self.shared).attempt_later(next);
@@ -266,8 +271,7 @@ impl Dispatcher {
 }
 
 impl Shared {
-    /// Tries a delivery that waited. It may have been settled or put off meanwhile, where its lease
-    /// ended and someone else took it.
+    /// Tries a delivery by its id, unless it was settled or put off since it was claimed.
     async fn attempt_later(self: Arc<Self>, id: DeliveryId) {
         match self.store.delivery(id).await {
             Ok(Some(delivery)) => {

@@ -14,11 +14,13 @@
 //! What this module does not do: decide, deliver, or know the time. Every moment is a parameter, in
 //! milliseconds since 1970 (UTC).
 
+#[cfg(test)]
+mod conformance;
 mod memory;
 mod sled;
 
 pub use self::memory::MemoryStore;
-pub use self::sled::SledStore;
+pub use self::sled::{Options, SledStore};
 
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use async_trait::async_trait;
@@ -347,6 +349,11 @@ pub trait Outbox: Send + Sync {
 
     /// What became of an event.
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error>;
+}
+
+/// When an id was given out: the first 48 bits of a UUIDv7.
+fn moment_ms(id: EventId) -> i64 {
+    (id.0.as_u128() >> 80) as i64
 }
 
 /// Both halves in one: what the engine runs on.

@@ -1,1 +1,300 @@
-pub struct MemoryStore;
+//! The store in memory: for tests, for embedding where losing everything at the end is right, and
+//! as the model that the embedded store is compared with.
+//!
+//! It keeps every promise of the traits but durability, and bounds nothing.
+
+use super::{
+    Appended, Attempt, Commit, DecisionRecord, Delivery, Error, EventLog, Held, NewEvent, Outbox,
+    Settlement, State, StoredEvent, Story, moment_ms,
+};
+use crate::id::{DeliveryId, EventId, Hash, Name};
+use async_trait::async_trait;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// A store that forgets everything when it is dropped.
+pub struct MemoryStore {
+    duplicate_window_ms: i64,
+    changed: Arc<Notify>,
+    rows: Mutex<Rows>,
+}
+
+#[derive(Default)]
+struct Rows {
+    last: Option<EventId>,
+    events: BTreeMap<(Name, EventId), StoredEvent>,
+    cursors: BTreeMap<Name, EventId>,
+    /// The first event of what a sender delivered: tenant, source, its id, the body.
+    firsts: HashMap<(Name, Name, String, Hash), EventId>,
+    decisions: BTreeMap<EventId, Vec<DecisionRecord>>,
+    /// The deliveries of an event, in the order in which they were made.
+    made: BTreeMap<EventId, Vec<DeliveryId>>,
+    deliveries: BTreeMap<DeliveryId, Delivery>,
+    /// Every pending delivery, by when it falls due.
+    due: BTreeSet<(i64, DeliveryId)>,
+    /// When the lease of a delivery ends.
+    leases: HashMap<DeliveryId, i64>,
+    held: BTreeMap<(EventId, Name), Held>,
+}
+
+impl MemoryStore {
+    /// An empty store that knows a sender's repeated delivery for this long.
+    pub fn new(duplicate_window_ms: i64) -> Self {
+        Self {
+            duplicate_window_ms,
+            changed: Arc::new(Notify::new()),
+            rows: Mutex::new(Rows::default()),
+        }
+    }
+
+    /// No change here panics halfway, so a poisoned lock has whole rows behind it.
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl EventLog for MemoryStore {
+    async fn append(&self, event: NewEvent) -> Result<Appended, Error> {
+        let mut rows = self.rows();
+        let id = EventId::next(event.received_ms, rows.last);
+        if let Some(sender_id) = event.sender_id.clone() {
+            let key = (
+                event.tenant.clone(),
+                event.source.clone(),
+                sender_id,
+                event.body_hash,
+            );
+            let first = rows.firsts.entry(key).or_insert(id);
+            if moment_ms(id) - moment_ms(*first) > self.duplicate_window_ms {
+                *first = id;
+            } else if *first != id {
+                return Ok(Appended {
+                    id: *first,
+                    duplicate: true,
+                });
+            }
+        }
+        rows.last = Some(id);
+        let key = (event.tenant.clone(), id);
+        rows.events.insert(key, event.into_stored(id));
+        Ok(Appended {
+            id,
+            duplicate: false,
+        })
+    }
+
+    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
+        Ok(self.rows().backlog(tenant, None, limit))
+    }
+
+    async fn backlog_after(
+        &self,
+        tenant: &Name,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
+        Ok(self.rows().backlog(tenant, Some(after), limit))
+    }
+
+    async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
+        Ok(self.rows().event(id))
+    }
+}
+
+#[async_trait]
+impl Outbox for MemoryStore {
+    async fn commit(&self, tenant: &Name, commits: Vec<Commit>) -> Result<(), Error> {
+        let mut rows = self.rows();
+        let mut added = false;
+        for commit in commits {
+            if rows
+                .cursors
+                .get(tenant)
+                .is_some_and(|last| commit.event <= *last)
+            {
+                continue;
+            }
+            rows.cursors.insert(tenant.clone(), commit.event);
+            rows.decisions.insert(commit.event, commit.decisions);
+            for delivery in commit.deliveries {
+                added |= rows.add(commit.event, delivery);
+            }
+            for held in commit.held {
+                rows.held.insert((held.event, held.rule.clone()), held);
+            }
+        }
+        if added {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn claim(
+        &self,
+        now_ms: i64,
+        lease_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, Error> {
+        let mut rows = self.rows();
+        rows.leases.retain(|_, ends_ms| *ends_ms > now_ms);
+        let due = rows.due.iter().take_while(|(due_ms, _)| *due_ms <= now_ms);
+        let free = due.filter(|(_, id)| !rows.leases.contains_key(id));
+        let taken: Vec<_> = free.map(|(_, id)| *id).take(limit).collect();
+        let ends_ms = now_ms.saturating_add(lease_ms);
+        rows.leases.extend(taken.iter().map(|id| (*id, ends_ms)));
+        Ok(taken.iter().map(|id| rows.deliveries[id].clone()).collect())
+    }
+
+    async fn settle(
+        &self,
+        id: DeliveryId,
+        attempt: Attempt,
+        settlement: Settlement,
+    ) -> Result<(), Error> {
+        let mut rows = self.rows();
+        let rows = &mut *rows;
+        let Some(delivery) = rows.deliveries.get_mut(&id) else {
+            return Ok(());
+        };
+        let State::Pending { due_ms } = delivery.state else {
+            return Ok(());
+        };
+        rows.leases.remove(&id);
+        rows.due.remove(&(due_ms, id));
+        let at_ms = attempt.at_ms;
+        delivery.attempts.push(attempt);
+        delivery.state = match settlement {
+            Settlement::Delivered => State::Delivered { at_ms },
+            Settlement::RetryAt { due_ms } => {
+                rows.due.insert((due_ms, id));
+                self.changed.notify_one();
+                State::Pending { due_ms }
+            }
+            Settlement::Dead { reason } => State::Dead { at_ms, reason },
+        };
+        Ok(())
+    }
+
+    async fn next_due(&self) -> Result<Option<i64>, Error> {
+        let rows = self.rows();
+        let mut due = rows.due.iter();
+        let free = due.find(|(_, id)| !rows.leases.contains_key(id));
+        let lease = rows.leases.values().min();
+        Ok(free
+            .map(|(due_ms, _)| *due_ms)
+            .into_iter()
+            .chain(lease.copied())
+            .min())
+    }
+
+    fn deliveries_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.changed)
+    }
+
+    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error> {
+        let rows = self.rows();
+        let held = rows.held.values();
+        let held = held.filter(|held| tenant.is_none_or(|tenant| held.tenant == *tenant));
+        Ok(held.take(limit).cloned().collect())
+    }
+
+    async fn resolve_held(
+        &self,
+        tenant: &Name,
+        decision: DecisionRecord,
+        deliveries: Vec<Delivery>,
+    ) -> Result<bool, Error> {
+        let mut rows = self.rows();
+        let key = (decision.event, decision.rule.clone());
+        if rows
+            .held
+            .get(&key)
+            .is_none_or(|held| held.tenant != *tenant)
+        {
+            return Ok(false);
+        }
+        rows.held.remove(&key);
+        let mut added = false;
+        for delivery in deliveries {
+            added |= rows.add(decision.event, delivery);
+        }
+        let decisions = rows.decisions.entry(decision.event).or_default();
+        match decisions.iter_mut().find(|it| it.rule == decision.rule) {
+            Some(before) => *before = decision,
+            None => decisions.push(decision),
+        }
+        if added {
+            self.changed.notify_one();
+        }
+        Ok(true)
+    }
+
+    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error> {
+        let rows = self.rows();
+        let of_tenant = |it: &&Delivery| tenant.is_none_or(|tenant| it.tenant == *tenant);
+        let mut dead: Vec<_> = rows
+            .deliveries
+            .values()
+            .filter(of_tenant)
+            .filter_map(|delivery| match delivery.state {
+                State::Dead { at_ms, .. } => Some((at_ms, delivery)),
+                _ => None,
+            })
+            .collect();
+        dead.sort_by_key(|(at_ms, delivery)| (*at_ms, delivery.id));
+        let oldest = dead.into_iter().take(limit);
+        Ok(oldest.map(|(_, delivery)| delivery.clone()).collect())
+    }
+
+    async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
+        Ok(self.rows().deliveries.get(&id).cloned())
+    }
+
+    async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
+        let rows = self.rows();
+        let Some(event) = rows.event(id) else {
+            return Ok(None);
+        };
+        let made = rows.made.get(&id).into_iter().flatten();
+        let held = rows.held.iter().filter(|((event, _), _)| *event == id);
+        Ok(Some(Story {
+            decided: rows
+                .cursors
+                .get(&event.tenant)
+                .is_some_and(|last| id <= *last),
+            decisions: rows.decisions.get(&id).cloned().unwrap_or_default(),
+            deliveries: made.map(|id| rows.deliveries[id].clone()).collect(),
+            held: held.map(|(_, held)| held.clone()).collect(),
+            event,
+        }))
+    }
+}
+
+impl Rows {
+    fn backlog(&self, tenant: &Name, after: Option<EventId>, limit: usize) -> Vec<StoredEvent> {
+        let after = self.cursors.get(tenant).copied().max(after);
+        let of_tenant = self.events.iter().filter(|((of, _), _)| of == tenant);
+        let open = of_tenant.filter(|((_, id), _)| after.is_none_or(|after| *id > after));
+        open.take(limit).map(|(_, event)| event.clone()).collect()
+    }
+
+    fn event(&self, id: EventId) -> Option<StoredEvent> {
+        self.events.values().find(|event| event.id == id).cloned()
+    }
+
+    /// Whether it was new.
+    fn add(&mut self, event: EventId, delivery: Delivery) -> bool {
+        let id = delivery.id;
+        if self.deliveries.contains_key(&id) {
+            return false;
+        }
+        if let State::Pending { due_ms } = delivery.state {
+            self.due.insert((due_ms, id));
+        }
+        self.made.entry(event).or_default().push(id);
+        self.deliveries.insert(id, delivery);
+        true
+    }
+}

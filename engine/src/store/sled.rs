@@ -1,1 +1,563 @@
-pub struct SledStore;
+//! The embedded store: sled, one tree, one writer.
+//!
+//! Guarantees:
+//! - What a call answers is on disk. sled's own flush waits for the data and, on Linux, not for the
+//!   file's length nor the disk's cache (`sync_file_range`), so the writer syncs the file after it.
+//! - Callers share flushes: the writer answers a whole group after one (see [`writer`]).
+//! - Ids only grow, also across restarts and when the clock went back.
+//! - Once a write failed, every call fails with [`Error::Broken`] until the store is opened again:
+//!   sled is in error from then on, and nothing that was applied in memory alone is acknowledged.
+//! - Duplicates are recognised by sender's id and body hash for as long as the window says. The
+//!   window's clock is the greatest `received_ms` so far, so it does not run backwards.
+//!
+//! What it does not do: leases are not stored (one process has the store, its end ends them all);
+//! it removes no events, decisions or deliveries; it does not watch the free space.
+//!
+//! The folder is sled's, with one file beside sled's own: `lock`, held while the store is open,
+//! because sled reports a lock that another process holds as any other error. [`keys`] has the rows.
+
+mod due;
+mod keys;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use self::due::Due;
+use self::writer::{Answer, Command, Made, Writer};
+use super::{
+    Appended, Attempt, Commit, DecisionRecord, Delivery, Error, EventLog, Held, NewEvent, Outbox,
+    Settlement, State, StoredEvent, Story,
+};
+use crate::id::{DeliveryId, EventId, Name};
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use sled::IVec;
+use std::fmt::Display;
+use std::fs::{self, File, TryLockError};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// The version of the rows that this code writes and reads.
+const FORMAT: u32 = 1;
+/// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
+/// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
+const SEGMENT_BYTES: usize = 4 << 20;
+
+/// How an embedded store is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a sender's repeated delivery is recognised.
+    pub duplicate_window_ms: i64,
+    /// What sled may keep in memory.
+    pub cache_bytes: u64,
+    /// How many calls may wait for the writer. Beyond that, an append is refused and others wait.
+    pub queue_max: usize,
+    /// How many calls share one flush.
+    pub group_max: usize,
+    /// How many due deliveries are kept in memory; the others wait on disk.
+    pub due_loaded_max: usize,
+}
+
+/// The embedded store. Dropping it waits until what was queued is durable.
+pub struct SledStore {
+    shared: Arc<Shared>,
+    /// `None` once it is closing.
+    commands: Option<mpsc::Sender<Command>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+/// What the writer and the readers have in common. Fields drop in this order: the lock goes last.
+struct Shared {
+    db: ::sled::Db,
+    /// sled's file, to sync it.
+    file: File,
+    path: PathBuf,
+    broken: OnceLock<Error>,
+    due: Mutex<Due>,
+    changed: Arc<Notify>,
+    /// How many groups became durable.
+    flushes: AtomicU64,
+    _lock: File,
+}
+
+impl SledStore {
+    /// Opens the store in a folder, and makes it where there is none.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when a process has it open, [`Error::Format`] when another version wrote it or
+    /// it is not a store of ours, [`Error::Open`] when it cannot be read.
+    pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
+        let not_open = |error: &dyn Display| Error::Open {
+            path: path.to_owned(),
+            error: error.to_string(),
+        };
+        fs::create_dir_all(path).map_err(|error| not_open(&error))?;
+        let lock = File::create(path.join("lock")).map_err(|error| not_open(&error))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::InUse {
+                path: path.to_owned(),
+            },
+            TryLockError::Error(error) => not_open(&error),
+        })?;
+        // sled panics on some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            ::sled::Config::new()
+                .path(path)
+                .cache_capacity(options.cache_bytes)
+                .segment_size(SEGMENT_BYTES)
+                .flush_every_ms(None)
+                .open()
+        }));
+        let db = match opened {
+            Ok(Ok(db)) => db,
+            Ok(Err(error)) => return Err(not_open(&error)),
+            Err(_) => return Err(not_open(&"sled panicked on its contents")),
+        };
+        check_format(&db, path, &not_open)?;
+        let shared = Arc::new(Shared {
+            file: File::open(path.join("db")).map_err(|error| not_open(&error))?,
+            db,
+            path: path.to_owned(),
+            broken: OnceLock::new(),
+            due: Mutex::new(Due::new(options.due_loaded_max.max(1))),
+            changed: Arc::new(Notify::new()),
+            flushes: AtomicU64::new(0),
+            _lock: lock,
+        });
+        let last = shared.greatest_id()?;
+        let (commands, queue) = mpsc::channel(options.queue_max.max(1));
+        let writer = Writer::new(Arc::clone(&shared), options, last);
+        let writer = thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(|error| not_open(&error))?;
+        Ok(Self {
+            shared,
+            commands: Some(commands),
+            writer: Some(writer),
+        })
+    }
+
+    /// Has the writer do something, and waits until it is durable.
+    async fn write<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Error> {
+        self.shared.check()?;
+        let (answer, answered) = oneshot::channel();
+        let commands = self.commands.as_ref().ok_or(Error::Busy("it is closing"))?;
+        match commands.send(command(answer)).await {
+            Ok(()) => self.answer(answered).await,
+            Err(_) => Err(self.writer_ended()),
+        }
+    }
+
+    async fn answer<T>(&self, answered: oneshot::Receiver<Result<T, Error>>) -> Result<T, Error> {
+        answered.await.unwrap_or_else(|_| Err(self.writer_ended()))
+    }
+
+    /// The writer goes on for as long as the store is there, so it panicked: in sled, or by our fault.
+    fn writer_ended(&self) -> Error {
+        self.shared.broken("the writer's thread ended")
+    }
+
+    /// Reads away from the runtime's threads: a row may have to come from disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.shared.check()?;
+        let shared = Arc::clone(&self.shared);
+        match tokio::task::spawn_blocking(move || read(&shared)).await {
+            Ok(done) => done,
+            Err(error) => Err(self.shared.broken(error)),
+        }
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(writer) = self.writer.take() {
+            // A panic there was already reported to every caller as a broken store.
+            let _ = writer.join();
+        }
+    }
+}
+
+#[async_trait]
+impl EventLog for SledStore {
+    async fn append(&self, event: NewEvent) -> Result<Appended, Error> {
+        self.shared.check()?;
+        let (answer, answered) = oneshot::channel();
+        let event = Box::new(event);
+        let commands = self.commands.as_ref().ok_or(Error::Busy("it is closing"))?;
+        match commands.try_send(Command::Append { event, answer }) {
+            Ok(()) => self.answer(answered).await,
+            Err(mpsc::error::TrySendError::Full(_)) => Err(Error::Busy("its queue is full")),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(self.writer_ended()),
+        }
+    }
+
+    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
+        let tenant = tenant.clone();
+        self.read(move |shared| shared.backlog(&tenant, None, limit))
+            .await
+    }
+
+    async fn backlog_after(
+        &self,
+        tenant: &Name,
+        after: EventId,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
+        let tenant = tenant.clone();
+        self.read(move |shared| shared.backlog(&tenant, Some(after), limit))
+            .await
+    }
+
+    async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
+        self.read(move |shared| shared.event(id)).await
+    }
+}
+
+#[async_trait]
+impl Outbox for SledStore {
+    async fn commit(&self, tenant: &Name, commits: Vec<Commit>) -> Result<(), Error> {
+        let tenant = tenant.clone();
+        self.write(|answer| Command::Commit {
+            tenant,
+            commits,
+            answer,
+        })
+        .await
+    }
+
+    async fn claim(
+        &self,
+        now_ms: i64,
+        lease_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Delivery>, Error> {
+        self.read(move |shared| shared.claim(now_ms, lease_ms, limit))
+            .await
+    }
+
+    async fn settle(
+        &self,
+        id: DeliveryId,
+        attempt: Attempt,
+        settlement: Settlement,
+    ) -> Result<(), Error> {
+        self.write(|answer| Command::Settle {
+            id,
+            attempt,
+            settlement,
+            answer,
+        })
+        .await
+    }
+
+    async fn next_due(&self) -> Result<Option<i64>, Error> {
+        self.shared.check()?;
+        {
+            let due = self.shared.due();
+            if due.wants().is_none() {
+                return Ok(due.next());
+            }
+        }
+        self.read(|shared| {
+            let mut due = shared.due();
+            shared.load_due(&mut due)?;
+            Ok(due.next())
+        })
+        .await
+    }
+
+    fn deliveries_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.shared.changed)
+    }
+
+    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error> {
+        let tenant = tenant.cloned();
+        self.read(move |shared| {
+            let keys = shared.oldest(keys::HELD, tenant, limit)?;
+            let rows = keys.into_iter().map(|key| shared.row(&key));
+            rows.filter_map(Result::transpose).collect()
+        })
+        .await
+    }
+
+    async fn resolve_held(
+        &self,
+        tenant: &Name,
+        decision: DecisionRecord,
+        deliveries: Vec<Delivery>,
+    ) -> Result<bool, Error> {
+        let (tenant, decision) = (tenant.clone(), Box::new(decision));
+        self.write(|answer| Command::ResolveHeld {
+            tenant,
+            decision,
+            deliveries,
+            answer,
+        })
+        .await
+    }
+
+    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error> {
+        let tenant = tenant.cloned();
+        self.read(move |shared| {
+            let keys = shared.oldest(keys::DEAD, tenant, limit)?;
+            let ids = keys.iter().filter_map(|key| keys::last_id(key));
+            let rows = ids.map(|id| shared.row(&keys::delivery(DeliveryId(id))));
+            rows.filter_map(Result::transpose).collect()
+        })
+        .await
+    }
+
+    async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
+        self.read(move |shared| shared.row(&keys::delivery(id)))
+            .await
+    }
+
+    async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
+        self.read(move |shared| shared.story(id)).await
+    }
+}
+
+impl Shared {
+    fn check(&self) -> Result<(), Error> {
+        self.broken.get().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Ends the store's work. The first cause is the one that is told from then on.
+    fn broken(&self, error: impl Display) -> Error {
+        self.broken
+            .get_or_init(|| Error::Broken {
+                path: self.path.clone(),
+                error: error.to_string(),
+            })
+            .clone()
+    }
+
+    fn bad_row(&self, key: &[u8], error: impl Display) -> Error {
+        Error::Row {
+            path: self.path.clone(),
+            row: key.escape_ascii().to_string(),
+            error: error.to_string(),
+        }
+    }
+
+    /// Every change under this lock is whole before anything in it can panic.
+    fn due(&self) -> MutexGuard<'_, Due> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<IVec>, Error> {
+        self.db.get(key).map_err(|error| self.broken(error))
+    }
+
+    fn row<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, Error> {
+        match self.get(key)? {
+            Some(first) => self.decode(key, &first).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, key: &[u8], first: &[u8]) -> Result<T, Error> {
+        keys::decode(key, first, |piece| self.get(piece))?.map_err(|error| self.bad_row(key, error))
+    }
+
+    fn range(
+        &self,
+        from: Bound<Vec<u8>>,
+        to: Vec<u8>,
+    ) -> impl Iterator<Item = Result<(IVec, IVec), Error>> {
+        self.db
+            .range((from, Bound::Excluded(to)))
+            .map(|row| row.map_err(|error| self.broken(error)))
+    }
+
+    fn cursor(&self, tenant: &Name) -> Result<Option<EventId>, Error> {
+        let row = self.get(&keys::cursor(tenant))?;
+        Ok(row.and_then(|row| keys::last_id(&row)).map(EventId))
+    }
+
+    fn backlog(
+        &self,
+        tenant: &Name,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
+        let from = match self.cursor(tenant)?.max(after) {
+            Some(after) => Bound::Excluded(keys::event(tenant, after)),
+            None => Bound::Included(keys::of_tenant(keys::EVENT, tenant)),
+        };
+        self.range(from, keys::after_tenant(keys::EVENT, tenant))
+            .take(limit)
+            .map(|row| row.and_then(|(key, value)| self.decode(&key, &value)))
+            .collect()
+    }
+
+    /// The tenants that have rows of a kind: one seek each, since a tenant's rows stand together.
+    fn tenants(&self, kind: u8) -> Result<Vec<Name>, Error> {
+        let mut tenants = Vec::new();
+        let mut from = vec![kind];
+        while let Some(row) = self
+            .range(Bound::Included(from), vec![kind + 1])
+            .next()
+            .transpose()?
+        {
+            let tenant =
+                keys::tenant(&row.0).ok_or_else(|| self.bad_row(&row.0, "no tenant in its key"))?;
+            from = keys::after_tenant(kind, &tenant);
+            tenants.push(tenant);
+        }
+        Ok(tenants)
+    }
+
+    /// An id does not say whose event it is, so every tenant's log is asked. This is for a person
+    /// who looks, and what a thousand tenants cost then is a few milliseconds; an index would cost
+    /// every event a row.
+    fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
+        for tenant in self.tenants(keys::EVENT)? {
+            if let Some(event) = self.row(&keys::event(&tenant, id))? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+
+    fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
+        let Some(event) = self.event(id)? else {
+            return Ok(None);
+        };
+        let made: Made = self.row(&keys::decisions(id))?.unwrap_or_default();
+        let deliveries = made.deliveries.iter();
+        let deliveries = deliveries.map(|id| self.row(&keys::delivery(*id)));
+        let mut after_held = keys::held_of(&event.tenant, id);
+        let held = Bound::Included(after_held.clone());
+        after_held.push(0xff); // No name has this byte.
+        Ok(Some(Story {
+            decided: self.cursor(&event.tenant)?.is_some_and(|last| id <= last),
+            deliveries: deliveries
+                .filter_map(Result::transpose)
+                .collect::<Result<_, _>>()?,
+            decisions: made.decisions,
+            held: self
+                .range(held, after_held)
+                .map(|row| row.and_then(|(key, value)| self.decode(&key, &value)))
+                .collect::<Result<_, _>>()?,
+            event,
+        }))
+    }
+
+    /// Keys of a kind in the order of what follows the tenant, of one tenant or of all.
+    fn oldest(&self, kind: u8, tenant: Option<Name>, limit: usize) -> Result<Vec<IVec>, Error> {
+        let tenants = match tenant {
+            Some(tenant) => vec![tenant],
+            None => self.tenants(kind)?,
+        };
+        let mut keys = Vec::new();
+        for tenant in tenants {
+            let start = keys::of_tenant(kind, &tenant);
+            let skip = start.len();
+            let rows = self.range(Bound::Included(start), keys::after_tenant(kind, &tenant));
+            for row in rows.take(limit) {
+                keys.push((skip, row?.0));
+            }
+        }
+        keys.sort_by(|(skip_a, a), (skip_b, b)| a[*skip_a..].cmp(&b[*skip_b..]));
+        keys.truncate(limit);
+        Ok(keys.into_iter().map(|(_, key)| key).collect())
+    }
+
+    fn claim(&self, now_ms: i64, lease_ms: i64, limit: usize) -> Result<Vec<Delivery>, Error> {
+        let ends_ms = now_ms.saturating_add(lease_ms);
+        let mut taken = Vec::new();
+        {
+            let mut due = self.due();
+            due.expire(now_ms);
+            while taken.len() < limit {
+                self.load_due(&mut due)?;
+                match due.take(now_ms, ends_ms) {
+                    Some(key) => taken.push(key),
+                    None => break,
+                }
+            }
+        }
+        let mut deliveries = Vec::with_capacity(taken.len());
+        for key in taken {
+            match self.row::<Delivery>(&keys::delivery(key.1))? {
+                Some(delivery) if delivery.state == (State::Pending { due_ms: key.0 }) => {
+                    deliveries.push(delivery);
+                }
+                // It was settled in between, by someone whose lease had ended.
+                _ => self.due().remove(key),
+            }
+        }
+        Ok(deliveries)
+    }
+
+    /// Loads due rows until it is known which is first. The lock is held meanwhile: the writer
+    /// applies a change before it tells [`Due`] of it, so neither a new row nor an old one is missed.
+    fn load_due(&self, due: &mut Due) -> Result<(), Error> {
+        while let Some(horizon) = due.wants() {
+            let from = Bound::Excluded(keys::due(horizon));
+            let mut loaded = Vec::new();
+            for row in self.range(from, vec![keys::DUE + 1]).take(due.room()) {
+                loaded.extend(keys::read_due(&row?.0));
+            }
+            due.load(&loaded, loaded.len() < due.room());
+        }
+        Ok(())
+    }
+
+    /// The greatest id that was ever given out: the last one of some tenant, or a cursor.
+    fn greatest_id(&self) -> Result<Option<EventId>, Error> {
+        let mut greatest = None;
+        for tenant in self.tenants(keys::EVENT)? {
+            let all =
+                keys::of_tenant(keys::EVENT, &tenant)..keys::after_tenant(keys::EVENT, &tenant);
+            let last = self.db.range(all).next_back().transpose();
+            let last = last.map_err(|error| self.broken(error))?;
+            greatest = greatest.max(last.and_then(|row| keys::last_id(&row.0)));
+        }
+        for tenant in self.tenants(keys::CURSOR)? {
+            greatest = greatest.max(self.cursor(&tenant)?.map(|id| id.0));
+        }
+        Ok(greatest.map(EventId))
+    }
+}
+
+/// Refuses what another version wrote, and marks a new store as ours.
+fn check_format(
+    db: &::sled::Db,
+    path: &Path,
+    not_open: &dyn Fn(&dyn Display) -> Error,
+) -> Result<(), Error> {
+    let row = db.get(keys::FORMAT).map_err(|error| not_open(&error))?;
+    let found = match row {
+        Some(row) if row == FORMAT.to_string().as_bytes() => return Ok(()),
+        Some(row) => row.escape_ascii().to_string(),
+        None if db.is_empty() && db.tree_names().len() == 1 => {
+            db.insert(keys::FORMAT, FORMAT.to_string().as_bytes())
+                .and_then(|_| db.flush())
+                .map_err(|error| not_open(&error))?;
+            // The names of sled's files have to survive a power cut too.
+            for file in ["db", "conf", "."] {
+                let synced = File::open(path.join(file)).and_then(|file| file.sync_all());
+                synced.map_err(|error| not_open(&error))?;
+            }
+            return Ok(());
+        }
+        None => "of something else".to_owned(),
+    };
+    Err(Error::Format {
+        path: path.to_owned(),
+        found,
+        known: FORMAT,
+    })
+}

@@ -1,0 +1,614 @@
+//! What every store must do: one suite, run against each implementation.
+
+use super::*;
+use hooksieve_sdk::wire::{Action, Body, Field, Link, Message};
+use tokio::task::JoinSet;
+
+pub(super) const WINDOW_MS: i64 = 60_000;
+pub(super) const NOW_MS: i64 = 1_770_000_000_000;
+
+/// Makes the tests of a store; `$open` gives an empty one and whatever must outlive it.
+macro_rules! conformance {
+    ($open:expr; $($test:ident),* $(,)?) => {$(
+        #[tokio::test]
+        async fn $test() {
+            let (store, _keep) = $open;
+            $crate::store::conformance::$test(std::sync::Arc::new(store)).await;
+        }
+    )*};
+    ($open:expr) => {
+        $crate::store::conformance::conformance!(
+            $open;
+            events_come_back_in_order,
+            duplicates_are_recognised,
+            duplicates_are_recognised_among_concurrent_appends,
+            a_commit_counts_once,
+            rows_come_back_as_they_were,
+            claims_are_leased,
+            claims_are_earliest_first,
+            settled_is_settled,
+            dead_letters_are_listed,
+            held_events_are_resolved_once,
+            next_due_is_the_earliest_that_can_happen,
+            waiters_are_told,
+            many_append_at_once,
+            a_delivery_is_claimed_once_by_many,
+        );
+    };
+}
+pub(super) use conformance;
+
+mod memory {
+    use crate::store::MemoryStore;
+    super::conformance!((MemoryStore::new(super::WINDOW_MS), ()));
+}
+
+pub(super) type TestStore = Arc<dyn Store>;
+
+pub(super) fn name(name: &str) -> Name {
+    name.parse().unwrap()
+}
+
+/// An event of a sender that gives its deliveries ids.
+pub(super) fn new_event(tenant: &str, sender_id: &str, body: &str) -> NewEvent {
+    let json = format!(r#"{{"body": {body:?}}}"#);
+    NewEvent {
+        tenant: name(tenant),
+        source: name("github"),
+        kind: "issues.opened".to_owned(),
+        subject: Some("octo/api".to_owned()),
+        time: "2026-02-02T02:40:00Z".to_owned(),
+        headers: vec![("x-github-event".to_owned(), "issues".to_owned())],
+        data: Data::from_json(json.as_bytes()).unwrap(),
+        sender_id: Some(sender_id.to_owned()),
+        body_hash: Hash::of(body.as_bytes()),
+        verified: "github hmac-sha256".to_owned(),
+        received_ms: NOW_MS,
+    }
+}
+
+/// An event that is never a duplicate.
+pub(super) fn anonymous(tenant: &str, body: &str) -> NewEvent {
+    NewEvent {
+        sender_id: None,
+        ..new_event(tenant, "", body)
+    }
+}
+
+pub(super) fn decision(event: EventId, rule: &str, outcome: Outcome) -> DecisionRecord {
+    DecisionRecord {
+        event,
+        rule: name(rule),
+        module: Hash::of(b"module"),
+        config: Hash::of(b"config"),
+        outcome,
+        fuel: 12_345,
+        memory_bytes: 1 << 20,
+        duration_us: 7,
+        log: vec!["looked".to_owned()],
+        decided_ms: NOW_MS,
+    }
+}
+
+pub(super) fn decided(event: EventId, rule: &str) -> DecisionRecord {
+    let made = Decision {
+        reason: "it matters".to_owned(),
+        actions: vec![Action {
+            channel: "team".to_owned(),
+            payload: message("an incident"),
+        }],
+    };
+    decision(event, rule, Outcome::Decided(made))
+}
+
+fn message(title: &str) -> Payload {
+    Payload::Message(Message {
+        title: title.to_owned(),
+        text: "what happened".to_owned(),
+        link: Some(Link {
+            url: "https://example.com/1".to_owned(),
+            label: None,
+        }),
+        fields: vec![Field {
+            name: "Repository".to_owned(),
+            value: "octo/api".to_owned(),
+        }],
+    })
+}
+
+pub(super) fn delivery(
+    tenant: &str,
+    event: EventId,
+    rule: &str,
+    position: usize,
+    due_ms: i64,
+) -> Delivery {
+    Delivery {
+        id: DeliveryId::new(event, &name(rule), position),
+        tenant: name(tenant),
+        event,
+        rule: name(rule),
+        position: position as u32,
+        channel: name("team"),
+        reason: "it matters".to_owned(),
+        payload: message("an incident"),
+        about: About {
+            source: name("github"),
+            kind: "issues.opened".to_owned(),
+            subject: None,
+            time: "2026-02-02T02:40:00Z".to_owned(),
+        },
+        state: State::Pending { due_ms },
+        attempts: Vec::new(),
+        created_ms: NOW_MS,
+    }
+}
+
+pub(super) fn held(tenant: &str, event: EventId, rule: &str) -> Held {
+    Held {
+        tenant: name(tenant),
+        event,
+        rule: name(rule),
+        error: "out of fuel".to_owned(),
+        since_ms: NOW_MS,
+    }
+}
+
+/// One rule's decision with deliveries due at these moments.
+pub(super) fn commit_due(tenant: &str, event: EventId, rule: &str, due_ms: &[i64]) -> Commit {
+    let deliveries = due_ms.iter().enumerate();
+    Commit {
+        event,
+        decisions: vec![decided(event, rule)],
+        deliveries: deliveries
+            .map(|(position, due_ms)| delivery(tenant, event, rule, position, *due_ms))
+            .collect(),
+        held: Vec::new(),
+    }
+}
+
+pub(super) fn attempt(at_ms: i64, error: Option<&str>) -> Attempt {
+    Attempt {
+        at_ms,
+        duration_ms: 12,
+        status: Some(if error.is_some() { 503 } else { 200 }),
+        error: error.map(str::to_owned),
+        refused: Vec::new(),
+        accepted: Vec::new(),
+    }
+}
+
+/// Appends an event and commits it with deliveries due at these moments.
+async fn given(store: &TestStore, tenant: &str, due_ms: &[i64]) -> Vec<DeliveryId> {
+    let event = store.append(anonymous(tenant, "x")).await.unwrap().id;
+    let commit = commit_due(tenant, event, "triage", due_ms);
+    let ids = commit.deliveries.iter().map(|it| it.id).collect();
+    store.commit(&name(tenant), vec![commit]).await.unwrap();
+    ids
+}
+
+async fn claimed(store: &TestStore, now_ms: i64, limit: usize) -> Vec<DeliveryId> {
+    let deliveries = store.claim(now_ms, 1_000, limit).await.unwrap();
+    deliveries.iter().map(|delivery| delivery.id).collect()
+}
+
+async fn backlog(store: &TestStore, tenant: &str, limit: usize) -> Vec<EventId> {
+    let events = store.backlog(&name(tenant), limit).await.unwrap();
+    events.iter().map(|event| event.id).collect()
+}
+
+pub(super) async fn events_come_back_in_order(store: TestStore) {
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(
+            store
+                .append(anonymous("a", &n.to_string()))
+                .await
+                .unwrap()
+                .id,
+        );
+        store.append(anonymous("ab", "other")).await.unwrap();
+    }
+    assert!(ids.is_sorted());
+    assert_eq!(backlog(&store, "a", 10).await, ids);
+    assert_eq!(backlog(&store, "a", 2).await, ids[..2]);
+    assert_eq!(backlog(&store, "nobody", 2).await, []);
+
+    let commits = ids[..2].iter().map(|id| commit_due("a", *id, "r", &[]));
+    store.commit(&name("a"), commits.collect()).await.unwrap();
+    assert_eq!(backlog(&store, "a", 10).await, ids[2..]);
+    for (after, expected) in [(0, &ids[2..]), (1, &ids[2..]), (3, &ids[4..]), (4, &[])] {
+        let events = store
+            .backlog_after(&name("a"), ids[after], 10)
+            .await
+            .unwrap();
+        let found: Vec<_> = events.iter().map(|event| event.id).collect();
+        assert_eq!(found, expected);
+    }
+    assert_eq!(backlog(&store, "ab", 10).await.len(), 5);
+    let event = store.event(ids[0]).await.unwrap().unwrap();
+    assert_eq!((event.id, event.tenant), (ids[0], name("a")));
+    let unknown = EventId::from_bytes(b"unknown");
+    assert_eq!(store.event(unknown).await.unwrap(), None);
+    assert!(store.story(unknown).await.unwrap().is_none());
+}
+
+pub(super) async fn duplicates_are_recognised(store: TestStore) {
+    let first = store.append(new_event("a", "1", "x")).await.unwrap();
+    assert!(!first.duplicate);
+    let again = store.append(new_event("a", "1", "x")).await.unwrap();
+    assert_eq!((again.id, again.duplicate), (first.id, true));
+
+    let other_source = NewEvent {
+        source: name("gitlab"),
+        ..new_event("a", "1", "x")
+    };
+    for (what, event) in [
+        ("body", new_event("a", "1", "y")),
+        ("id", new_event("a", "2", "x")),
+        ("tenant", new_event("b", "1", "x")),
+        ("source", other_source),
+        ("no id", anonymous("a", "x")),
+        ("no id again", anonymous("a", "x")),
+    ] {
+        assert!(!store.append(event).await.unwrap().duplicate, "{what}");
+    }
+
+    let at = |received_ms| NewEvent {
+        received_ms,
+        ..new_event("a", "1", "x")
+    };
+    for back_ms in [0, WINDOW_MS / 2] {
+        let again = store.append(at(NOW_MS - back_ms)).await.unwrap();
+        assert_eq!(again.id, first.id, "the clock went back");
+    }
+    let again = store.append(at(NOW_MS + WINDOW_MS)).await.unwrap();
+    assert_eq!((again.id, again.duplicate), (first.id, true));
+    let late = store.append(at(NOW_MS + WINDOW_MS + 1)).await.unwrap();
+    assert!(!late.duplicate);
+    let again = store.append(at(NOW_MS + 2 * WINDOW_MS)).await.unwrap();
+    assert_eq!((again.id, again.duplicate), (late.id, true));
+    assert_eq!(backlog(&store, "a", 100).await.len(), 7);
+}
+
+pub(super) async fn duplicates_are_recognised_among_concurrent_appends(store: TestStore) {
+    let mut tasks = JoinSet::new();
+    for n in 0..64 {
+        let store = Arc::clone(&store);
+        let body = (n % 4).to_string();
+        tasks.spawn(async move { store.append(new_event("a", "1", &body)).await.unwrap() });
+    }
+    let answers = tasks.join_all().await;
+    assert_eq!(answers.iter().filter(|answer| !answer.duplicate).count(), 4);
+    let mut ids: Vec<_> = answers.iter().map(|answer| answer.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(backlog(&store, "a", 100).await, ids);
+}
+
+pub(super) async fn a_commit_counts_once(store: TestStore) {
+    let first = store.append(anonymous("a", "1")).await.unwrap().id;
+    let second = store.append(anonymous("a", "2")).await.unwrap().id;
+    let commit = |event, due_ms| Commit {
+        held: vec![held("a", event, "broken")],
+        ..commit_due("a", event, "triage", &[due_ms, due_ms])
+    };
+    let tenant = name("a");
+    store.commit(&tenant, vec![commit(first, 5)]).await.unwrap();
+    // After a crash the pipeline decides again, perhaps with another outcome: the first one stays.
+    let again = vec![commit(first, 9), commit(second, 7)];
+    store.commit(&tenant, again.clone()).await.unwrap();
+    store.commit(&tenant, again).await.unwrap();
+
+    for (event, due_ms) in [(first, 5), (second, 7)] {
+        let story = store.story(event).await.unwrap().unwrap();
+        assert!(story.decided);
+        assert_eq!(story.decisions, [decided(event, "triage")]);
+        assert_eq!(story.deliveries, commit(event, due_ms).deliveries);
+        assert_eq!(story.held, [held("a", event, "broken")]);
+    }
+    assert_eq!(store.held(None, 10).await.unwrap().len(), 2);
+    assert_eq!(claimed(&store, NOW_MS, 10).await.len(), 4);
+    assert_eq!(backlog(&store, "a", 10).await, []);
+}
+
+pub(super) async fn rows_come_back_as_they_were(store: TestStore) {
+    // Larger than any row of the embedded store, and a body with every kind of value.
+    let large = "ü".repeat(300_000);
+    let new = new_event("a", "1", &large);
+    let id = store.append(new.clone()).await.unwrap().id;
+    let expected = new.into_stored(id);
+    assert_eq!(store.event(id).await.unwrap(), Some(expected.clone()));
+
+    let json = br#"{"n": [1, -1, 1.5, null, true, "", 18446744073709551615], "m": {"": {}}}"#;
+    let body = Body::from_msgpack(Data::from_json(json).unwrap().bytes().to_vec());
+    let mut delivery = delivery("a", id, "triage", 0, NOW_MS);
+    delivery.payload = Payload::Body(body.clone());
+    delivery.reason = large;
+    let actions = vec![Action {
+        channel: "team".to_owned(),
+        payload: Payload::Body(body),
+    }];
+    let reason = "a body".to_owned();
+    let failed = Outcome::Failed {
+        kind: "fuel".to_owned(),
+        error: "used 10 of 10".to_owned(),
+        then: Then::Passed,
+    };
+    let commit = Commit {
+        event: id,
+        decisions: vec![
+            decision(id, "triage", Outcome::Decided(Decision { reason, actions })),
+            decision(id, "failing", failed),
+        ],
+        deliveries: vec![delivery.clone()],
+        held: Vec::new(),
+    };
+    store
+        .commit(&name("a"), vec![commit.clone()])
+        .await
+        .unwrap();
+    let story = store.story(id).await.unwrap().unwrap();
+    assert_eq!(story.event, expected);
+    assert_eq!(story.decisions, commit.decisions);
+    assert_eq!(story.deliveries, commit.deliveries);
+    assert_eq!(store.claim(NOW_MS, 1, 1).await.unwrap(), [delivery.clone()]);
+
+    let mut tried = attempt(NOW_MS, Some("busy"));
+    tried.refused = vec!["x@example.com: unknown".to_owned()];
+    let retry = Settlement::RetryAt { due_ms: NOW_MS + 9 };
+    store
+        .settle(delivery.id, tried.clone(), retry)
+        .await
+        .unwrap();
+    delivery.attempts = vec![tried];
+    delivery.state = State::Pending { due_ms: NOW_MS + 9 };
+    assert_eq!(store.delivery(delivery.id).await.unwrap(), Some(delivery));
+}
+
+pub(super) async fn claims_are_leased(store: TestStore) {
+    let ids = given(&store, "a", &[NOW_MS]).await;
+    assert_eq!(claimed(&store, NOW_MS - 1, 9).await, []);
+    assert_eq!(claimed(&store, NOW_MS, 0).await, []);
+    assert_eq!(claimed(&store, NOW_MS, 9).await, ids);
+    assert_eq!(claimed(&store, NOW_MS + 999, 9).await, []);
+    assert_eq!(claimed(&store, NOW_MS + 1_000, 9).await, ids);
+    assert_eq!(claimed(&store, NOW_MS + 1_500, 9).await, []);
+}
+
+pub(super) async fn claims_are_earliest_first(store: TestStore) {
+    let ids = given(&store, "a", &[NOW_MS + 30, NOW_MS + 10]).await;
+    let more = given(&store, "b", &[NOW_MS + 20, NOW_MS + 40]).await;
+    assert_eq!(claimed(&store, NOW_MS + 30, 2).await, [ids[1], more[0]]);
+    assert_eq!(claimed(&store, NOW_MS + 30, 2).await, [ids[0]]);
+    let early = given(&store, "c", &[NOW_MS - 5]).await;
+    assert_eq!(claimed(&store, NOW_MS + 50, 9).await, [early[0], more[1]]);
+}
+
+pub(super) async fn settled_is_settled(store: TestStore) {
+    let ids = given(&store, "a", &[NOW_MS, NOW_MS + 1]).await;
+    assert_eq!(claimed(&store, NOW_MS + 1, 9).await, ids);
+    let failed = attempt(NOW_MS, Some("busy"));
+    let retry = Settlement::RetryAt {
+        due_ms: NOW_MS + 50,
+    };
+    store
+        .settle(ids[0], failed.clone(), retry.clone())
+        .await
+        .unwrap();
+    let done = attempt(NOW_MS + 7, None);
+    store
+        .settle(ids[1], done.clone(), Settlement::Delivered)
+        .await
+        .unwrap();
+
+    // A retry is due at its moment, not at the end of the lease.
+    assert_eq!(claimed(&store, NOW_MS + 49, 9).await, []);
+    assert_eq!(claimed(&store, NOW_MS + 50, 9).await, [ids[0]]);
+    store
+        .settle(ids[0], done.clone(), Settlement::Delivered)
+        .await
+        .unwrap();
+    assert_eq!(claimed(&store, NOW_MS + 100_000, 9).await, []);
+
+    // One whose lease ended settles late: the first word counts.
+    store.settle(ids[1], failed.clone(), retry).await.unwrap();
+    assert_eq!(claimed(&store, NOW_MS + 100_000, 9).await, []);
+    for (id, attempts) in [(ids[0], vec![failed, done.clone()]), (ids[1], vec![done])] {
+        let delivery = store.delivery(id).await.unwrap().unwrap();
+        assert_eq!(delivery.state, State::Delivered { at_ms: NOW_MS + 7 });
+        assert_eq!(delivery.attempts, attempts);
+    }
+    let unknown = DeliveryId::new(EventId::from_bytes(b"unknown"), &name("r"), 0);
+    let done = attempt(NOW_MS, None);
+    store
+        .settle(unknown, done, Settlement::Delivered)
+        .await
+        .unwrap();
+    assert_eq!(store.delivery(unknown).await.unwrap(), None);
+}
+
+pub(super) async fn dead_letters_are_listed(store: TestStore) {
+    let a = given(&store, "a", &[NOW_MS, NOW_MS]).await;
+    let b = given(&store, "b", &[NOW_MS]).await;
+    // Settling needs no claim: a lease may have ended meanwhile.
+    for (id, at_ms) in [(a[0], 30), (b[0], 20), (a[1], 10)] {
+        let reason = "gone".to_owned();
+        let tried = attempt(at_ms, Some("410"));
+        store
+            .settle(id, tried, Settlement::Dead { reason })
+            .await
+            .unwrap();
+    }
+    let dead = async |tenant: Option<&str>, limit| {
+        let tenant = tenant.map(name);
+        let dead = store.dead(tenant.as_ref(), limit).await.unwrap();
+        dead.iter().map(|it| it.id).collect::<Vec<_>>()
+    };
+    assert_eq!(dead(None, 9).await, [a[1], b[0], a[0]]);
+    assert_eq!(dead(None, 1).await, [a[1]]);
+    assert_eq!(dead(Some("a"), 9).await, [a[1], a[0]]);
+    assert_eq!(dead(Some("c"), 9).await, []);
+    assert_eq!(claimed(&store, NOW_MS, 9).await, []);
+    let state = store.delivery(b[0]).await.unwrap().unwrap().state;
+    let reason = "gone".to_owned();
+    assert_eq!(state, State::Dead { at_ms: 20, reason });
+}
+
+pub(super) async fn held_events_are_resolved_once(store: TestStore) {
+    let mut events = Vec::new();
+    for tenant in ["b", "a"] {
+        let id = store.append(anonymous(tenant, "x")).await.unwrap().id;
+        let failed = Outcome::Failed {
+            kind: "fuel".to_owned(),
+            error: "out of fuel".to_owned(),
+            then: Then::Held,
+        };
+        let commit = Commit {
+            event: id,
+            decisions: vec![decided(id, "fine"), decision(id, "triage", failed)],
+            deliveries: vec![delivery(tenant, id, "fine", 0, NOW_MS + 500)],
+            held: vec![held(tenant, id, "triage"), held(tenant, id, "other")],
+        };
+        store.commit(&name(tenant), vec![commit]).await.unwrap();
+        events.push(id);
+    }
+    let (b, a) = (events[0], events[1]);
+    let all = [
+        held("b", b, "other"),
+        held("b", b, "triage"),
+        held("a", a, "other"),
+        held("a", a, "triage"),
+    ];
+    assert_eq!(store.held(None, 9).await.unwrap(), all);
+    assert_eq!(store.held(None, 1).await.unwrap(), all[..1]);
+    assert_eq!(store.held(Some(&name("a")), 9).await.unwrap(), all[2..]);
+
+    let resolve = async |tenant: &str, rule: &str| {
+        let deliveries = vec![delivery("a", a, rule, 0, NOW_MS)];
+        let record = decided(a, rule);
+        store
+            .resolve_held(&name(tenant), record, deliveries)
+            .await
+            .unwrap()
+    };
+    assert!(!resolve("b", "triage").await, "another tenant's");
+    assert!(!resolve("a", "fine").await, "not held");
+    assert!(resolve("a", "triage").await);
+    assert!(!resolve("a", "triage").await, "a second time");
+
+    assert_eq!(store.held(Some(&name("a")), 9).await.unwrap(), all[2..3]);
+    let story = store.story(a).await.unwrap().unwrap();
+    assert_eq!(story.decisions, [decided(a, "fine"), decided(a, "triage")]);
+    let ids: Vec<_> = ["fine", "triage"]
+        .map(|rule| DeliveryId::new(a, &name(rule), 0))
+        .into();
+    assert_eq!(
+        story.deliveries.iter().map(|it| it.id).collect::<Vec<_>>(),
+        ids
+    );
+    assert_eq!(claimed(&store, NOW_MS, 9).await, ids[1..]);
+}
+
+pub(super) async fn next_due_is_the_earliest_that_can_happen(store: TestStore) {
+    assert_eq!(store.next_due().await.unwrap(), None);
+    let ids = given(&store, "a", &[NOW_MS + 500, NOW_MS + 5_000]).await;
+    assert_eq!(store.next_due().await.unwrap(), Some(NOW_MS + 500));
+    assert_eq!(claimed(&store, NOW_MS + 500, 9).await, ids[..1]);
+    // Its lease ends before the other one is due.
+    assert_eq!(store.next_due().await.unwrap(), Some(NOW_MS + 1_500));
+    let done = attempt(NOW_MS, None);
+    store
+        .settle(ids[0], done.clone(), Settlement::Delivered)
+        .await
+        .unwrap();
+    assert_eq!(store.next_due().await.unwrap(), Some(NOW_MS + 5_000));
+    store
+        .settle(ids[1], done, Settlement::Delivered)
+        .await
+        .unwrap();
+    assert_eq!(store.next_due().await.unwrap(), None);
+}
+
+pub(super) async fn waiters_are_told(store: TestStore) {
+    let changed = store.deliveries_changed();
+    let told = async || {
+        let wait = std::time::Duration::from_millis(20);
+        tokio::time::timeout(wait, changed.notified()).await.is_ok()
+    };
+    let ids = given(&store, "a", &[NOW_MS]).await;
+    assert!(told().await);
+    given(&store, "a", &[]).await;
+    assert!(!told().await, "nothing was added");
+    let retry = Settlement::RetryAt { due_ms: NOW_MS };
+    store
+        .settle(ids[0], attempt(NOW_MS, None), retry)
+        .await
+        .unwrap();
+    assert!(told().await);
+    store
+        .settle(ids[0], attempt(NOW_MS, None), Settlement::Delivered)
+        .await
+        .unwrap();
+    assert!(!told().await);
+}
+
+pub(super) async fn many_append_at_once(store: TestStore) {
+    let mut tasks = JoinSet::new();
+    for n in 0..64 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let tenant = format!("t{}", n % 3);
+            let mut ids = Vec::new();
+            for m in 0..10 {
+                let event = new_event(&tenant, &format!("{n}-{m}"), "x");
+                ids.push(store.append(event).await.unwrap().id);
+            }
+            assert!(ids.is_sorted());
+            ids
+        });
+    }
+    let mut appended = tasks.join_all().await.concat();
+    let mut found = Vec::new();
+    for tenant in ["t0", "t1", "t2"] {
+        let ids = backlog(&store, tenant, 1_000).await;
+        assert!(ids.is_sorted());
+        found.extend(ids);
+    }
+    appended.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, appended);
+    assert_eq!(found.len(), 640);
+}
+
+pub(super) async fn a_delivery_is_claimed_once_by_many(store: TestStore) {
+    let mut given_ids = Vec::new();
+    for _ in 0..20 {
+        given_ids.extend(given(&store, "a", &[NOW_MS; 10]).await);
+    }
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let mut mine = Vec::new();
+            loop {
+                let claimed = claimed(&store, NOW_MS, 7).await;
+                if claimed.is_empty() {
+                    return mine;
+                }
+                for id in &claimed {
+                    let done = attempt(NOW_MS, None);
+                    store
+                        .settle(*id, done, Settlement::Delivered)
+                        .await
+                        .unwrap();
+                }
+                mine.extend(claimed);
+            }
+        });
+    }
+    let mut claimed_ids = tasks.join_all().await.concat();
+    claimed_ids.sort_unstable();
+    given_ids.sort_unstable();
+    assert_eq!(claimed_ids, given_ids);
+}
