@@ -168,3 +168,163 @@ fn word(body: &[u8]) -> Option<&str> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     (!word.is_empty() && word.len() <= 40 && word.bytes().all(fits)).then_some(word)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::tests::{delivery, hostile_message};
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    use hooksieve_sdk::wire::{Field, Link};
+
+    fn payload_of(message: Message) -> Value {
+        payload(&delivery(Payload::Message(message.clone())), &message)
+    }
+
+    #[test]
+    fn a_hostile_message_stays_text() {
+        let payload = payload_of(hostile_message());
+        insta::assert_snapshot!(serde_json::to_string_pretty(&payload).unwrap());
+    }
+
+    #[test]
+    fn slacks_limits_are_kept() {
+        let payload = payload_of(Message {
+            title: "<".repeat(1000),
+            text: "&".repeat(100_000),
+            link: Some(Link {
+                url: format!("https://example.com/{}", "x".repeat(5000)),
+                label: None,
+            }),
+            fields: vec![
+                Field {
+                    name: ">".repeat(5000),
+                    value: "<".repeat(5000),
+                };
+                1000
+            ],
+        });
+        let blocks = payload["blocks"].as_array().unwrap();
+        assert!(blocks.len() <= BLOCKS_MAX, "{}", blocks.len());
+        let chars = |text: &Value| text.as_str().unwrap().chars().count();
+        for block in blocks {
+            match block["type"].as_str().unwrap() {
+                "header" => assert!(chars(&block["text"]["text"]) <= HEADER_CHARS_MAX),
+                "section" if block["fields"].is_array() => {
+                    let fields = block["fields"].as_array().unwrap();
+                    assert!(fields.len() <= FIELDS_PER_SECTION_MAX);
+                    for field in fields {
+                        assert!(chars(&field["text"]) <= FIELD_CHARS_MAX);
+                    }
+                }
+                "section" => {
+                    let text = block["text"]["text"].as_str().unwrap();
+                    assert!(chars(&block["text"]["text"]) <= TEXT_CHARS_MAX);
+                    // A cut address would lead astray.
+                    assert!(!text.contains("example.com"));
+                }
+                "context" => assert!(chars(&block["elements"][0]["text"]) <= FIELD_CHARS_MAX),
+                other => panic!("unexpected block {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_message_has_a_title_all_the_same() {
+        let payload = payload_of(Message::default());
+        assert_eq!(payload["text"], "workflow_run.completed");
+        assert_eq!(payload["blocks"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_not_repeated() {
+        let error = Slack::new(Settings {
+            url: Secret::new("hooks.slack.com/services/T/B/secret"),
+            timeout_ms: 1000,
+        })
+        .err()
+        .unwrap();
+        assert_eq!(error, "the url is not one: relative URL without a base");
+    }
+
+    #[tokio::test]
+    async fn only_ok_is_success() {
+        async fn answered(
+            answer: impl IntoResponse + Clone + Send + Sync + 'static,
+        ) -> Result<Sent, Failure> {
+            let app = Router::new().fallback(move || async move { answer });
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+            let slack = Slack::new(Settings {
+                url: Secret::new(format!("http://{address}/services/T/B/secret")),
+                timeout_ms: 2000,
+            })
+            .unwrap();
+            let client = Outgoing::new(None).unwrap();
+            let delivery = delivery(Payload::Message(hostile_message()));
+            let result = slack.send(&client, &delivery).await;
+            result.map_err(|mut failure| {
+                assert!(!failure.error.contains("services"), "{}", failure.error);
+                failure.error = failure.error.replace(&address.to_string(), "slack");
+                failure
+            })
+        }
+        assert_eq!(answered("ok").await.unwrap().status, Some(200));
+        for (status, body, retry, error) in [
+            (
+                200,
+                "<html>",
+                Retry::Later,
+                "slack answered 200 without Slack's ok",
+            ),
+            (202, "ok", Retry::Never, "slack answered 202 (ok)"),
+            (302, "", Retry::Never, "slack answered 302"),
+            (
+                400,
+                "invalid_payload",
+                Retry::Never,
+                "slack answered 400 (invalid_payload)",
+            ),
+            (
+                403,
+                "action_prohibited",
+                Retry::Never,
+                "slack answered 403 (action_prohibited)",
+            ),
+            (
+                404,
+                "channel_not_found",
+                Retry::Never,
+                "slack answered 404 (channel_not_found)",
+            ),
+            (
+                404,
+                "<b>Secret words</b>",
+                Retry::Never,
+                "slack answered 404",
+            ),
+            (429, "", Retry::Later, "slack answered 429"),
+            (
+                500,
+                "rollup_error",
+                Retry::Later,
+                "slack answered 500 (rollup_error)",
+            ),
+        ] {
+            let failure = answered((StatusCode::from_u16(status).unwrap(), body))
+                .await
+                .unwrap_err();
+            assert_eq!(
+                (failure.status, failure.retry, failure.error.as_str()),
+                (Some(status), retry, error)
+            );
+        }
+        let busy = (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "30")]);
+        assert_eq!(
+            answered(busy).await.unwrap_err().retry,
+            Retry::After(Duration::from_secs(30))
+        );
+    }
+}

@@ -167,3 +167,303 @@ fn key(secret: &Secret) -> Result<Vec<u8>, String> {
     }
     Ok(key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::tests::{delivery, hostile_message};
+    use crate::channel::{Channel, Retry};
+    use axum::Router;
+    use axum::extract::{Request, State};
+    use axum::http::StatusCode;
+    use axum::response::{IntoResponse, Response};
+    use hooksieve_sdk::wire::Body;
+    use hooksieve_sdk::wire::json::Data as JsonData;
+    use std::sync::{Arc, Mutex};
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn webhook(url: &str, secret: Option<&str>) -> Result<Webhook, String> {
+        Webhook::new(Settings {
+            url: url.into(),
+            secret: secret.map(Secret::new),
+            timeout_ms: 500,
+        })
+    }
+
+    fn body_of(json: &str) -> Payload {
+        let data = JsonData::from_json(json.as_bytes()).unwrap();
+        Payload::Body(Body::from_msgpack(data.bytes().to_vec()))
+    }
+
+    async fn serve(app: Router) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    /// What one attempt comes to when the receiver answers with `answer`.
+    async fn answered(
+        answer: impl IntoResponse + Clone + Send + Sync + 'static,
+    ) -> Result<Sent, Failure> {
+        let url = serve(Router::new().fallback(move || async move { answer })).await;
+        let channel =
+            Channel::Webhook(webhook(&format!("{url}/hidden?token=hidden"), None).unwrap());
+        let client = Outgoing::new(None).unwrap();
+        let result = channel.send(&client, &delivery(body_of("{}"))).await;
+        if let Err(failure) = &result {
+            assert!(failure.error.starts_with("127.0.0.1:"), "{}", failure.error);
+            assert!(!failure.error.contains("hidden"), "{}", failure.error);
+        }
+        result
+    }
+
+    /// The example in the documents of Standard Webhooks' reference libraries.
+    #[test]
+    fn the_signature_is_that_of_standard_webhooks() {
+        let key = key(&Secret::new(SECRET)).unwrap();
+        assert_eq!(
+            sign(
+                &key,
+                "msg_p5jXN8AQM9LWM0D4loKWxJek",
+                1_614_265_330,
+                br#"{"test": 2432232314}"#
+            ),
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+        );
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let short = format!("whsec_{}", BASE64.encode([7; 23]));
+        for (url, secret, error) in [
+            (
+                "example.com",
+                None,
+                "the url is not one: relative URL without a base",
+            ),
+            (
+                "ftp://example.com",
+                None,
+                "the url begins with \"ftp\", and only http and https are known",
+            ),
+            (
+                "https://example.com",
+                Some("MfKQ9r8G"),
+                "the secret does not begin with whsec_",
+            ),
+            (
+                "https://example.com",
+                Some("whsec_!"),
+                "the secret is not Base64 after whsec_",
+            ),
+            (
+                "https://example.com",
+                Some(short.as_str()),
+                "the secret holds 23 bytes, and 24 to 64 are asked for; `openssl rand -base64 32` makes one",
+            ),
+        ] {
+            assert_eq!(webhook(url, secret).err().as_deref(), Some(error));
+        }
+    }
+
+    #[test]
+    fn a_message_becomes_an_event_with_its_reason() {
+        let body = body(&delivery(Payload::Message(hostile_message()))).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        insta::assert_snapshot!(serde_json::to_string_pretty(&body).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_body_arrives_as_it_is_and_signed() {
+        type Seen = Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>;
+        async fn take(State(seen): State<Seen>, request: Request) -> StatusCode {
+            let (head, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            seen.lock().unwrap().push((head.headers, body.to_vec()));
+            StatusCode::ACCEPTED
+        }
+        let seen = Seen::default();
+        let url = serve(Router::new().fallback(take).with_state(seen.clone())).await;
+        let json = r#"{"z":1,"a":["<&>",null,1.5],"ä":true}"#;
+        let delivery = delivery(body_of(json));
+        let channel = Channel::Webhook(webhook(&url, Some(SECRET)).unwrap());
+        let client = Outgoing::new(None).unwrap();
+        let sent = channel.send(&client, &delivery).await.unwrap();
+        assert_eq!(sent.status, Some(202));
+
+        let (headers, body) = seen.lock().unwrap().pop().unwrap();
+        assert_eq!(std::str::from_utf8(&body).unwrap(), json);
+        let text = |name: &str| headers[name].to_str().unwrap();
+        assert_eq!(text("content-type"), "application/json");
+        assert_eq!(
+            text("user-agent"),
+            concat!("hooksieve/", env!("CARGO_PKG_VERSION"))
+        );
+        assert_eq!(text("webhook-id"), delivery.id.to_string());
+        let at: u64 = text("webhook-timestamp").parse().unwrap();
+        let key = key(&Secret::new(SECRET)).unwrap();
+        assert_eq!(
+            text("webhook-signature"),
+            sign(&key, text("webhook-id"), at, &body)
+        );
+    }
+
+    #[tokio::test]
+    async fn the_status_decides_whether_to_try_again() {
+        for (status, retry) in [
+            (301, Retry::Never),
+            (304, Retry::Never),
+            (400, Retry::Never),
+            (404, Retry::Never),
+            (408, Retry::Later),
+            (410, Retry::Never),
+            (425, Retry::Later),
+            (429, Retry::Later),
+            (500, Retry::Later),
+            (503, Retry::Later),
+        ] {
+            let failure = answered(StatusCode::from_u16(status).unwrap())
+                .await
+                .unwrap_err();
+            assert_eq!((failure.status, failure.retry), (Some(status), retry));
+        }
+        for status in [200, 204, 299] {
+            let sent = answered(StatusCode::from_u16(status).unwrap())
+                .await
+                .unwrap();
+            assert_eq!(sent.status, Some(status));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_is_not_followed() {
+        let elsewhere = [("location", "http://127.0.0.1:1/elsewhere")];
+        let failure = answered((StatusCode::TEMPORARY_REDIRECT, elsewhere))
+            .await
+            .unwrap_err();
+        assert!(
+            failure
+                .error
+                .ends_with("answered 307, a redirect, and redirects are not followed"),
+            "{}",
+            failure.error
+        );
+    }
+
+    #[tokio::test]
+    async fn a_receiver_may_ask_for_patience() {
+        let busy = (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "120")]);
+        let failure = answered(busy).await.unwrap_err();
+        assert_eq!(failure.retry, Retry::After(Duration::from_secs(120)));
+        // Where trying again is of no use, the header changes nothing.
+        let gone = (StatusCode::GONE, [("retry-after", "120")]);
+        assert_eq!(answered(gone).await.unwrap_err().retry, Retry::Never);
+    }
+
+    #[tokio::test]
+    async fn an_endless_answer_is_read_to_a_cap() {
+        let endless = Router::new().fallback(|| async {
+            let body = axum::body::Body::from(vec![b'x'; 8 << 20]);
+            Response::new(body)
+        });
+        let url = serve(endless).await;
+        let channel = webhook(&url, None).unwrap();
+        let sent = channel
+            .send(&Outgoing::new(None).unwrap(), &delivery(body_of("{}")))
+            .await;
+        assert_eq!(sent.unwrap().status, Some(200));
+    }
+
+    #[tokio::test]
+    async fn silence_refusal_and_bad_certificates_are_told_apart() {
+        async fn failure(url: String) -> Failure {
+            let channel = webhook(&url, None).unwrap();
+            let client = Outgoing::new(None).unwrap();
+            channel
+                .send(&client, &delivery(body_of("{}")))
+                .await
+                .unwrap_err()
+        }
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent_at = silent.local_addr().unwrap();
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed_at = closed.local_addr().unwrap();
+        drop(closed);
+        let tls_at = self_signed().await.0;
+        for (url, error) in [
+            (
+                format!("http://{silent_at}/a"),
+                format!("{silent_at} did not answer within 500ms"),
+            ),
+            (
+                format!("http://{closed_at}/a"),
+                format!("no connection to {closed_at}: connection refused"),
+            ),
+            (
+                format!("https://localhost:{tls_at}/a"),
+                format!("the certificate of localhost:{tls_at} is not trusted: UnknownIssuer"),
+            ),
+        ] {
+            let failure = failure(url).await;
+            assert_eq!((failure.retry, failure.error), (Retry::Later, error));
+        }
+        let unknown = failure("http://no-such-host.invalid/a".into()).await;
+        assert_eq!(unknown.retry, Retry::Later);
+        assert!(
+            unknown
+                .error
+                .starts_with("no connection to no-such-host.invalid: "),
+            "{}",
+            unknown.error
+        );
+    }
+
+    /// With the operator's extra root, the same server is trusted.
+    #[tokio::test]
+    async fn an_extra_root_is_trusted() {
+        let (port, pem) = self_signed().await;
+        let channel = webhook(&format!("https://localhost:{port}/a"), None).unwrap();
+        let client = Outgoing::new(Some(pem.as_bytes())).unwrap();
+        let failure = channel
+            .send(&client, &delivery(body_of("{}")))
+            .await
+            .unwrap_err();
+        // The peer speaks TLS and no HTTP: the handshake went through.
+        assert!(
+            failure
+                .error
+                .starts_with(&format!("the connection to localhost:{port} broke")),
+            "{}",
+            failure.error
+        );
+    }
+
+    /// A TLS server for localhost that shakes hands and then closes.
+    async fn self_signed() -> (u16, String) {
+        use std::io::{Read as _, Write as _};
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let pem = made.cert.pem();
+        let key =
+            rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            while let Ok((socket, _)) = listener.accept() {
+                let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, socket);
+                let _ = stream.read(&mut [0; 1024]);
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        });
+        (port, pem)
+    }
+}

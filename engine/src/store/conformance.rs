@@ -174,6 +174,7 @@ pub(super) fn attempt(at_ms: i64, error: Option<&str>) -> Attempt {
         status: Some(if error.is_some() { 503 } else { 200 }),
         error: error.map(str::to_owned),
         refused: Vec::new(),
+        accepted: Vec::new(),
     }
 }
 
