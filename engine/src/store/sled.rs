@@ -172,7 +172,8 @@ impl SledStore {
         let shared = Arc::clone(&self.shared);
         match tokio::task::spawn_blocking(move || read(&shared)).await {
             Ok(done) => done,
-            Err(error) => Err(self.shared.broken(error)),
+            Err(error) if error.is_panic() => Err(self.shared.broken(error)),
+            Err(_) => Err(Error::Busy("the runtime is shutting down")),
         }
     }
 }

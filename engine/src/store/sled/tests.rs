@@ -418,8 +418,14 @@ struct Run {
     deliveries: Vec<DeliveryId>,
     held: Vec<(u8, EventId)>,
     now_ms: i64,
+    /// Counts the moments at which something falls due.
+    moments: i64,
     seen: Vec<String>,
 }
+
+/// The outbox's clock ticks finer than the log's, so that no two moments in it are the same and ids
+/// never decide an order.
+const TICKS: i64 = 1_000_000;
 
 impl Run {
     fn new(store: Arc<dyn Store>) -> Self {
@@ -429,6 +435,7 @@ impl Run {
             deliveries: Vec::new(),
             held: Vec::new(),
             now_ms: NOW_MS,
+            moments: 0,
             seen: Vec::new(),
         }
     }
@@ -445,10 +452,13 @@ impl Run {
         self.seen.push(format!("{what:?}"));
     }
 
-    /// Deliveries never fall due at the same moment, so that ids do not decide the order.
+    fn moment(&mut self, ahead_ms: i64) -> i64 {
+        self.moments += 1;
+        (self.now_ms + ahead_ms) * TICKS + self.moments
+    }
+
     fn make(&mut self, tenant: u8, event: EventId, rule: &str, position: usize) -> Delivery {
-        let due_ms = self.now_ms + (self.deliveries.len() as i64 * 7919) % 3_001;
-        let due_ms = due_ms * 1_000 + self.deliveries.len() as i64;
+        let due_ms = self.moment(self.deliveries.len() as i64 * 7_919 % 3_001);
         let delivery = delivery(&format!("t{tenant}"), event, rule, position, due_ms);
         self.deliveries.push(delivery.id);
         delivery
@@ -500,7 +510,7 @@ impl Run {
                 self.now_ms += ahead_ms;
                 let claimed = self
                     .store
-                    .claim(self.now_ms * 1_000, 900_000, *limit)
+                    .claim(self.now_ms * TICKS, 900 * TICKS, *limit)
                     .await
                     .unwrap();
                 let claimed: Vec<_> = claimed.iter().map(|it| self.delivery(it.id)).collect();
@@ -511,11 +521,11 @@ impl Run {
                     return;
                 }
                 let id = *which.get(&self.deliveries);
-                let at_ms = self.now_ms * 1_000 + self.seen.len() as i64;
+                let at_ms = self.moment(0);
                 let settlement = match how {
                     0 => Settlement::Delivered,
                     1 => Settlement::RetryAt {
-                        due_ms: at_ms + 500_000,
+                        due_ms: self.moment(500),
                     },
                     _ => Settlement::Dead {
                         reason: "gone".to_owned(),
@@ -593,7 +603,7 @@ proptest! {
                 if matches!(step, Step::Reopen) {
                     // Both look once more after all leases are over: then a restart shows nothing.
                     for run in [&mut model, &mut sled] {
-                        run.store.claim((run.now_ms + 10_000) * 1_000, 0, 0).await.unwrap();
+                        run.store.claim((run.now_ms + 10_000) * TICKS, 0, 0).await.unwrap();
                     }
                     let closed: Arc<dyn Store> = Arc::new(MemoryStore::new(0));
                     drop(std::mem::replace(&mut sled.store, closed));

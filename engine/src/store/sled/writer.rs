@@ -419,6 +419,9 @@ impl Staged {
     }
 }
 
+/// Answers a caller, given whether the group became durable.
+type Told = Box<dyn FnOnce(Result<(), Error>)>;
+
 /// What several commands write together.
 #[derive(Default)]
 struct Group {
@@ -426,7 +429,7 @@ struct Group {
     event_bytes: usize,
     rows: HashMap<Vec<u8>, Option<IVec>>,
     due: Vec<Change>,
-    answers: Vec<Box<dyn FnOnce(Result<(), Error>)>>,
+    answers: Vec<Told>,
 }
 
 impl Group {
