@@ -2,7 +2,7 @@
 
 use anstyle::{AnsiColor, Effects, Style};
 use clap::builder::Styles;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, LineStyle, Table, presets};
 
 pub(crate) const ERROR: Style = AnsiColor::Red.on_default().effects(Effects::BOLD);
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
@@ -20,7 +20,7 @@ pub(crate) const HELP: Styles = Styles::styled()
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')))
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
     table
@@ -28,7 +28,9 @@ pub(crate) fn table(header: &[&str]) -> Table {
 
 /// Text from an event or a rule, made safe for a terminal: no control character gets through.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// A number with thin groups: 12_345_678 as "12 345 678".
