@@ -494,7 +494,10 @@ fn plain(delivery: &Delivery, message: &Message) -> String {
         let _ = write!(out, "\n{name}: {}", text::lines(&field.value));
     }
     if let Some((url, label)) = message.link.as_ref().and_then(text::web_link) {
-        let _ = write!(out, "\n\n{label}: {url}");
+        let _ = match label == url.as_str() {
+            true => write!(out, "\n\n{url}"),
+            false => write!(out, "\n\n{label}: {url}"),
+        };
     }
     let _ = write!(out, "\n\n-- \n{}\n", footer(delivery));
     out
