@@ -258,8 +258,8 @@ fn check(outcomes: &[Outcome], mails: &[Mail], posts: &Posts) -> Vec<Check> {
                 .collect(),
             None => Vec::new(),
         };
-        let delivered = outcome.story.iter().flat_map(|story| &story.deliveries);
-        let all_delivered = delivered.fold(true, |all, d| all && d.state == "delivered");
+        let mut deliveries = outcome.story.iter().flat_map(|story| &story.deliveries);
+        let all_delivered = deliveries.all(|delivery| delivery.state == "delivered");
         let good = match outcome.sample.becomes {
             Becomes::Refused => outcome.answer.status == 401,
             Becomes::Repeated => outcome.answer.status == 202 && outcome.answer.duplicate,
