@@ -12,6 +12,7 @@ use crate::store::{
     self, Attempt, DecisionRecord, Delivery, Held, Outcome, State as DeliveryState, Store,
     StoredEvent, Then,
 };
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
@@ -54,6 +55,7 @@ pub fn router(store: Arc<dyn Store>, pipeline: Arc<Pipeline>, token: Secret) -> 
         .route("/readyz", get(ready))
         .route("/healthz", get(async || "ok"))
         .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(admin)
 }
 
@@ -81,6 +83,27 @@ async fn unknown() -> Problem {
         "Unknown path",
         "there is nothing here; events go to /in/{tenant}/{source}, operators' calls to /v1",
     )
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong-method",
+        "Wrong method",
+        "this path is there, and takes another method; events are sent by POST",
+    )
+}
+
+impl From<QueryRejection> for Problem {
+    fn from(rejected: QueryRejection) -> Self {
+        let detail = rejected.body_text();
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-query",
+            "Invalid query",
+            detail,
+        )
+    }
 }
 
 async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
@@ -179,8 +202,9 @@ struct StoryQuery {
 async fn story(
     State(admin): Shared,
     Path(id): Path<String>,
-    Query(query): Query<StoryQuery>,
+    query: Result<Query<StoryQuery>, QueryRejection>,
 ) -> Answer<StoryView> {
+    let Query(query) = query?;
     let id = parse::<EventId>(&id, "event")?;
     let story = admin.store.story(id).await.map_err(store_problem)?;
     let story = story.ok_or_else(|| not_found("event", &id.to_string()))?;
@@ -201,6 +225,8 @@ struct ListQuery {
     tenant: Option<String>,
 }
 
+type ListOrNot = Result<Query<ListQuery>, QueryRejection>;
+
 impl ListQuery {
     fn tenant(&self) -> Result<Option<Name>, Problem> {
         self.tenant
@@ -210,7 +236,8 @@ impl ListQuery {
     }
 }
 
-async fn held(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<HeldView>> {
+async fn held(State(admin): Shared, query: ListOrNot) -> Answer<Vec<HeldView>> {
+    let Query(query) = query?;
     let held = admin.store.held(query.tenant()?.as_ref(), LIST_MAX).await;
     Ok(Json(
         held.map_err(store_problem)?.iter().map(held_view).collect(),
@@ -302,7 +329,8 @@ async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView>
     }
 }
 
-async fn dead(State(admin): Shared, Query(query): Query<ListQuery>) -> Answer<Vec<DeliveryView>> {
+async fn dead(State(admin): Shared, query: ListOrNot) -> Answer<Vec<DeliveryView>> {
+    let Query(query) = query?;
     let dead = admin.store.dead(query.tenant()?.as_ref(), LIST_MAX).await;
     let dead = dead.map_err(store_problem)?;
     Ok(Json(

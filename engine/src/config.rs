@@ -40,6 +40,7 @@ pub struct Server {
     pub body_bytes_max: usize,
     pub request_timeout_ms: u64,
     pub requests_max: usize,
+    pub connections_max: usize,
     pub drain_ms: u64,
 }
 
@@ -327,6 +328,13 @@ impl Settings {
                 "server",
                 "requests_max",
                 config.server.requests_max as u64,
+                1,
+                1_000_000,
+            ),
+            (
+                "server",
+                "connections_max",
+                config.server.connections_max as u64,
                 1,
                 1_000_000,
             ),

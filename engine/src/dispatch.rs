@@ -14,7 +14,7 @@
 //! order. So what is claimed for such a channel waits here, as its id alone (it is read again when
 //! its turn comes), and the permit goes to the next one. Its lease may end while it waits: when the
 //! store then gives it out again, it is recognised. Where a channel has more than
-//! [`WAITING_PER_CHANNEL_MAX`] waiting, the rest is let go of and comes back when its lease ends: a
+//! `WAITING_PER_CHANNEL_MAX` waiting, the rest is let go of and comes back when its lease ends: a
 //! delay for that channel, and none for the others. (The alternative, to stop claiming at some
 //! number in all, would let one tenant's dead endpoint stall everyone; to put deliveries back would
 //! record attempts that were none.)

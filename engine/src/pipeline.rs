@@ -140,31 +140,42 @@ impl Rules {
 
     /// Asks every rule that subscribed. Blocks while they run.
     pub fn decide(&self, event: &StoredEvent, now_ms: i64) -> Commit {
-        let mut commit = Commit {
-            event: event.id,
-            decisions: Vec::new(),
-            deliveries: Vec::new(),
-            held: Vec::new(),
-        };
-        for rule in &self.rules {
-            if rule.sees(&event.source, &event.kind) {
-                let (run, outcome) = self.ask(rule, event);
-                self.add(&mut commit, event, rule, &run, outcome, now_ms);
-            }
+        let mut commit = empty(event);
+        for rule in self.subscribed(event) {
+            let (run, outcome) = self.ask(rule, event);
+            self.add(&mut commit, event, rule, &run, outcome, now_ms);
         }
         commit
+    }
+
+    /// What an event comes to on which the engine itself panicked: every rule counts as failed.
+    fn give_up(&self, event: &StoredEvent, now_ms: i64) -> Commit {
+        let mut commit = empty(event);
+        for rule in self.subscribed(event) {
+            let message = "the engine panicked; its log says where".to_owned();
+            let failure = Failure::Sandbox(sandbox::Error::Engine { message });
+            self.add(
+                &mut commit,
+                event,
+                rule,
+                &Run::default(),
+                Err(failure),
+                now_ms,
+            );
+        }
+        commit
+    }
+
+    fn subscribed(&self, event: &StoredEvent) -> impl Iterator<Item = &ActiveRule> {
+        let sees = |rule: &&ActiveRule| rule.sees(&event.source, &event.kind);
+        self.rules.iter().filter(sees)
     }
 
     /// Asks one rule again, for an event it was held for. `None` when there is no such rule (any
     /// more).
     pub fn decide_again(&self, name: &Name, event: &StoredEvent, now_ms: i64) -> Option<Commit> {
         let rule = self.rules.iter().find(|rule| rule.name == *name)?;
-        let mut commit = Commit {
-            event: event.id,
-            decisions: Vec::new(),
-            deliveries: Vec::new(),
-            held: Vec::new(),
-        };
+        let mut commit = empty(event);
         let (run, outcome) = self.ask(rule, event);
         self.add(&mut commit, event, rule, &run, outcome, now_ms);
         Some(commit)
@@ -290,6 +301,15 @@ fn program(
     )?)
 }
 
+fn empty(event: &StoredEvent) -> Commit {
+    Commit {
+        event: event.id,
+        decisions: Vec::new(),
+        deliveries: Vec::new(),
+        held: Vec::new(),
+    }
+}
+
 fn about(event: &StoredEvent) -> About {
     let decoded = Event::decode(&event.encoded, SkipIndex::new(&event.index)).ok();
     About {
@@ -407,13 +427,19 @@ impl Pipeline {
             return Ok(0);
         }
         let jobs = events.into_iter().map(|event| {
-            let rules = rules.clone();
-            self.workers.run(move || rules.decide(&event, now_ms()))
+            let (rules, event) = (rules.clone(), Arc::new(event));
+            let asked = event.clone();
+            (
+                event,
+                self.workers.run(move || rules.decide(&asked, now_ms())),
+            )
         });
         let jobs: Vec<_> = jobs.collect();
         let mut commits = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            commits.push(job.await);
+        for (event, job) in jobs {
+            // An event on which the engine itself breaks must not stop those behind it.
+            let commit = job.await;
+            commits.push(commit.unwrap_or_else(|| rules.give_up(&event, now_ms())));
         }
         for commit in &commits {
             for decision in &commit.decisions {
@@ -446,7 +472,10 @@ impl Pipeline {
         let decided = self
             .workers
             .run(move || rules.decide_again(&name, &stored, now_ms()));
-        let mut commit = decided.await.ok_or(ReleaseError::NoRule)?;
+        let decided = decided.await.ok_or_else(|| {
+            ReleaseError::FailedAgain("the engine panicked; its log says where".to_owned())
+        })?;
+        let mut commit = decided.ok_or(ReleaseError::NoRule)?;
         let decision = commit.decisions.pop().ok_or(ReleaseError::NoRule)?;
         if let Outcome::Failed { error, .. } = decision.outcome {
             return Err(ReleaseError::FailedAgain(error));

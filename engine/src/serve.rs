@@ -4,6 +4,8 @@
 //! Everything that can be wrong is found before the port opens: configuration, tenants, modules,
 //! certificates, the store.
 
+mod listener;
+
 use crate::channel::Outgoing;
 use crate::config::Config;
 use crate::config::read::Problem;
@@ -193,12 +195,10 @@ impl Engine {
             .tasks
             .spawn(pipeline.run(engine.pipeline.cancel.clone()));
         let cancel = engine.ingest.cancel.clone();
+        let connections_max = config.server.connections_max;
+        let headers_timeout = Duration::from_millis(config.server.request_timeout_ms);
         engine.ingest.tasks.spawn(async move {
-            let serve = axum::serve(listener, app)
-                .with_graceful_shutdown(async move { cancel.cancelled().await });
-            if let Err(error) = serve.await {
-                tracing::error!(%error, "the server ended");
-            }
+            listener::serve(listener, app, connections_max, headers_timeout, cancel).await;
         });
         Ok(engine)
     }

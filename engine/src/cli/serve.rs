@@ -4,6 +4,7 @@ use super::{Failure, block_on, environment};
 use hooksieve::config::{Config, Log, LogFormat};
 use hooksieve::serve::Engine;
 use hooksieve::tenant::Tenant;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +53,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let engine = Engine::start(&config, tenants).await?;
         let (tenants, rules) = engine.counts;
         anstream::println!(
-            "hooksieve {} listens on http://{} ({tenants} tenants, {rules} rules, data in {})",
+            "hooksieve {} listens on http://{} (tenants: {tenants}, rules: {rules}, data: {})",
             env!("CARGO_PKG_VERSION"),
             engine.addr,
             config.server.data.display()
@@ -77,6 +78,7 @@ pub(super) fn start_log(log: &Log) -> Result<(), Failure> {
         .map_err(|error| Failure::Input(format!("`level` of [log]: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match log.format {
         LogFormat::Text => subscriber.init(),

@@ -10,7 +10,7 @@ use wasmparser::{
     WasmFeatures,
 };
 
-/// A module that [`check`] found within the contract: what the compiler and the instance take, so
+/// A module that [`super::Sandbox::check`] found within the contract: what the compiler and the instance take, so
 /// that they need not ask again.
 #[derive(Clone, Copy, Debug)]
 pub struct Checked<'a> {

@@ -40,6 +40,19 @@ pub struct Run {
     pub log: Vec<LogLine>,
 }
 
+impl Default for Run {
+    /// A run that used nothing and decided nothing.
+    fn default() -> Self {
+        Self {
+            outcome: Ok(Decision::default()),
+            fuel: 0,
+            memory_bytes: 0,
+            duration: Duration::ZERO,
+            log: Vec::new(),
+        }
+    }
+}
+
 /// A line that a rule logged.
 pub type LogLine = String;
 
