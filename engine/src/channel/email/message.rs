@@ -1,0 +1,134 @@
+//! A message as mail: the same bytes at every try, in plain text and in HTML.
+
+use super::{Email, SUBJECT_CHARS_MAX};
+use crate::channel::Failure;
+use crate::channel::text::{self, angle_entity, escaped};
+use crate::store::Delivery;
+use hooksieve_sdk::wire::Message;
+use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
+use lettre::message::{Body, MultiPart, MultiPartKind, SinglePart};
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+impl Email {
+    /// The message as it goes over the wire.
+    pub(super) fn source(
+        &self,
+        delivery: &Delivery,
+        message: &Message,
+    ) -> Result<Vec<u8>, Failure> {
+        let id = delivery.id;
+        let subject = match text::one_line(&message.title, SUBJECT_CHARS_MAX) {
+            subject if subject.is_empty() => delivery.about.kind.clone(),
+            subject => subject,
+        };
+        let decided = Duration::from_millis(delivery.created_ms.max(0) as u64);
+        let mut email = lettre::Message::builder()
+            .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
+            .date(SystemTime::UNIX_EPOCH + decided)
+            .from(self.from.clone())
+            .subject(subject)
+            // RFC 3834: no out-of-office answers, please.
+            .raw_header(HeaderValue::new(
+                HeaderName::new_from_ascii_str("Auto-Submitted"),
+                "auto-generated".into(),
+            ));
+        if let Some(reply_to) = &self.reply_to {
+            email = email.reply_to(reply_to.clone());
+        }
+        for to in &self.to {
+            email = email.to(to.clone());
+        }
+        let parts = MultiPart::builder()
+            .kind(MultiPartKind::Alternative)
+            // Quoted-printable never writes "=_", so no text can end its part and begin another
+            // (RFC 2045, section 6.7).
+            .boundary(format!("=_{id}"))
+            .singlepart(part(ContentType::TEXT_PLAIN, plain(delivery, message)))
+            .singlepart(part(ContentType::TEXT_HTML, html(delivery, message)));
+        email
+            .multipart(parts)
+            .map(|email| email.formatted())
+            .map_err(|error| Failure::never(format!("the email cannot be built: {error}")))
+    }
+}
+
+fn part(kind: ContentType, text: String) -> SinglePart {
+    let body = Body::new_with_encoding(text, ContentTransferEncoding::QuotedPrintable)
+        .expect("quoted-printable carries every text");
+    SinglePart::builder().content_type(kind).body(body)
+}
+
+fn plain(delivery: &Delivery, message: &Message) -> String {
+    let mut out = text::one_line(&message.title, usize::MAX);
+    let body = text::lines(&message.text);
+    if !body.is_empty() {
+        let _ = write!(out, "\n\n{body}");
+    }
+    if !message.fields.is_empty() {
+        out.push('\n');
+    }
+    for field in &message.fields {
+        let name = text::one_line(&field.name, usize::MAX);
+        let _ = write!(out, "\n{name}: {}", text::lines(&field.value));
+    }
+    if let Some((url, label)) = message.link.as_ref().and_then(text::web_link) {
+        let _ = match label == url.as_str() {
+            true => write!(out, "\n\n{url}"),
+            false => write!(out, "\n\n{label}: {url}"),
+        };
+    }
+    let _ = write!(out, "\n\n-- \n{}\n", footer(delivery));
+    out
+}
+
+fn html(delivery: &Delivery, message: &Message) -> String {
+    let line = |text: &str| html_escape(&text::one_line(text, usize::MAX));
+    let block = |text: &str| html_escape(&text::lines(text));
+    let mut out = format!(
+        "<!doctype html>\n<html><body style=\"font-family:sans-serif\">\n<h2>{}</h2>\n",
+        line(&message.title)
+    );
+    if !message.text.is_empty() {
+        let text = block(&message.text);
+        let _ = writeln!(out, "<p style=\"white-space:pre-wrap\">{text}</p>");
+    }
+    if !message.fields.is_empty() {
+        out.push_str("<table>\n");
+        for field in &message.fields {
+            let _ = writeln!(
+                out,
+                "<tr><th align=\"left\" valign=\"top\">{}</th><td style=\"white-space:pre-wrap\">{}</td></tr>",
+                line(&field.name),
+                block(&field.value)
+            );
+        }
+        out.push_str("</table>\n");
+    }
+    if let Some((url, label)) = message.link.as_ref().and_then(text::web_link) {
+        let url = html_escape(url.as_str());
+        let _ = writeln!(out, "<p><a href=\"{url}\">{}</a></p>", html_escape(&label));
+    }
+    let footer = html_escape(&footer(delivery));
+    let _ = writeln!(out, "<p style=\"color:#666;font-size:small\">{footer}</p>");
+    out.push_str("</body></html>\n");
+    out
+}
+
+/// Why the reader got it, and of what.
+fn footer(delivery: &Delivery) -> String {
+    let about = &delivery.about;
+    let event = format!("{} from {}, {}", about.kind, about.source, about.time);
+    match text::one_line(&delivery.reason, 500) {
+        reason if reason.is_empty() => event,
+        reason => format!("{reason} · {event}"),
+    }
+}
+
+fn html_escape(text: &str) -> String {
+    escaped(text, usize::MAX, |c| match c {
+        '"' => Some("&quot;"),
+        '\'' => Some("&#39;"),
+        c => angle_entity(c),
+    })
+}

@@ -1,0 +1,220 @@
+//! The conversation with a mail server: one transaction over a connection that waited or a new one.
+
+use super::{Email, IDLE, IDLE_MAX, Idle, REPLY_CHARS_MAX, Recipients, Tls};
+use crate::channel::outgoing::{Cause, Outgoing};
+use crate::channel::{Failure, Retry, text};
+use lettre::message::Mailbox;
+use lettre::transport::smtp::authentication::DEFAULT_MECHANISMS;
+use lettre::transport::smtp::client::AsyncSmtpConnection;
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
+use lettre::transport::smtp::extension::ClientId;
+use std::error::Error as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::time::Instant;
+
+impl Email {
+    /// One SMTP transaction, over a connection that waited or a new one.
+    pub(super) async fn transact(
+        &self,
+        client: &Outgoing,
+        to: &[&Mailbox],
+        source: &[u8],
+    ) -> Result<Recipients, Failure> {
+        let mut connection = match self.unpark().await {
+            Some(connection) => connection,
+            None => self.connect(client).await?,
+        };
+        let recipients = self.converse(&mut connection, to, source).await?;
+        // Only after a whole conversation is the connection in a known state.
+        self.park(connection);
+        Ok(recipients)
+    }
+
+    async fn connect(&self, client: &Outgoing) -> Result<AsyncSmtpConnection, Failure> {
+        let me = ClientId::default();
+        let failed = |what: &str, error: &lettre::transport::smtp::Error| {
+            let cause = Cause::of(error);
+            let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
+            let code = error.status().map(u16::from);
+            let error = match code {
+                _ if cause.certificate => {
+                    format!("the certificate of {} is not trusted: {text}", self.host)
+                }
+                Some(code) => format!("{} {what}: {code} {text}", self.host),
+                None => format!("no connection to {}: {text}", self.host),
+            };
+            Failure::new(code, error, Retry::Later)
+        };
+        let tls = match self.tls {
+            Tls::None => None,
+            Tls::StartTls | Tls::Tls => Some(client.smtp_tls(&self.host)?),
+        };
+        let (wrapper, upgrade) = match self.tls {
+            Tls::StartTls => (None, tls),
+            Tls::Tls | Tls::None => (tls, None),
+        };
+        let server = (self.host.as_str(), self.port);
+        let mut connection =
+            AsyncSmtpConnection::connect_tokio1(server, Some(self.timeout), &me, wrapper, None)
+                .await
+                .map_err(|error| failed("turned the connection away", &error))?;
+        if let Some(tls) = upgrade {
+            if !connection.can_starttls() {
+                return Err(Failure::later(format!(
+                    "{} does not offer STARTTLS, so nothing was sent",
+                    self.host
+                )));
+            }
+            connection
+                .starttls(tls, &me)
+                .await
+                .map_err(|error| failed("refused STARTTLS", &error))?;
+        }
+        if let Some(credentials) = &self.credentials {
+            connection
+                .auth(DEFAULT_MECHANISMS, credentials)
+                .await
+                .map_err(|error| match error.is_client() {
+                    true => Failure::later(format!(
+                        "{} offers no way to log in that is known here (PLAIN, LOGIN)",
+                        self.host
+                    )),
+                    false => failed("refused the username or password", &error),
+                })?;
+        }
+        Ok(connection)
+    }
+
+    async fn converse(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        to: &[&Mailbox],
+        source: &[u8],
+    ) -> Result<Recipients, Failure> {
+        // A refusal here is about the message or its sender, for all recipients alike.
+        let refused = |what: &str, error: lettre::transport::smtp::Error| {
+            let Some((code, text)) = reply(&error) else {
+                return Failure::later(format!(
+                    "the connection to {} broke: {}",
+                    self.host,
+                    text::one_line(&Cause::of(&error).text, REPLY_CHARS_MAX)
+                ));
+            };
+            let retry = match error.is_permanent() {
+                true => Retry::Never,
+                false => Retry::Later,
+            };
+            Failure::new(
+                Some(code),
+                format!("{} refused {what}: {code} {text}", self.host),
+                retry,
+            )
+        };
+        let from = Mail::new(Some(self.from.email.clone()), Vec::new());
+        connection
+            .command(from)
+            .await
+            .map_err(|error| refused("the sender", error))?;
+        let mut recipients = Recipients::default();
+        for to in to {
+            let address = to.email.to_string();
+            match connection
+                .command(Rcpt::new(to.email.clone(), Vec::new()))
+                .await
+            {
+                Ok(_) => recipients.accepted.push(address),
+                Err(error) => {
+                    let Some((code, text)) = reply(&error) else {
+                        return Err(refused("a recipient", error));
+                    };
+                    if code == 421 {
+                        // The server is closing the connection: nobody has anything yet.
+                        return Err(refused("further commands", error));
+                    }
+                    let line = format!("{address}: {code} {text}");
+                    if error.is_permanent() {
+                        recipients.refused.push(line);
+                    } else {
+                        recipients.put_off.push(line);
+                    }
+                    recipients.code = Some(code);
+                }
+            }
+        }
+        if recipients.accepted.is_empty() {
+            connection
+                .command(Rset)
+                .await
+                .map_err(|error| refused("a new beginning", error))?;
+            return Ok(recipients);
+        }
+        connection
+            .command(Data)
+            .await
+            .map_err(|error| refused("the message", error))?;
+        let answer = connection
+            .message(source)
+            .await
+            .map_err(|error| refused("the message", error))?;
+        recipients.code = Some(answer.code().into());
+        Ok(recipients)
+    }
+
+    /// A connection that waited and still answers.
+    async fn unpark(&self) -> Option<AsyncSmtpConnection> {
+        loop {
+            let (mut connection, _) = locked(&self.idle).parked.pop()?;
+            if connection.test_connected().await {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next message, or drops it where enough are kept. One task for all
+    /// of a channel's connections closes them when no message came: thousands of channels would
+    /// else each keep a socket at their mail server for nothing.
+    fn park(&self, connection: AsyncSmtpConnection) {
+        let mut idle = locked(&self.idle);
+        if idle.parked.len() >= IDLE_MAX {
+            return;
+        }
+        idle.parked.push((connection, Instant::now()));
+        if std::mem::replace(&mut idle.watched, true) {
+            return;
+        }
+        let watched = Arc::clone(&self.idle);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(IDLE).await;
+                let (expired, last): (Vec<_>, bool) = {
+                    let mut idle = locked(&watched);
+                    let parked = std::mem::take(&mut idle.parked);
+                    let (expired, fresh) = parked
+                        .into_iter()
+                        .partition(|(_, since)| since.elapsed() >= IDLE);
+                    idle.parked = fresh;
+                    idle.watched = !idle.parked.is_empty();
+                    (expired, !idle.watched)
+                };
+                for (mut connection, _) in expired {
+                    // Politeness; the socket closes either way.
+                    let _ = tokio::time::timeout(IDLE, connection.quit()).await;
+                }
+                if last {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+fn locked(idle: &Mutex<Idle>) -> std::sync::MutexGuard<'_, Idle> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The code and the words of a server's refusal; `None` when the error is something else.
+fn reply(error: &lettre::transport::smtp::Error) -> Option<(u16, String)> {
+    let code = error.status()?.into();
+    let text = error.source().map(ToString::to_string).unwrap_or_default();
+    Some((code, text::one_line(&text, REPLY_CHARS_MAX)))
+}

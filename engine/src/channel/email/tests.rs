@@ -1,0 +1,422 @@
+//! Against a scripted SMTP peer; a real server is in the end-to-end tests.
+
+use super::*;
+use crate::channel::tests::{delivery, hostile_message};
+use crate::store::Attempt;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
+
+/// What a scripted mail server does: how it answers each recipient, and the data.
+#[derive(Clone, Default)]
+struct Script {
+    recipients: Vec<(&'static str, &'static str)>,
+    sender: Option<&'static str>,
+    /// `None` closes the connection once the data has come.
+    data: Option<&'static str>,
+}
+
+/// All that clients said, by line, and every message as it was received.
+#[derive(Default)]
+struct Heard {
+    connections: usize,
+    commands: Vec<String>,
+    messages: Vec<String>,
+}
+
+async fn server(script: Script) -> (u16, Arc<Mutex<Heard>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let all = Arc::clone(&heard);
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            all.lock().unwrap().connections += 1;
+            tokio::spawn(talk(socket, script.clone(), Arc::clone(&all)));
+        }
+    });
+    (port, heard)
+}
+
+async fn talk(socket: tokio::net::TcpStream, script: Script, heard: Arc<Mutex<Heard>>) {
+    let (read, mut write) = socket.into_split();
+    let mut lines = BufReader::new(read).lines();
+    write.write_all(b"220 test ESMTP\r\n").await.unwrap();
+    while let Ok(Some(line)) = lines.next_line().await {
+        heard.lock().unwrap().commands.push(line.clone());
+        let answer = match line.split(' ').next().unwrap() {
+            "EHLO" => "250-test\r\n250 8BITMIME",
+            "MAIL" => script.sender.unwrap_or("250 sender ok"),
+            "RCPT" => script
+                .recipients
+                .iter()
+                .find(|(who, _)| line.contains(who))
+                .map_or("250 recipient ok", |(_, answer)| answer),
+            "DATA" => {
+                write.write_all(b"354 go on\r\n").await.unwrap();
+                let mut message = String::new();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if line == "." {
+                        break;
+                    }
+                    message.push_str(line.strip_prefix('.').unwrap_or(&line));
+                    message.push('\n');
+                }
+                heard.lock().unwrap().messages.push(message);
+                match script.data {
+                    Some(answer) => answer,
+                    None => return,
+                }
+            }
+            _ => "250 ok",
+        };
+        write
+            .write_all(format!("{answer}\r\n").as_bytes())
+            .await
+            .unwrap();
+    }
+}
+
+fn settings(port: u16, to: &[&str]) -> Settings {
+    Settings {
+        host: "127.0.0.1".into(),
+        port,
+        tls: Tls::None,
+        username: None,
+        password: None,
+        from: "Hooks <hooks@example.com>".into(),
+        to: to.iter().map(|&to| to.into()).collect(),
+        reply_to: Some("Team <team@example.com>".into()),
+        timeout_ms: 2000,
+    }
+}
+
+fn email(port: u16) -> Email {
+    let to = [
+        "ann@example.com",
+        "Bob <bob@example.com>",
+        "eve@example.com",
+    ];
+    Email::new(settings(port, &to)).unwrap()
+}
+
+async fn send(email: &Email, delivery: &Delivery) -> Result<Sent, Failure> {
+    email.send(&Outgoing::new(None).unwrap(), delivery).await
+}
+
+fn hostile() -> Delivery {
+    delivery(Payload::Message(hostile_message()))
+}
+
+fn attempt_of(failure: &Failure) -> Attempt {
+    Attempt {
+        at_ms: 0,
+        duration_ms: 0,
+        status: failure.status,
+        error: Some(failure.error.clone()),
+        refused: failure.refused.clone(),
+        accepted: failure.accepted.clone(),
+    }
+}
+
+fn source(delivery: &Delivery) -> String {
+    let Payload::Message(message) = &delivery.payload else {
+        panic!("not a message");
+    };
+    String::from_utf8(email(25).source(delivery, message).unwrap()).unwrap()
+}
+
+#[test]
+fn a_hostile_message_stays_text() {
+    insta::assert_snapshot!(source(&hostile()).replace("\r\n", "\n"));
+}
+
+#[test]
+fn no_title_makes_a_header() {
+    let plain = source(&hostile());
+    let names = |source: &str| -> Vec<String> {
+        let (head, _) = source.split_once("\r\n\r\n").unwrap();
+        head.split("\r\n")
+            .filter(|line| !line.starts_with(' '))
+            .map(|line| line.split(':').next().unwrap().to_owned())
+            .collect()
+    };
+    for title in [
+        "a\r\nBcc: b@example.com",
+        "a\nBcc: b@example.com",
+        "a\rBcc: b@example.com",
+        "a\r\n\r\n<script>",
+        "a\0b\u{0b}c\u{85}d\u{2028}Bcc: e",
+        "\r\n",
+        "",
+        "🚨\r\nBcc: b@example.com",
+        "مرحبا \u{202e}dlrow",
+        "=?utf-8?q?=0D=0ABcc:_b=40example.com?=",
+        &"x".repeat(100_000),
+        &"x y ".repeat(10_000),
+        &"🚨".repeat(10_000),
+    ] {
+        let mut message = hostile_message();
+        message.title = title.to_owned();
+        let source = source(&delivery(Payload::Message(message)));
+        assert_eq!(names(&source), names(&plain), "{title:?}");
+        let (head, _) = source.split_once("\r\n\r\n").unwrap();
+        assert!(!head.replace("\r\n", "").contains(['\r', '\n', '\0']));
+        for line in source.split("\r\n") {
+            assert!(line.len() <= 998, "{title:?}: a line of {}", line.len());
+        }
+    }
+}
+
+#[test]
+fn no_text_ends_its_part() {
+    let id = hostile().id;
+    let mut message = hostile_message();
+    message.text = format!("--=_{id}\r\nContent-Type: text/html\r\n\r\n<b>\r\n--=_{id}--");
+    let source = source(&delivery(Payload::Message(message)));
+    assert_eq!(source.matches(&format!("\r\n--=_{id}")).count(), 3);
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused() {
+    let refused = |change: fn(&mut Settings)| {
+        let mut settings = settings(25, &["ann@example.com"]);
+        change(&mut settings);
+        Email::new(settings).err().unwrap()
+    };
+    for (change, error) in [
+        (
+            (|it| it.to.clear()) as fn(&mut Settings),
+            "there is no recipient",
+        ),
+        (
+            |it| it.host = "mail example".into(),
+            "\"mail example\" is not a host",
+        ),
+        (
+            |it| it.to = vec!["ann@example.com".into(); 51],
+            "there are 51 recipients, and at most 50 are taken; use a mailing list",
+        ),
+        (
+            |it| it.username = Some("ann".into()),
+            "there is a username and no password",
+        ),
+        (
+            |it| it.password = Some(Secret::new("hidden")),
+            "there is a password and no username",
+        ),
+        (
+            |it| it.from = "ann@exämple.com".into(),
+            "\"ann@exämple.com\" has letters outside of ASCII in its address; write its domain in the xn-- form",
+        ),
+        (
+            |it| {
+                it.host = "mail.example.com".into();
+                it.username = Some("ann".into());
+                it.password = Some(Secret::new("hidden"));
+            },
+            "the password would travel unencrypted to \"mail.example.com\"; set tls to \"starttls\" or \"tls\"",
+        ),
+    ] {
+        assert_eq!(refused(change), error);
+    }
+    for bad in [
+        "ann",
+        "ann@",
+        "ann@example.com\r\nBcc: b@example.com",
+        "a@b, c@d",
+    ] {
+        assert!(mailbox(bad).is_err(), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_message_goes_to_all_and_the_connection_serves_the_next() {
+    let (port, heard) = server(Script {
+        data: Some("250 queued"),
+        ..Script::default()
+    })
+    .await;
+    let email = email(port);
+    let delivery = hostile();
+    for _ in 0..2 {
+        let sent = send(&email, &delivery).await.unwrap();
+        assert_eq!((sent.status, sent.refused), (Some(250), Vec::new()));
+    }
+    let heard = heard.lock().unwrap();
+    assert_eq!((heard.connections, heard.messages.len()), (1, 2));
+    // What arrives is what was built, dots at line starts included, and the same every time.
+    let Payload::Message(message) = &delivery.payload else {
+        panic!("not a message");
+    };
+    let source = email.source(&delivery, message).unwrap();
+    let source = String::from_utf8(source).unwrap().replace("\r\n", "\n");
+    for message in &heard.messages {
+        assert_eq!(message.trim_end(), source.trim_end());
+    }
+}
+
+#[tokio::test]
+async fn one_refusal_keeps_the_message_from_nobody_else() {
+    let (port, heard) = server(Script {
+        recipients: vec![("bob", "550-5.1.1 no such\r\n550 5.1.1 user")],
+        data: Some("250 queued"),
+        ..Script::default()
+    })
+    .await;
+    let sent = send(&email(port), &hostile()).await.unwrap();
+    assert_eq!(sent.status, Some(250));
+    assert_eq!(sent.refused, ["bob@example.com: 550 5.1.1 no such user"]);
+    assert_eq!(heard.lock().unwrap().messages.len(), 1);
+}
+
+#[tokio::test]
+async fn refused_by_all_is_final_and_the_connection_stays_good() {
+    let (port, heard) = server(Script {
+        recipients: vec![("example.com", "550 no")],
+        ..Script::default()
+    })
+    .await;
+    let email = email(port);
+    for _ in 0..2 {
+        let failure = send(&email, &hostile()).await.unwrap_err();
+        assert_eq!((failure.status, failure.retry), (Some(550), Retry::Never));
+        assert_eq!(
+            failure.error,
+            "127.0.0.1 refused every recipient: ann@example.com: 550 no"
+        );
+        assert_eq!(failure.refused.len(), 3);
+    }
+    let heard = heard.lock().unwrap();
+    assert_eq!((heard.connections, heard.messages.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn who_has_it_is_not_mailed_again() {
+    let script = |recipients| Script {
+        recipients,
+        data: Some("250 queued"),
+        ..Script::default()
+    };
+    let refusals = vec![("bob", "451 later"), ("eve", "550 no")];
+    let (port, heard) = server(script(refusals)).await;
+    let mut delivery = hostile();
+    let failure = send(&email(port), &delivery).await.unwrap_err();
+    assert_eq!(failure.retry, Retry::Later);
+    assert_eq!(
+        failure.error,
+        "127.0.0.1 put off 1 of 3 recipients: bob@example.com: 451 later"
+    );
+    assert_eq!(failure.accepted, ["ann@example.com"]);
+    assert_eq!(
+        failure.refused,
+        ["eve@example.com: 550 no", "bob@example.com: 451 later"]
+    );
+    assert_eq!(heard.lock().unwrap().messages.len(), 1);
+
+    // Now the server takes Bob too: Ann is not asked for again.
+    delivery.attempts.push(attempt_of(&failure));
+    let (port, heard) = server(script(vec![("eve", "550 no")])).await;
+    let sent = send(&email(port), &delivery).await.unwrap();
+    assert_eq!(sent.refused, ["eve@example.com: 550 no"]);
+    let recipients: Vec<_> = {
+        let heard = heard.lock().unwrap();
+        let rcpt = heard.commands.iter().filter(|it| it.starts_with("RCPT"));
+        rcpt.cloned().collect()
+    };
+    assert_eq!(
+        recipients,
+        ["RCPT TO:<bob@example.com>", "RCPT TO:<eve@example.com>"]
+    );
+
+    // Or it refuses Bob for good: it is delivered all the same, as Ann has it.
+    let (port, heard) = server(script(vec![("example.com", "550 no")])).await;
+    let sent = send(&email(port), &delivery).await.unwrap();
+    assert_eq!(sent.refused.len(), 2);
+    assert_eq!(heard.lock().unwrap().messages.len(), 0);
+}
+
+#[tokio::test]
+async fn what_the_server_says_of_the_message_decides() {
+    for (sender, data, status, retry, error) in [
+        (
+            Some("550 not you"),
+            None,
+            Some(550),
+            Retry::Never,
+            "127.0.0.1 refused the sender: 550 not you",
+        ),
+        (
+            Some("451 busy"),
+            None,
+            Some(451),
+            Retry::Later,
+            "127.0.0.1 refused the sender: 451 busy",
+        ),
+        (
+            None,
+            Some("554 spam"),
+            Some(554),
+            Retry::Never,
+            "127.0.0.1 refused the message: 554 spam",
+        ),
+        (
+            None,
+            Some("452 full"),
+            Some(452),
+            Retry::Later,
+            "127.0.0.1 refused the message: 452 full",
+        ),
+        (
+            None,
+            None,
+            None,
+            Retry::Later,
+            "the connection to 127.0.0.1 broke: incomplete response",
+        ),
+    ] {
+        let (port, _) = server(Script {
+            sender,
+            data,
+            ..Script::default()
+        })
+        .await;
+        let failure = send(&email(port), &hostile()).await.unwrap_err();
+        assert_eq!((failure.status, failure.retry), (status, retry));
+        assert_eq!(failure.error, error);
+        assert!(failure.accepted.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_starttls_gets_nothing() {
+    let (port, heard) = server(Script::default()).await;
+    let mut settings = settings(port, &["ann@example.com"]);
+    settings.tls = Tls::StartTls;
+    settings.username = Some("ann".into());
+    settings.password = Some(Secret::new("hidden"));
+    let failure = send(&Email::new(settings).unwrap(), &hostile())
+        .await
+        .unwrap_err();
+    assert_eq!(failure.retry, Retry::Later);
+    assert_eq!(
+        failure.error,
+        "127.0.0.1 does not offer STARTTLS, so nothing was sent"
+    );
+    assert_eq!(heard.lock().unwrap().commands, ["EHLO [127.0.0.1]"]);
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut settings = settings(silent.local_addr().unwrap().port(), &["ann@example.com"]);
+    settings.timeout_ms = 100;
+    let failure = send(&Email::new(settings).unwrap(), &hostile())
+        .await
+        .unwrap_err();
+    assert_eq!(failure.retry, Retry::Later);
+    assert_eq!(
+        failure.error,
+        "127.0.0.1 did not take the message within 100ms"
+    );
+}
