@@ -143,7 +143,7 @@ struct Guest<'p> {
     fuel_given: u64,
     refused_memory: Place,
     refused_table: Place,
-    // The instance must outlive the places above; declared last of what holds it.
+    // The store owns what the places above point into; the handle keeps its exports.
     _instance: Instance,
 }
 
@@ -263,7 +263,10 @@ impl<'p> Guest<'p> {
         let (event_len, index_len) = (event.len() as u32, index.len() as u32);
         let returned =
             self.call(|store| decide.call(store, pointer, event_len, index_pointer, index_len))?;
-        let place = unpack(returned).map_err(by_code)?;
+        let place = unpack(returned).map_err(|code| match by_code(code) {
+            Error::OutOfMemory => self.after_refusal(Error::OutOfMemory),
+            error => error,
+        })?;
         let answered = self.output(place)?;
         let decision = match Decision::decode(&answered) {
             Ok(Ok(decision)) => decision,
@@ -411,6 +414,11 @@ impl<'p> Guest<'p> {
                 limit: self.fuel_given,
             };
         }
+        self.after_refusal(error)
+    }
+
+    /// A failure after growth was refused is told as that: what the guest did next hides the cause.
+    fn after_refusal(&self, error: Error) -> Error {
         let then = error.to_string();
         if let requested @ 1.. = self.refused_memory.u32() {
             return Error::Memory {

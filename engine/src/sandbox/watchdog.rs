@@ -63,12 +63,28 @@ pub(super) unsafe fn guarded<T>(
             until: Instant::now() + limit,
             struck: false,
         });
+        let armed = Armed(watch);
         let result = guest();
-        let struck = lock(&watch.running)
-            .take()
-            .is_some_and(|running| running.struck);
-        (result, struck)
+        (result, armed.disarm())
     })
+}
+
+/// What takes the entry out again, also when a panic of ours unwinds through the guest: the fuel is
+/// gone after that.
+struct Armed<'w>(&'w Watch);
+
+impl Armed<'_> {
+    /// Whether the watchdog struck.
+    fn disarm(&self) -> bool {
+        let running = lock(&self.0.running).take();
+        running.is_some_and(|running| running.struck)
+    }
+}
+
+impl Drop for Armed<'_> {
+    fn drop(&mut self) {
+        self.disarm();
+    }
 }
 
 fn patrol() {
