@@ -80,6 +80,15 @@ impl Channel {
         }
     }
 
+    /// How long one attempt may take.
+    pub fn timeout(&self) -> Duration {
+        match self {
+            Channel::Email(email) => email.timeout,
+            Channel::Slack(slack) => slack.timeout,
+            Channel::Webhook(webhook) => webhook.timeout,
+        }
+    }
+
     /// The name of its kind, as tenant files spell it.
     pub fn kind(&self) -> &'static str {
         match self {

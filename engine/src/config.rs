@@ -233,13 +233,13 @@ impl Settings {
 
     fn finish(mut self, env: &BTreeMap<String, String>) -> Result<Config, Problem> {
         let token = self.operator_token(env)?;
+        self.check()?;
         // Section by section, so that a value which does not fit is named with its place.
         let mut config: Config = match self.table.clone().try_into() {
             Ok(config) => config,
             Err(error) => return Err(self.misfit(&error)),
         };
         config.server.operator_token = token;
-        self.check(&config)?;
         Ok(config)
     }
 
@@ -306,180 +306,18 @@ impl Settings {
         }
     }
 
-    fn check(&self, config: &Config) -> Result<(), Problem> {
-        let limits = &config.limits;
-        // (section, key, value, least, most)
-        let ranges = [
-            (
-                "server",
-                "body_bytes_max",
-                config.server.body_bytes_max as u64,
-                1_024,
-                16 << 20,
-            ),
-            (
-                "server",
-                "request_timeout_ms",
-                config.server.request_timeout_ms,
-                100,
-                600_000,
-            ),
-            (
-                "server",
-                "requests_max",
-                config.server.requests_max as u64,
-                1,
-                1_000_000,
-            ),
-            (
-                "server",
-                "connections_max",
-                config.server.connections_max as u64,
-                1,
-                1_000_000,
-            ),
-            ("server", "drain_ms", config.server.drain_ms, 0, 3_600_000),
-            (
-                "store",
-                "duplicate_window_s",
-                config.store.duplicate_window_s,
-                0,
-                31 * 86_400,
-            ),
-            (
-                "store",
-                "cache_bytes",
-                config.store.cache_bytes,
-                1 << 20,
-                1 << 40,
-            ),
-            (
-                "store",
-                "queue_max",
-                config.store.queue_max as u64,
-                1,
-                1_000_000,
-            ),
-            (
-                "store",
-                "group_max",
-                config.store.group_max as u64,
-                1,
-                100_000,
-            ),
-            ("decide", "threads", config.decide.threads as u64, 0, 1_024),
-            (
-                "decide",
-                "batch_max",
-                config.decide.batch_max as u64,
-                1,
-                10_000,
-            ),
-            ("limits", "fuel", limits.fuel, 1_000, 1 << 40),
-            ("limits", "init_fuel", limits.init_fuel, 1_000, 1 << 40),
-            ("limits", "wall_clock_ms", limits.wall_clock_ms, 10, 600_000),
-            (
-                "limits",
-                "memory_bytes",
-                limits.memory_bytes,
-                65_536,
-                1 << 30,
-            ),
-            (
-                "limits",
-                "table_elements",
-                u64::from(limits.table_elements),
-                1,
-                1_000_000,
-            ),
-            (
-                "limits",
-                "stack_bytes",
-                limits.stack_bytes as u64,
-                16_384,
-                64 << 20,
-            ),
-            (
-                "limits",
-                "module_bytes",
-                limits.module_bytes as u64,
-                1_024,
-                256 << 20,
-            ),
-            (
-                "limits",
-                "input_bytes",
-                limits.input_bytes as u64,
-                1_024,
-                64 << 20,
-            ),
-            (
-                "limits",
-                "output_bytes",
-                limits.output_bytes as u64,
-                64,
-                16 << 20,
-            ),
-            ("limits", "log_bytes", limits.log_bytes as u64, 0, 1 << 20),
-            ("limits", "actions", limits.actions as u64, 1, 1_000),
-            (
-                "dispatch",
-                "in_flight_max",
-                config.dispatch.in_flight_max as u64,
-                1,
-                100_000,
-            ),
-            (
-                "dispatch",
-                "in_flight_per_channel_max",
-                config.dispatch.in_flight_per_channel_max as u64,
-                1,
-                100_000,
-            ),
-            (
-                "dispatch",
-                "lease_ms",
-                config.dispatch.lease_ms,
-                1_000,
-                86_400_000,
-            ),
-            (
-                "dispatch",
-                "timeout_ms",
-                config.dispatch.timeout_ms,
-                100,
-                600_000,
-            ),
-            (
-                "dispatch",
-                "retry_first_ms",
-                config.dispatch.retry_first_ms,
-                1,
-                86_400_000,
-            ),
-            (
-                "dispatch",
-                "retry_max_ms",
-                config.dispatch.retry_max_ms,
-                1,
-                86_400_000,
-            ),
-            (
-                "dispatch",
-                "attempts_max",
-                u64::from(config.dispatch.attempts_max),
-                1,
-                100,
-            ),
-        ];
-        for (section, key, value, least, most) in ranges {
+    /// Numbers within their ranges, and those that belong together.
+    fn check(&self) -> Result<(), Problem> {
+        let number = |section: &str, key: &str| self.table.get(section)?.get(key)?.as_integer();
+        for (section, key, least, most) in RANGES {
+            let value = number(section, key).unwrap_or_default();
             if !(least..=most).contains(&value) {
                 let message =
                     format!("`{key}` of [{section}] is {value}, and may be {least} to {most}");
                 return Err(self.problem(section, key, message));
             }
         }
-        if config.dispatch.lease_ms <= config.dispatch.timeout_ms {
+        if number("dispatch", "lease_ms") <= number("dispatch", "timeout_ms") {
             let message = "`lease_ms` of [dispatch] must be longer than `timeout_ms`, or a slow delivery is sent twice";
             return Err(self.problem("dispatch", "lease_ms", message.to_owned()));
         }
@@ -495,12 +333,47 @@ impl Settings {
     }
 }
 
+/// What each number may be: section, key, least, most.
+#[rustfmt::skip]
+const RANGES: [(&str, &str, i64, i64); 29] = [
+    ("server", "body_bytes_max", 1_024, 16 << 20),
+    ("server", "request_timeout_ms", 100, 600_000),
+    ("server", "requests_max", 1, 1_000_000),
+    ("server", "connections_max", 1, 1_000_000),
+    ("server", "drain_ms", 0, 3_600_000),
+    ("store", "duplicate_window_s", 0, 31 * 86_400),
+    ("store", "cache_bytes", 1 << 20, 1 << 40),
+    ("store", "queue_max", 1, 1_000_000),
+    ("store", "group_max", 1, 100_000),
+    ("decide", "threads", 0, 1_024),
+    ("decide", "batch_max", 1, 10_000),
+    ("limits", "fuel", 1_000, 1 << 40),
+    ("limits", "init_fuel", 1_000, 1 << 40),
+    ("limits", "wall_clock_ms", 10, 600_000),
+    ("limits", "memory_bytes", 65_536, 1 << 30),
+    ("limits", "table_elements", 1, 1_000_000),
+    ("limits", "stack_bytes", 16_384, 64 << 20),
+    ("limits", "module_bytes", 1_024, 256 << 20),
+    ("limits", "input_bytes", 1_024, 64 << 20),
+    ("limits", "output_bytes", 64, 16 << 20),
+    ("limits", "log_bytes", 0, 1 << 20),
+    ("limits", "actions", 1, 1_000),
+    ("dispatch", "in_flight_max", 1, 100_000),
+    ("dispatch", "in_flight_per_channel_max", 1, 100_000),
+    ("dispatch", "lease_ms", 1_000, 86_400_000),
+    ("dispatch", "timeout_ms", 100, 600_000),
+    ("dispatch", "retry_first_ms", 1, 86_400_000),
+    ("dispatch", "retry_max_ms", 1, 86_400_000),
+    ("dispatch", "attempts_max", 1, 100),
+];
+
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn load(file: &str, env: &[(&str, &str)]) -> Result<Config, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -586,6 +459,19 @@ mod tests {
             &[],
             "h.toml:1: not TOML: unclosed table, expected `]`",
         );
+    }
+
+    #[test]
+    fn every_number_has_a_range() {
+        let defaults: Table = DEFAULTS.parse().unwrap();
+        let numbers = defaults.iter().flat_map(|(section, keys)| {
+            let keys = keys.as_table().unwrap().iter();
+            let numbers = keys.filter(|(_, value)| value.is_integer());
+            numbers.map(move |(key, _)| (section.as_str(), key.as_str()))
+        });
+        let numbers: BTreeSet<_> = numbers.collect();
+        let ranged = RANGES.iter().map(|(section, key, ..)| (*section, *key));
+        assert_eq!(numbers, ranged.collect());
     }
 
     #[test]

@@ -120,6 +120,7 @@ impl Engine {
             return Err(StartError::NeedsToken { listen });
         }
 
+        timeouts_within_lease(&tenants, config)?;
         let sandbox = Sandbox::new(config.limits.clone());
         let mut compiled = HashMap::new();
         let rules = tenants
@@ -218,6 +219,24 @@ impl Engine {
         }
         in_time
     }
+}
+
+/// An attempt that outlasts its lease would be made twice at once.
+fn timeouts_within_lease(tenants: &[Tenant], config: &Config) -> Result<(), Problem> {
+    let lease_ms = config.dispatch.lease_ms;
+    for tenant in tenants {
+        for (name, channel) in &tenant.channels {
+            if channel.timeout() >= Duration::from_millis(lease_ms) {
+                return Err(Problem {
+                    place: format!("channel `{name}` of tenant `{}`", tenant.name),
+                    message: format!(
+                        "its timeout_ms must be shorter than the {lease_ms} ms of `lease_ms` in [dispatch]"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn outgoing(config: &Config) -> Result<Outgoing, StartError> {

@@ -81,7 +81,7 @@ pub struct Email {
     from: Mailbox,
     to: Vec<Mailbox>,
     reply_to: Option<Mailbox>,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     idle: Arc<Mutex<Idle>>,
 }
 

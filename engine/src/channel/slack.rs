@@ -36,7 +36,7 @@ pub struct Settings {
 /// A Slack channel with checked settings.
 pub struct Slack {
     url: Url,
-    timeout: Duration,
+    pub(super) timeout: Duration,
 }
 
 impl Slack {

@@ -34,7 +34,7 @@ pub struct Settings {
 pub struct Webhook {
     url: Url,
     key: Option<Vec<u8>>,
-    timeout: Duration,
+    pub(super) timeout: Duration,
 }
 
 /// What a message becomes: the shape that Standard Webhooks proposes, with the event's attributes.
