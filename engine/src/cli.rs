@@ -23,7 +23,9 @@ use std::process::ExitCode;
 /// Lets users' rules, small WebAssembly modules, decide what becomes of every event.
 #[derive(Parser)]
 #[command(name = "hooksieve", version, styles = style::HELP, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 success; 1 it ran and the outcome is bad; 2 bad usage, input or configuration.")]
+#[command(
+    after_help = "Exit codes: 0 success; 1 it ran and the outcome is bad; 2 bad usage, input or configuration."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

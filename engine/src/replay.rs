@@ -146,9 +146,12 @@ fn one(place: &str, json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInp
 fn recorded(place: &str, data: Data, defaults: &Defaults) -> Result<Recorded, BadInput> {
     let value = Value::new(data.bytes());
     let attribute = |name: &str| value.get(name).and_then(|value| value.as_str());
-    if let (Some(id), Some(source), Some(kind), Some(payload)) =
-        (attribute("id"), attribute("source"), attribute("type"), value.get("data"))
-    {
+    if let (Some(id), Some(source), Some(kind), Some(payload)) = (
+        attribute("id"),
+        attribute("source"),
+        attribute("type"),
+        value.get("data"),
+    ) {
         let payload = Data::from_deserializer(payload).map_err(|error| bad(place, error))?;
         let headers = value.get("headers").map(|headers| headers.entries());
         let headers = headers.into_iter().flatten();
@@ -187,7 +190,10 @@ fn recorded(place: &str, data: Data, defaults: &Defaults) -> Result<Recorded, Ba
 fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
     let (encoded, index) = head.encode(data);
     let event = StoredEvent {
-        id: head.id.parse().unwrap_or_else(|_| EventId::from_bytes(&encoded)),
+        id: head
+            .id
+            .parse()
+            .unwrap_or_else(|_| EventId::from_bytes(&encoded)),
         tenant: defaults.tenant.clone(),
         source: defaults.source.clone(),
         kind: head.kind.to_owned(),

@@ -52,7 +52,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 style::bytes(sandbox.limits().memory_bytes)
             );
             anstream::println!("  sha256   {}", Hash::of(&wasm));
-            anstream::println!("  {dim}checked and compiled in {} ms{dim:#}", took.as_millis());
+            anstream::println!(
+                "  {dim}checked and compiled in {} ms{dim:#}",
+                took.as_millis()
+            );
             Ok(())
         }
         Err(refused) => {

@@ -77,7 +77,10 @@ impl Remote {
                 });
             }
             match serde_json::from_slice::<Problem>(&body) {
-                Ok(problem) => Err(Failure::outcome(format!("{}: {}", problem.title, problem.detail))),
+                Ok(problem) => Err(Failure::outcome(format!(
+                    "{}: {}",
+                    problem.title, problem.detail
+                ))),
                 Err(_) => Err(Failure::outcome(format!("{base} answered {status}"))),
             }
         })

@@ -33,7 +33,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
     match command {
         Command::List { tenant } => {
-            let query = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
+            let query = tenant
+                .map(|tenant| format!("?tenant={tenant}"))
+                .unwrap_or_default();
             let dead: Vec<DeliveryView> = remote.call(Method::GET, &format!("/v1/dead{query}"))?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(dead));
@@ -43,7 +45,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 anstream::println!("No delivery was given up.");
                 return Ok(());
             }
-            let header = ["tenant", "delivery", "channel", "event type", "at", "attempts", "why"];
+            let header = [
+                "tenant",
+                "delivery",
+                "channel",
+                "event type",
+                "at",
+                "attempts",
+                "why",
+            ];
             let mut table = style::table(&header);
             for dead in &dead {
                 table.add_row([
@@ -70,7 +80,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             anstream::println!("tenant   {}, rule {}", delivery.tenant, delivery.rule);
             anstream::println!("channel  {}", delivery.channel);
             attempts(&delivery);
-            let payload = serde_json::to_string_pretty(&delivery.payload).map_err(Failure::outcome)?;
+            let payload =
+                serde_json::to_string_pretty(&delivery.payload).map_err(Failure::outcome)?;
             anstream::println!("payload  {payload}");
         }
     }

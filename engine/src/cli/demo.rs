@@ -1,4 +1,6 @@
 use super::Failure;
 #[derive(clap::Args)]
 pub(crate) struct Args {}
-pub(crate) fn run(_: Args) -> Result<(), Failure> { Ok(()) }
+pub(crate) fn run(_: Args) -> Result<(), Failure> {
+    Ok(())
+}

@@ -26,9 +26,18 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let (bold, dim, bad) = (style::HEADING, style::DIM, style::BAD);
     let event = &story.event;
     let subject = event.subject.as_deref().unwrap_or("no subject");
-    anstream::println!("{bold}{}{bold:#} {} {dim}{}{dim:#}", event.r#type, style::clean(subject), event.time);
+    anstream::println!(
+        "{bold}{}{bold:#} {} {dim}{}{dim:#}",
+        event.r#type,
+        style::clean(subject),
+        event.time
+    );
     anstream::println!("  id        {}", event.id);
-    anstream::println!("  came in   tenant {}, source {}", event.tenant, event.source);
+    anstream::println!(
+        "  came in   tenant {}, source {}",
+        event.tenant,
+        event.source
+    );
     anstream::println!("  verified  {}", event.verified);
     if let Some(id) = &event.sender_id {
         anstream::println!("  sender    {}", style::clean(id));
@@ -48,7 +57,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             (None, Some(error)) => format!("{bad}{}{bad:#}", style::clean(error)),
             (None, None) => String::new(),
         };
-        anstream::println!("{bold}rule {}{bold:#}: {}, {what}", decision.rule, decision.outcome);
+        anstream::println!(
+            "{bold}rule {}{bold:#}: {}, {what}",
+            decision.rule,
+            decision.outcome
+        );
         if let Some(then) = decision.then {
             anstream::println!("  then      {}", format!("{then:?}").to_lowercase());
         }
@@ -80,10 +93,17 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 /// Every attempt of a delivery, a line each.
 pub(super) fn attempts(delivery: &DeliveryView) {
     for attempt in &delivery.attempts {
-        let status = attempt.status.map(|status| status.to_string()).unwrap_or_default();
+        let status = attempt
+            .status
+            .map(|status| status.to_string())
+            .unwrap_or_default();
         let error = attempt.error.as_deref().unwrap_or("ok");
         let took = attempt.duration_ms;
-        anstream::println!("    {} {took} ms {status} {}", attempt.at, style::clean(error));
+        anstream::println!(
+            "    {} {took} ms {status} {}",
+            attempt.at,
+            style::clean(error)
+        );
         for refused in &attempt.refused {
             anstream::println!("      refused {}", style::clean(refused));
         }

@@ -49,7 +49,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
     match command {
         Command::List { tenant } => {
-            let query = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
+            let query = tenant
+                .map(|tenant| format!("?tenant={tenant}"))
+                .unwrap_or_default();
             let held: Vec<HeldView> = remote.call(Method::GET, &format!("/v1/held{query}"))?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(held));
@@ -107,7 +109,11 @@ fn resolved(remote: &Remote, decision: &DecisionView) {
     }
     match &decision.reason {
         Some(reason) => {
-            anstream::println!("released: {}, because: {}", decision.outcome, style::clean(reason));
+            anstream::println!(
+                "released: {}, because: {}",
+                decision.outcome,
+                style::clean(reason)
+            );
         }
         None => anstream::println!("dropped"),
     }

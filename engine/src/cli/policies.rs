@@ -49,7 +49,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Command::Export { folder } => {
             std::fs::create_dir_all(&folder).map_err(Failure::input)?;
             for policy in &hooksieve_policies::ALL {
-                for (extension, bytes) in [("wasm", policy.wasm), ("toml", policy.example.as_bytes())] {
+                for (extension, bytes) in
+                    [("wasm", policy.wasm), ("toml", policy.example.as_bytes())]
+                {
                     let path = folder.join(policy.name).with_extension(extension);
                     std::fs::write(&path, bytes).map_err(|error| {
                         Failure::Input(format!("{} cannot be written: {error}", path.display()))

@@ -111,23 +111,35 @@ fn rules(args: &Args, config: Config) -> Result<Rules, Failure> {
         None => vec![0x80],
     };
     let limits = config.limits;
-    let module = Sandbox::new(limits.clone()).compile(&wasm).map_err(|refused| {
-        Failure::Input(format!("the rule {} is refused: {refused}; {}", args.rule, refused.fix()))
-    })?;
+    let module = Sandbox::new(limits.clone())
+        .compile(&wasm)
+        .map_err(|refused| {
+            Failure::Input(format!(
+                "the rule {} is refused: {refused}; {}",
+                args.rule,
+                refused.fix()
+            ))
+        })?;
     let program = Program::new(module, settings, limits)
         .map_err(|error| Failure::Input(format!("the rule {}: {error}", args.rule)))?;
     let name = |text: &str| text.parse::<Name>().map_err(Failure::input);
-    Ok(Rules::one(name("replay")?, ActiveRule::alone(name("rule")?, program)))
+    Ok(Rules::one(
+        name("replay")?,
+        ActiveRule::alone(name("rule")?, program),
+    ))
 }
 
 fn rule_config(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: String| Failure::Input(format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-    let value: toml::Value = if path.extension().is_some_and(|extension| extension == "json") {
+    let value: toml::Value = if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
         serde_json::from_str(&text).map_err(|error| failed(format!("not JSON: {error}")))?
     } else {
-        let table: toml::Table =
-            toml::from_str(&text).map_err(|error| failed(format!("not TOML: {}", error.message())))?;
+        let table: toml::Table = toml::from_str(&text)
+            .map_err(|error| failed(format!("not TOML: {}", error.message())))?;
         toml::Value::Table(table)
     };
     encode_config(&value).map_err(failed)
@@ -191,7 +203,10 @@ fn replay(
         (Some(decision), _) => {
             let to = channels(&decision);
             let reason = style::clean(&decision.reason);
-            writeln!(out, "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}")?;
+            writeln!(
+                out,
+                "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}"
+            )?;
         }
         (None, error) => {
             let error = error.map(|error| style::clean(&error.to_string()));
@@ -206,7 +221,11 @@ fn replay(
 }
 
 fn channels(decision: &Decision) -> String {
-    let names: Vec<_> = decision.actions.iter().map(|action| style::clean(&action.channel)).collect();
+    let names: Vec<_> = decision
+        .actions
+        .iter()
+        .map(|action| style::clean(&action.channel))
+        .collect();
     names.join(", ")
 }
 
@@ -222,7 +241,14 @@ struct Report {
 
 impl Report {
     fn summary(&mut self, limits: &Limits, out: &mut impl Write) -> std::io::Result<()> {
-        let (bold, bad) = (style::HEADING, if self.failed > 0 { style::BAD } else { style::GOOD });
+        let (bold, bad) = (
+            style::HEADING,
+            if self.failed > 0 {
+                style::BAD
+            } else {
+                style::GOOD
+            },
+        );
         self.fuel.sort_unstable();
         writeln!(
             out,
@@ -232,7 +258,10 @@ impl Report {
             self.notified,
             self.failed
         )?;
-        let channels = self.channels.iter().map(|(name, count)| format!("{} {count}", style::clean(name)));
+        let channels = self
+            .channels
+            .iter()
+            .map(|(name, count)| format!("{} {count}", style::clean(name)));
         let channels: Vec<_> = channels.collect();
         if !channels.is_empty() {
             writeln!(out, "  actions  {}", channels.join(", "))?;

@@ -28,7 +28,9 @@ pub(crate) fn table(header: &[&str]) -> Table {
 
 /// Text from an event or a rule, made safe for a terminal: no control character gets through.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// A number with thin groups: 12_345_678 as "12 345 678".

@@ -77,7 +77,9 @@ fn probe(event: &Event, config: &Config) -> Result<Decision, String> {
             .copy("data", event.get("/payload"))
             .because("posted")),
         "many" => Ok((0..event.i64("/count").unwrap_or(0))
-            .fold(Decision::drop("many"), |decision, _| decision.and(notify("mail").title("one of many")))),
+            .fold(Decision::drop("many"), |decision, _| {
+                decision.and(notify("mail").title("one of many"))
+            })),
         "remember" => {
             use std::sync::atomic::{AtomicU32, Ordering};
             static SEEN: AtomicU32 = AtomicU32::new(0);
