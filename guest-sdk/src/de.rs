@@ -79,7 +79,7 @@ fn known(names: &[&str]) -> String {
         list.push_str(name);
     }
     if !list.is_empty() {
-        list.push_str("`");
+        list.push('`');
     }
     list
 }
