@@ -1,13 +1,100 @@
 //! Typed access through serde: any [`Value`] can be read as a type of one's own, borrowed or owned,
 //! and written to any format. It decodes what the type asks for and skips the rest.
 
+use crate::text::decimal;
 use crate::wire::{Entries, Error, Items, Kind, Value};
-use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 
+/// serde's own texts would link the printing of floats into every rule with a configuration, which
+/// is 20 kB; and they do not say where the value stands, which [`Error::within`] adds.
 impl de::Error for Error {
     fn custom<T: std::fmt::Display>(message: T) -> Self {
         Error::new(message.to_string())
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Error::joined(&["expected ", &expected.to_string(), ", found ", kind(found)])
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let expected = expected.to_string();
+        let (sign, number) = match found {
+            Unexpected::Unsigned(number) => ("", number),
+            Unexpected::Signed(number) if number < 0 => ("-", number.unsigned_abs()),
+            Unexpected::Signed(number) => ("", number.unsigned_abs()),
+            Unexpected::Str(text) => {
+                return Error::joined(&["expected ", &expected, ", found `", text, "`"]);
+            }
+            found => return Error::joined(&["expected ", &expected, ", found ", kind(found)]),
+        };
+        let number = decimal(number);
+        Error::joined(&["expected ", &expected, ", found ", sign, &number])
+    }
+
+    fn invalid_length(len: usize, expected: &dyn Expected) -> Self {
+        let len = decimal(len as u64);
+        Error::joined(&["expected ", &expected.to_string(), ", found ", &len])
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        Error::joined(&["unknown variant `", variant, "`", &known(expected)])
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        Error::joined(&["unknown key `", field, "`", &known(expected)])
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Error::joined(&["the key `", field, "` is missing"])
+    }
+
+    fn duplicate_field(field: &'static str) -> Self {
+        Error::joined(&["the key `", field, "` stands twice"])
+    }
+}
+
+fn kind(found: Unexpected<'_>) -> &'static str {
+    match found {
+        Unexpected::Bool(_) => Kind::Bool.name(),
+        Unexpected::Unsigned(_) | Unexpected::Signed(_) => Kind::Integer.name(),
+        Unexpected::Float(_) => Kind::Float.name(),
+        Unexpected::Str(_) => Kind::Str.name(),
+        Unexpected::Unit | Unexpected::Option => Kind::Nil.name(),
+        Unexpected::Seq => Kind::Array.name(),
+        Unexpected::Map => Kind::Map.name(),
+        _ => "something else",
+    }
+}
+
+fn known(names: &[&str]) -> String {
+    let mut list = String::new();
+    for name in names {
+        let before = if list.is_empty() {
+            "; known: `"
+        } else {
+            "`, `"
+        };
+        list.push_str(before);
+        list.push_str(name);
+    }
+    if !list.is_empty() {
+        list.push('`');
+    }
+    list
+}
+
+impl Error {
+    /// The same error, of a value further in.
+    fn within(self, step: &str) -> Self {
+        match self.message().strip_prefix("at /") {
+            Some(rest) => Error::joined(&["at /", step, "/", rest]),
+            None => Error::joined(&["at /", step, ": ", self.message()]),
+        }
+    }
+
+    fn too_deep() -> Self {
+        Error::new("it nests too deep")
     }
 }
 
@@ -15,6 +102,9 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_too_deep() {
+            return Err(Error::too_deep());
+        }
         match self.kind() {
             Kind::Nil => visitor.visit_unit(),
             Kind::Bool => visitor.visit_bool(self.as_bool().unwrap_or_default()),
@@ -27,10 +117,13 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
                 Some(text) => visitor.visit_borrowed_str(text),
                 None => Err(Error::new("a string is not UTF-8")),
             },
-            Kind::Array => visitor.visit_seq(Seq(self.items())),
+            Kind::Array => visitor.visit_seq(Seq {
+                items: self.items(),
+                given: 0,
+            }),
             Kind::Map => visitor.visit_map(Map {
                 entries: self.entries(),
-                value: None,
+                entry: None,
             }),
             Kind::Other => Err(Error::new("bytes are not allowed here")),
         }
@@ -86,7 +179,10 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
     }
 }
 
-struct Seq<'de>(Items<'de>);
+struct Seq<'de> {
+    items: Items<'de>,
+    given: u64,
+}
 
 impl<'de> de::SeqAccess<'de> for Seq<'de> {
     type Error = Error;
@@ -95,16 +191,20 @@ impl<'de> de::SeqAccess<'de> for Seq<'de> {
         &mut self,
         seed: T,
     ) -> Result<Option<T::Value>, Error> {
-        self.0
-            .next()
-            .map(|value| seed.deserialize(value))
-            .transpose()
+        let Some(value) = self.items.next() else {
+            return Ok(None);
+        };
+        let read = seed.deserialize(value);
+        let read = read.map_err(|error| error.within(&decimal(self.given)))?;
+        self.given += 1;
+        Ok(Some(read))
     }
 }
 
 struct Map<'de> {
     entries: Entries<'de>,
-    value: Option<Value<'de>>,
+    /// The entry whose key was read.
+    entry: Option<(&'de str, Value<'de>)>,
 }
 
 impl<'de> de::MapAccess<'de> for Map<'de> {
@@ -114,17 +214,20 @@ impl<'de> de::MapAccess<'de> for Map<'de> {
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, Error> {
-        let Some((key, value)) = self.entries.next() else {
+        self.entry = self.entries.next();
+        let Some((key, _)) = self.entry else {
             return Ok(None);
         };
-        self.value = Some(value);
         seed.deserialize(de::value::BorrowedStrDeserializer::new(key))
             .map(Some)
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        match self.value.take() {
-            Some(value) => seed.deserialize(value),
+        match self.entry.take() {
+            Some((key, value)) => {
+                let read = seed.deserialize(value);
+                read.map_err(|error| error.within(key))
+            }
             None => Err(Error::new("a map's value was read before its key")),
         }
     }
@@ -188,6 +291,9 @@ impl<'de> de::VariantAccess<'de> for VariantValue<'de> {
 
 impl serde::Serialize for Value<'_> {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if self.is_too_deep() {
+            return Err(serde::ser::Error::custom("it nests too deep"));
+        }
         match self.kind() {
             Kind::Nil | Kind::Other => to.serialize_unit(),
             Kind::Bool => to.serialize_bool(self.as_bool().unwrap_or_default()),

@@ -3,7 +3,8 @@
 //! at a time. The only unsafe code of the SDK is here.
 #![allow(unsafe_code)]
 
-use crate::rule::{FromConfig, IntoAnswer};
+use crate::rule::FromConfig;
+use crate::text;
 use crate::wire::{Code, Decision, Event, SkipIndex, Value, pack};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::{Cell, OnceCell};
@@ -55,10 +56,12 @@ pub fn init<C: FromConfig>(slot: &'static Slot<C>, config: u32, config_len: u32)
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("panicked");
         match panic.location() {
-            Some(at) => log(
-                LEVEL_PANIC,
-                &format!("{message} ({}:{})", at.file(), at.line()),
-            ),
+            // Without `format!`, which would be half of a small rule.
+            Some(at) => {
+                let line = text::decimal(at.line().into());
+                let place = text::joined(&[message, " (", at.file(), ":", &line, ")"]);
+                log(LEVEL_PANIC, &place);
+            }
             None => log(LEVEL_PANIC, message),
         }
     }));
@@ -68,23 +71,23 @@ pub fn init<C: FromConfig>(slot: &'static Slot<C>, config: u32, config_len: u32)
             Ok(()) => 0,
             Err(_) => Code::BadConfig as i64,
         },
-        Err(error) => answer(Decision::encode_error(&error.to_string())),
+        Err(error) => answer(Decision::encode_error(error.message())),
     }
 }
 
 /// Reads the event, asks the rule, and leaves its answer in memory.
-pub fn decide<C, A: IntoAnswer>(
+pub fn decide<C>(
     slot: &'static Slot<C>,
     event: (u32, u32),
     index: (u32, u32),
-    rule: impl FnOnce(&Event<'_>, &C) -> A,
+    rule: impl FnOnce(&Event<'_>, &C) -> Vec<u8>,
 ) -> i64 {
     let Some(config) = slot.0.get() else {
         return Code::BadConfig as i64;
     };
     let index = SkipIndex::new(input(index.0, index.1));
-    match Event::decode(input(event.0, event.1), index) {
-        Ok(event) => answer(rule(&event, config).into_answer()),
+    match Event::read(input(event.0, event.1), index) {
+        Ok(event) => answer(rule(&event, config)),
         Err(_) => Code::BadInput as i64,
     }
 }

@@ -46,6 +46,7 @@ pub mod log;
 mod rule;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+mod text;
 pub mod wire;
 
 pub use builders::{Notify, Post, notify, post};
@@ -63,4 +64,9 @@ pub mod prelude {
 pub mod __private {
     #[cfg(target_arch = "wasm32")]
     pub use crate::guest::{Slot, decide, init, reserve};
+
+    pub use crate::rule::NoConfig;
+
+    /// Has the compiler check a configuration's type where it is named, on the host as well.
+    pub const fn config<C: crate::FromConfig>() {}
 }

@@ -1,25 +1,45 @@
 //! What a rule's function may take and return.
 
+use crate::builders::{Notify, Post};
 use crate::wire::{Decision, Error, Value};
 use std::fmt::Display;
 
-/// What a rule's function may return: a [`Decision`], what becomes one, or a `Result` of it, whose
-/// error fails the rule with that message: the rule's `on_error` then says what happens.
+/// What a rule's function may return: a [`Decision`], what [`notify`](crate::notify) and
+/// [`post`](crate::post) begin, or a `Result` of one of these, whose error fails the rule with that
+/// message: the rule's `on_error` then says what happens.
+// Listed type by type: behind a blanket impl for `Into<Decision>` the compiler would speak of `From`.
+#[diagnostic::on_unimplemented(
+    message = "a rule cannot return `{Self}`",
+    label = "a rule returns `Decision`, or `Result<Decision, E>` where `E` can be printed",
+    note = "end with `Decision::drop(\"why\")`, `notify(\"channel\")…because(\"why\")`, or `.into()`"
+)]
 pub trait IntoAnswer {
     /// The answer as MessagePack.
     fn into_answer(self) -> Vec<u8>;
 }
 
-impl<T: Into<Decision>> IntoAnswer for T {
+impl IntoAnswer for Decision {
     fn into_answer(self) -> Vec<u8> {
-        self.into().encode()
+        self.encode()
     }
 }
 
-impl<T: Into<Decision>, E: Display> IntoAnswer for Result<T, E> {
+impl IntoAnswer for Notify {
+    fn into_answer(self) -> Vec<u8> {
+        Decision::from(self).encode()
+    }
+}
+
+impl IntoAnswer for Post {
+    fn into_answer(self) -> Vec<u8> {
+        Decision::from(self).encode()
+    }
+}
+
+impl<T: IntoAnswer, E: Display> IntoAnswer for Result<T, E> {
     fn into_answer(self) -> Vec<u8> {
         match self {
-            Ok(decision) => decision.into().encode(),
+            Ok(answer) => answer.into_answer(),
             Err(error) => Decision::encode_error(&error.to_string()),
         }
     }
@@ -37,6 +57,23 @@ pub trait FromConfig: Sized {
 impl<T: serde::Deserialize<'static>> FromConfig for T {
     fn from_config(config: Value<'static>) -> Result<Self, Error> {
         T::deserialize(config)
+    }
+}
+
+/// The configuration of a rule that has none.
+#[derive(Clone, Copy, Debug)]
+pub struct NoConfig;
+
+impl FromConfig for NoConfig {
+    fn from_config(config: Value<'static>) -> Result<Self, Error> {
+        match config.entries().next() {
+            None => Ok(Self),
+            Some((key, _)) => Err(Error::joined(&[
+                "this rule takes no configuration, and `",
+                key,
+                "` was given",
+            ])),
+        }
     }
 }
 

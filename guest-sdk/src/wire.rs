@@ -21,7 +21,8 @@ pub use value::{Entries, Error, Items, Kind, Value};
 /// The version of this contract. A module states the one it speaks by exporting `hooksieve_abi_1`.
 pub const ABI_VERSION: u32 = 1;
 
-/// How deep an event's data or a decision's body may nest.
+/// How many containers may nest in an event's data, and in a whole answer: there the decision, its
+/// actions and the action stand around a body, which leaves 61 to it.
 pub const DEPTH_MAX: usize = 64;
 
 /// What a rule's export returns when it has no answer to point at: small negative numbers, which no

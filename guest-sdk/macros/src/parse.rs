@@ -4,12 +4,14 @@
 use proc_macro2::TokenStream;
 use std::sync::Mutex;
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, ItemFn, ReturnType, Type};
+use syn::{Error, FnArg, GenericParam, ItemFn, ReturnType, Type};
 
 const FORM: &str = "a rule is `fn name(event: &Event) -> Decision`, with `config: &MyConfig` as second parameter where it has a configuration";
 
 pub(crate) struct Rule {
     pub(crate) function: ItemFn,
+    /// The type of the event's parameter, without its `&`.
+    pub(crate) event: Type,
     /// The type of the configuration, without its `&`.
     pub(crate) config: Option<Type>,
 }
@@ -29,7 +31,8 @@ pub(crate) fn rule(attributes: TokenStream, item: TokenStream) -> Result<Rule, E
     if let syn::Safety::Unsafe(unsafety) = &signature.safety {
         return Err(wrong(unsafety, "a rule is not unsafe"));
     }
-    if !signature.generics.params.is_empty() {
+    let is_lifetime = |parameter: &GenericParam| matches!(parameter, GenericParam::Lifetime(_));
+    if !signature.generics.params.iter().all(is_lifetime) {
         return Err(wrong(
             &signature.generics,
             "a rule has no generic parameters",
@@ -50,12 +53,17 @@ pub(crate) fn rule(attributes: TokenStream, item: TokenStream) -> Result<Rule, E
             receiver => return Err(wrong(receiver, "a rule is a free function")),
         }
     }
-    if !(1..=2).contains(&references.len()) {
+    let mut references = references.into_iter();
+    let (Some(event), config, None) = (references.next(), references.next(), references.next())
+    else {
         return Err(wrong(signature, "a rule takes one or two parameters"));
-    }
-    let config = references.drain(1..).next();
+    };
     only_rule_in_crate(&signature.ident)?;
-    Ok(Rule { function, config })
+    Ok(Rule {
+        function,
+        event,
+        config,
+    })
 }
 
 fn wrong(at: &impl Spanned, what: &str) -> Error {

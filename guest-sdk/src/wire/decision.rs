@@ -112,7 +112,8 @@ impl Decision {
     }
 
     /// Reads what a rule answered: its decision, or the error it returned. Strict: an unknown key is
-    /// an error, so that a later key never passes unnoticed through an older engine.
+    /// an error, so that a later key never passes unnoticed through an older engine, and so is a key
+    /// that stands twice, of which one would be lost.
     ///
     /// # Errors
     /// When it is not what the contract says; the message names the place.
@@ -125,23 +126,24 @@ impl Decision {
             }
             return Ok(Err(string(error, "error")?));
         }
+        let at = "the decision";
         let mut reason = None;
         let mut actions = None;
-        for (key, value) in map(value, "the decision")? {
+        for (key, value) in map(value, at)? {
             match key {
-                "reason" => reason = Some(string(value, "reason")?),
+                "reason" => set(&mut reason, string(value, "reason")?, at, key)?,
                 "actions" => {
                     let read = array(value, "actions")?
                         .enumerate()
                         .map(|(n, value)| Action::decode(value, &format!("actions[{n}]")));
-                    actions = Some(read.collect::<Result<_, _>>()?);
+                    set(&mut actions, read.collect::<Result<_, _>>()?, at, key)?;
                 }
-                _ => return Err(unknown("the decision", key)),
+                _ => return Err(unknown(at, key)),
             }
         }
         Ok(Ok(Self {
-            reason: reason.ok_or_else(|| absent("the decision", "reason"))?,
-            actions: actions.ok_or_else(|| absent("the decision", "actions"))?,
+            reason: reason.ok_or_else(|| absent(at, "reason"))?,
+            actions: actions.ok_or_else(|| absent(at, "actions"))?,
         }))
     }
 
@@ -179,7 +181,7 @@ impl Action {
             let place = format!("{at}.{key}");
             let read = match key {
                 "channel" => {
-                    channel = Some(string(value, &place)?);
+                    set(&mut channel, string(value, &place)?, at, key)?;
                     continue;
                 }
                 "message" => Payload::Message(Message::decode(value, &place)?),
@@ -190,7 +192,9 @@ impl Action {
                 _ => return Err(unknown(at, key)),
             };
             if payload.replace(read).is_some() {
-                return Err(Error(format!("{at} has more than one `message` or `body`")));
+                return Err(Error::new(format!(
+                    "{at} has more than one `message` or `body`"
+                )));
             }
         }
         Ok(Self {
@@ -231,26 +235,34 @@ impl Message {
     }
 
     fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
-        let mut message = Self::default();
-        let mut title = None;
+        let (mut title, mut text, mut link, mut fields) = (None, None, None, None);
         for (key, value) in map(value, at)? {
             let place = format!("{at}.{key}");
             match key {
-                "title" => title = Some(string(value, &place)?),
-                "text" => message.text = string(value, &place)?,
-                "link" if value.is_nil() => {}
-                "link" => message.link = Some(Link::decode(value, &place)?),
+                "title" => set(&mut title, string(value, &place)?, at, key)?,
+                "text" => set(&mut text, string(value, &place)?, at, key)?,
+                "link" => {
+                    let read = match value.kind() {
+                        Kind::Nil => None,
+                        _ => Some(Link::decode(value, &place)?),
+                    };
+                    set(&mut link, read, at, key)?;
+                }
                 "fields" => {
                     let read = array(value, &place)?
                         .enumerate()
                         .map(|(n, value)| Field::decode(value, &format!("{place}[{n}]")));
-                    message.fields = read.collect::<Result<_, _>>()?;
+                    set(&mut fields, read.collect::<Result<_, _>>()?, at, key)?;
                 }
                 _ => return Err(unknown(at, key)),
             }
         }
-        message.title = title.ok_or_else(|| absent(at, "title"))?;
-        Ok(message)
+        Ok(Self {
+            title: title.ok_or_else(|| absent(at, "title"))?,
+            text: text.unwrap_or_default(),
+            link: link.flatten(),
+            fields: fields.unwrap_or_default(),
+        })
     }
 }
 
@@ -261,15 +273,20 @@ impl Link {
         for (key, value) in map(value, at)? {
             let place = format!("{at}.{key}");
             match key {
-                "url" => url = Some(string(value, &place)?),
-                "label" if value.is_nil() => {}
-                "label" => label = Some(string(value, &place)?),
+                "url" => set(&mut url, string(value, &place)?, at, key)?,
+                "label" => {
+                    let read = match value.kind() {
+                        Kind::Nil => None,
+                        _ => Some(string(value, &place)?),
+                    };
+                    set(&mut label, read, at, key)?;
+                }
                 _ => return Err(unknown(at, key)),
             }
         }
         Ok(Self {
             url: url.ok_or_else(|| absent(at, "url"))?,
-            label,
+            label: label.flatten(),
         })
     }
 }
@@ -281,8 +298,8 @@ impl Field {
         for (key, value) in map(value, at)? {
             let place = format!("{at}.{key}");
             match key {
-                "name" => name = Some(string(value, &place)?),
-                "value" => text = Some(string(value, &place)?),
+                "name" => set(&mut name, string(value, &place)?, at, key)?,
+                "value" => set(&mut text, string(value, &place)?, at, key)?,
                 _ => return Err(unknown(at, key)),
             }
         }
@@ -290,6 +307,14 @@ impl Field {
             name: name.ok_or_else(|| absent(at, "name"))?,
             value: text.ok_or_else(|| absent(at, "value"))?,
         })
+    }
+}
+
+/// Fills a slot once.
+fn set<T>(slot: &mut Option<T>, read: T, at: &str, key: &str) -> Result<(), Error> {
+    match slot.replace(read) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(format!("{at} has `{key}` twice"))),
     }
 }
 
@@ -315,14 +340,14 @@ fn array<'a>(value: Value<'a>, at: &str) -> Result<super::Items<'a>, Error> {
 }
 
 fn wrong(value: Value<'_>, at: &str, wanted: &str) -> Error {
-    Error(format!("{at} is {}, not {wanted}", value.kind().name()))
+    Error::new(format!("{at} is {}, not {wanted}", value.kind().name()))
 }
 
 fn absent(at: &str, key: &str) -> Error {
-    Error(format!("{at} has no `{key}`"))
+    Error::new(format!("{at} has no `{key}`"))
 }
 
 fn unknown(at: &str, key: &str) -> Error {
     let key: String = key.chars().take(64).collect();
-    Error(format!("{at} has the unknown key {key:?}"))
+    Error::new(format!("{at} has the unknown key {key:?}"))
 }

@@ -32,24 +32,48 @@ pub struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Reads an event as the engine wrote it. `index` may be empty.
+    /// Reads an event as the engine wrote it. `index` may be empty. Keys that a later version adds are
+    /// passed over.
     ///
     /// # Errors
     /// When an attribute is missing or of another kind than the contract says.
     pub fn decode(bytes: &'a [u8], index: SkipIndex<'a>) -> Result<Self, Error> {
-        let map = Value::indexed(bytes, index);
-        let text = |key: &str| match map.get(key).and_then(|value| value.as_str()) {
-            Some(text) => Ok(text),
-            None => Err(missing(key)),
-        };
+        Self::read(bytes, index).map_err(|key| Error::joined(&["the event has no ", key]))
+    }
+
+    /// [`Event::decode`], with the key that is missing as error.
+    pub(crate) fn read(bytes: &'a [u8], index: SkipIndex<'a>) -> Result<Self, &'static str> {
+        // One pass: the attributes are read for every event, whatever its rule asks for.
+        let [mut id, mut source, mut kind, mut subject, mut time] = [None; 5];
+        let [mut headers, mut data] = [None; 2];
+        let mut entries = Value::indexed(bytes, index).entries();
+        while let Some((key, value)) = entries.next_raw() {
+            let text = match key {
+                b"id" => &mut id,
+                b"source" => &mut source,
+                b"type" => &mut kind,
+                b"subject" => &mut subject,
+                b"time" => &mut time,
+                b"headers" => {
+                    headers = Some(value);
+                    continue;
+                }
+                b"data" => {
+                    data = Some(value);
+                    continue;
+                }
+                _ => continue,
+            };
+            *text = value.as_str();
+        }
         Ok(Self {
-            id: text("id")?,
-            source: text("source")?,
-            kind: text("type")?,
-            subject: map.get("subject").and_then(|value| value.as_str()),
-            time: text("time")?,
-            headers: map.get("headers").ok_or_else(|| missing("headers"))?,
-            data: map.get("data").ok_or_else(|| missing("data"))?,
+            id: id.ok_or("id")?,
+            source: source.ok_or("source")?,
+            kind: kind.ok_or("type")?,
+            subject,
+            time: time.ok_or("time")?,
+            headers: headers.ok_or("headers")?,
+            data: data.ok_or("data")?,
         })
     }
 
@@ -132,12 +156,6 @@ impl<'a> Event<'a> {
     pub fn each(&self, pointer: &str) -> super::Items<'a> {
         self.data.each(pointer)
     }
-}
-
-fn missing(key: &str) -> Error {
-    let mut message = String::from("the event has no ");
-    message.push_str(key);
-    Error::new(message)
 }
 
 /// An event's attributes, before they are joined with its data.

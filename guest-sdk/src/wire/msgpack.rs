@@ -142,85 +142,59 @@ pub(crate) enum Head {
 /// bytes end too early, or hold the one tag that MessagePack never uses.
 pub(crate) fn head(bytes: &[u8], at: usize) -> Option<(Head, usize)> {
     let tag = *bytes.get(at)?;
-    let at = at + 1;
-    let fixed = |head| Some((head, at));
-    match tag {
-        0x00..=0x7f => fixed(Head::Unsigned(tag as u64)),
-        0x80..=0x8f => fixed(Head::Map {
-            len: (tag & 0x0f) as usize,
-        }),
-        0x90..=0x9f => fixed(Head::Array {
-            len: (tag & 0x0f) as usize,
-        }),
-        0xa0..=0xbf => fixed(Head::Str {
-            len: (tag & 0x1f) as usize,
-        }),
-        0xc0 => fixed(Head::Nil),
-        0xc1 => None,
-        0xc2 => fixed(Head::Bool(false)),
-        0xc3 => fixed(Head::Bool(true)),
-        0xc4..=0xc6 => {
-            let (len, at) = uint(bytes, at, 1 << (tag - 0xc4))?;
-            Some((Head::Bin { len: len as usize }, at))
-        }
-        0xc7..=0xc9 => {
-            let (len, at) = uint(bytes, at, 1 << (tag - 0xc7))?;
-            // The type byte of an extension counts as its content here.
-            Some((
-                Head::Ext {
-                    len: len as usize + 1,
-                },
-                at,
-            ))
-        }
-        0xca => {
-            let (bits, at) = uint(bytes, at, 4)?;
-            Some((Head::Float(f32::from_bits(bits as u32) as f64), at))
-        }
-        0xcb => {
-            let (bits, at) = uint(bytes, at, 8)?;
-            Some((Head::Float(f64::from_bits(bits)), at))
-        }
-        0xcc..=0xcf => {
-            let (value, at) = uint(bytes, at, 1 << (tag - 0xcc))?;
-            Some((Head::Unsigned(value), at))
-        }
-        0xd0..=0xd3 => {
-            let width = 1 << (tag - 0xd0);
-            let (value, at) = uint(bytes, at, width)?;
-            let shift = 64 - 8 * width as u32;
-            let value = ((value << shift) as i64) >> shift;
-            let head = if value < 0 {
-                Head::Signed(value)
-            } else {
-                Head::Unsigned(value as u64)
-            };
-            Some((head, at))
-        }
-        0xd4..=0xd8 => fixed(Head::Ext {
-            len: (1 << (tag - 0xd4)) + 1,
-        }),
-        0xd9..=0xdb => {
-            let (len, at) = uint(bytes, at, 1 << (tag - 0xd9))?;
-            Some((Head::Str { len: len as usize }, at))
-        }
-        0xdc | 0xdd => {
-            let (len, at) = uint(bytes, at, 2 << (tag - 0xdc))?;
-            Some((Head::Array { len: len as usize }, at))
-        }
-        0xde | 0xdf => {
-            let (len, at) = uint(bytes, at, 2 << (tag - 0xde))?;
-            Some((Head::Map { len: len as usize }, at))
-        }
-        0xe0..=0xff => fixed(Head::Signed(tag as i8 as i64)),
-    }
-}
-
-fn uint(bytes: &[u8], at: usize, width: usize) -> Option<(u64, usize)> {
+    let mut at = at + 1;
+    // What stands after the tag: the number itself, or a length. One place reads it for all tags.
+    let width = match tag {
+        0xc4 | 0xc7 | 0xcc | 0xd0 | 0xd9 => 1,
+        0xc5 | 0xc8 | 0xcd | 0xd1 | 0xda | 0xdc | 0xde => 2,
+        0xc6 | 0xc9 | 0xca | 0xce | 0xd2 | 0xdb | 0xdd | 0xdf => 4,
+        0xcb | 0xcf | 0xd3 => 8,
+        _ => 0,
+    };
+    let mut number = 0u64;
     let end = at.checked_add(width)?;
-    let mut value = 0u64;
     for &byte in bytes.get(at..end)? {
-        value = (value << 8) | byte as u64;
+        number = (number << 8) | byte as u64;
     }
-    Some((value, end))
+    at = end;
+    let len = number as usize;
+    let head = match tag {
+        0x00..=0x7f => Head::Unsigned(tag as u64),
+        0x80..=0x8f => Head::Map {
+            len: (tag & 0x0f) as usize,
+        },
+        0x90..=0x9f => Head::Array {
+            len: (tag & 0x0f) as usize,
+        },
+        0xa0..=0xbf => Head::Str {
+            len: (tag & 0x1f) as usize,
+        },
+        0xc0 => Head::Nil,
+        0xc1 => return None,
+        0xc2 | 0xc3 => Head::Bool(tag == 0xc3),
+        0xc4..=0xc6 => Head::Bin { len },
+        // The type byte of an extension counts as its content here.
+        0xc7..=0xc9 => Head::Ext {
+            len: len.checked_add(1)?,
+        },
+        0xca => Head::Float(f32::from_bits(number as u32) as f64),
+        0xcb => Head::Float(f64::from_bits(number)),
+        0xcc..=0xcf => Head::Unsigned(number),
+        0xd0..=0xd3 => {
+            let shift = 64 - 8 * width as u32;
+            let value = ((number << shift) as i64) >> shift;
+            match u64::try_from(value) {
+                Ok(value) => Head::Unsigned(value),
+                Err(_) => Head::Signed(value),
+            }
+        }
+        0xd4..=0xd8 => Head::Ext {
+            len: (1 << (tag - 0xd4)) + 1,
+        },
+        0xd9..=0xdb => Head::Str { len },
+        0xdc | 0xdd => Head::Array { len },
+        0xde | 0xdf => Head::Map { len },
+        0xe0..=0xff => Head::Signed(tag as i8 as i64),
+    };
+    Some((head, at))
 }

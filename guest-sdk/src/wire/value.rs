@@ -6,11 +6,20 @@ use std::fmt;
 
 /// What could not be read, in one sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error(pub(crate) String);
+pub struct Error(String);
 
 impl Error {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self(message.into())
+    }
+
+    /// Joins the parts without formatting, which would weigh several kilobytes in a small rule.
+    pub(crate) fn joined(parts: &[&str]) -> Self {
+        Self(crate::text::joined(parts))
+    }
+
+    pub fn message(&self) -> &str {
+        &self.0
     }
 }
 
@@ -53,11 +62,17 @@ impl Kind {
 }
 
 /// One value inside a MessagePack document: a place in its bytes, copied for free.
+///
+/// Nothing here panics or recurses, whatever the bytes are; they are checked as far as they are
+/// read. What does recurse (`Debug`, and serde in both directions) stops at [`DEPTH_MAX`] levels
+/// below the document.
 #[derive(Clone, Copy)]
 pub struct Value<'a> {
     bytes: &'a [u8],
     index: SkipIndex<'a>,
     at: usize,
+    /// How many containers are around it.
+    depth: u32,
 }
 
 impl<'a> Value<'a> {
@@ -72,6 +87,7 @@ impl<'a> Value<'a> {
             bytes,
             index,
             at: 0,
+            depth: 0,
         }
     }
 
@@ -137,33 +153,32 @@ impl<'a> Value<'a> {
 
     /// The values of an array; empty for everything else.
     pub fn items(&self) -> Items<'a> {
-        match self.head() {
-            Some((Head::Array { len }, at)) => Items {
-                next: Value { at, ..*self },
-                left: len,
-            },
-            _ => Items {
-                next: *self,
-                left: 0,
-            },
+        let (left, at) = match self.head() {
+            Some((Head::Array { len }, at)) => (len, at),
+            _ => (0, self.at),
+        };
+        Items {
+            value: self.inside(at),
+            left,
+            begun: false,
         }
     }
 
     /// The entries of a map, in the sender's order; empty for everything else.
     pub fn entries(&self) -> Entries<'a> {
-        match self.head() {
-            Some((Head::Map { len }, at)) => Entries {
-                next: Value { at, ..*self },
-                left: len,
-            },
-            _ => Entries {
-                next: *self,
-                left: 0,
-            },
+        let (left, at) = match self.head() {
+            Some((Head::Map { len }, at)) => (len, at),
+            _ => (0, self.at),
+        };
+        Entries {
+            value: self.inside(at),
+            left,
+            begun: false,
         }
     }
 
-    /// How many values an array or entries a map holds; 0 for everything else.
+    /// How many values an array or entries a map says it holds; 0 for everything else. In bytes that
+    /// end too early there are fewer.
     pub fn len(&self) -> usize {
         match self.head() {
             Some((Head::Array { len } | Head::Map { len }, _)) => len,
@@ -246,8 +261,15 @@ impl<'a> Value<'a> {
             let (left, in_map) = open[depth];
             let is_key = in_map && left % 2 == 0;
             open[depth].0 = left - 1;
-            let (head, next) = msgpack::head(self.bytes, at)
-                .ok_or_else(|| self.error(at, "it ends in the middle of a value"))?;
+            let (head, next) = msgpack::head(self.bytes, at).ok_or_else(|| {
+                self.error(
+                    at,
+                    match self.bytes.get(at) {
+                        Some(0xc1) => "the byte 0xc1 begins no value",
+                        _ => "it ends in the middle of a value",
+                    },
+                )
+            })?;
             if is_key && !matches!(head, Head::Str { .. }) {
                 return Err(self.error(at, "a map key is not a string"));
             }
@@ -276,7 +298,7 @@ impl<'a> Value<'a> {
                 return Err(self.error(at, "a length reaches past the end"));
             }
             if depth == DEPTH_MAX {
-                return Err(Error(format!("it nests deeper than {DEPTH_MAX} levels")));
+                return Err(self.error(at, &format!("it nests deeper than {DEPTH_MAX} levels")));
             }
             depth += 1;
             open[depth] = (if is_map { len * 2 } else { len }, is_map);
@@ -285,7 +307,22 @@ impl<'a> Value<'a> {
     }
 
     fn error(&self, at: usize, what: &str) -> Error {
-        Error(format!("{what} (byte {at})"))
+        Error::new(format!("{what} (byte {at})"))
+    }
+
+    /// The value at `at`, one container further in.
+    fn inside(&self, at: usize) -> Self {
+        Self {
+            at,
+            depth: self.depth.saturating_add(1),
+            ..*self
+        }
+    }
+
+    /// Whether this stands so deep that what recurses must stop. An event's data may nest
+    /// [`DEPTH_MAX`] levels, and stands one level inside the event.
+    pub(crate) fn is_too_deep(&self) -> bool {
+        self.depth > DEPTH_MAX as u32 + 1
     }
 
     fn head(&self) -> Option<(Head, usize)> {
@@ -319,7 +356,6 @@ impl<'a> Value<'a> {
             if matches(key) {
                 return Some(value);
             }
-            entries.next.at = value.end()?;
         }
         None
     }
@@ -361,6 +397,9 @@ impl<'a> Value<'a> {
 
 impl fmt::Debug for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_too_deep() {
+            return f.write_str("…");
+        }
         match self.head() {
             Some((Head::Nil, _)) => f.write_str("null"),
             Some((Head::Bool(value), _)) => value.fmt(f),
@@ -378,46 +417,55 @@ impl fmt::Debug for Value<'_> {
     }
 }
 
-/// The values of an array.
+/// The values of an array. One that is cut off is the last.
 #[derive(Clone, Debug)]
 pub struct Items<'a> {
-    next: Value<'a>,
+    /// The value that was given last, once one was; walked over only when another is asked for.
+    value: Value<'a>,
     left: usize,
+    begun: bool,
 }
 
 impl<'a> Iterator for Items<'a> {
     type Item = Value<'a>;
 
     fn next(&mut self) -> Option<Value<'a>> {
-        self.left = self.left.checked_sub(1)?;
-        let value = self.next;
-        // A value that is cut off is the last one.
-        match value.end() {
-            Some(end) => self.next.at = end,
-            None => self.left = 0,
+        let left = self.left.checked_sub(1)?;
+        self.left = 0;
+        if self.begun {
+            self.value.at = self.value.end()?;
         }
-        Some(value)
+        self.begun = true;
+        self.left = left;
+        Some(self.value)
     }
 }
 
-/// The entries of a map. A key that is not a string ends it.
+/// The entries of a map. One whose key is not a string, or that is cut off, ends it.
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {
-    next: Value<'a>,
+    /// The value that was given last, once one was; walked over only when another is asked for.
+    value: Value<'a>,
     left: usize,
+    begun: bool,
 }
 
 impl<'a> Entries<'a> {
-    /// The next key and value, with `next` left at the value: the caller moves it past.
-    fn next_raw(&mut self) -> Option<(&'a [u8], Value<'a>)> {
-        self.left = self.left.checked_sub(1)?;
-        let (Head::Str { len }, at) = self.next.head()? else {
+    pub(crate) fn next_raw(&mut self) -> Option<(&'a [u8], Value<'a>)> {
+        let left = self.left.checked_sub(1)?;
+        self.left = 0;
+        if self.begun {
+            self.value.at = self.value.end()?;
+        }
+        let (Head::Str { len }, at) = self.value.head()? else {
             return None;
         };
         let end = at.checked_add(len)?;
-        let key = self.next.bytes.get(at..end)?;
-        self.next.at = end;
-        Some((key, self.next))
+        let key = self.value.bytes.get(at..end)?;
+        self.value.at = end;
+        self.begun = true;
+        self.left = left;
+        Some((key, self.value))
     }
 }
 
@@ -426,11 +474,13 @@ impl<'a> Iterator for Entries<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (key, value) = self.next_raw()?;
-        match value.end() {
-            Some(end) => self.next.at = end,
-            None => self.left = 0,
+        match std::str::from_utf8(key) {
+            Ok(key) => Some((key, value)),
+            Err(_) => {
+                self.left = 0;
+                None
+            }
         }
-        Some((std::str::from_utf8(key).ok()?, value))
     }
 }
 
