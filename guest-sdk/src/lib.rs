@@ -59,6 +59,11 @@ pub mod prelude {
     pub use crate::{Body, Decision, Event, Settings, Value, log, notify, post, rule};
 }
 
+/// The code in README.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// What the expansion of `#[rule]` calls. Not for use by hand.
 #[doc(hidden)]
 pub mod __private {

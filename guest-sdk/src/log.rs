@@ -2,6 +2,16 @@
 //! rule may log for an event is limited; what goes beyond is cut off, and costs fuel like the rest.
 
 /// Writes one line to the rule's log. On the host, in native tests, it goes to standard error.
+///
+/// ```
+/// use hooksieve_sdk::prelude::*;
+///
+/// #[rule]
+/// fn watch(event: &Event) -> Decision {
+///     log::line(event.kind());
+///     Decision::drop("only watched")
+/// }
+/// ```
 #[allow(clippy::print_stderr, reason = "native tests have no other log")]
 pub fn line(text: &str) {
     #[cfg(target_arch = "wasm32")]

@@ -46,6 +46,10 @@ impl<T: IntoAnswer, E: Display> IntoAnswer for Result<T, E> {
 }
 
 /// What a rule's second parameter may be: [`Settings`], or any type that serde can read.
+#[diagnostic::on_unimplemented(
+    message = "a rule's configuration cannot be `{Self}`",
+    label = "put `#[derive(serde::Deserialize)]` on it, or take `&Settings` and read by path"
+)]
 pub trait FromConfig: Sized {
     /// Reads the configuration, once, before the first event.
     ///

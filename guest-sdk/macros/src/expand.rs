@@ -14,8 +14,12 @@ pub(crate) fn rule(rule: Rule) -> TokenStream {
     } = rule;
     // Each part of the call carries the span of what the author wrote for it, so that a type that
     // does not fit is reported there and not at the attribute.
+    let output = match &function.sig.output {
+        syn::ReturnType::Default => function.sig.output.to_token_stream(),
+        syn::ReturnType::Type(_, output) => output.to_token_stream(),
+    };
     let mut name = function.sig.ident.clone();
-    name.set_span(function.sig.output.span());
+    name.set_span(output.span());
     let event = spanned(event.span(), "event");
     let (config_type, config_name, arguments) = match &config {
         Some(config) => {
@@ -32,10 +36,6 @@ pub(crate) fn rule(rule: Rule) -> TokenStream {
             quote!(_),
             quote!(#event),
         ),
-    };
-    let output = match &function.sig.output {
-        syn::ReturnType::Default => function.sig.output.to_token_stream(),
-        syn::ReturnType::Type(_, output) => output.to_token_stream(),
     };
     let answer =
         quote_spanned!(output.span()=> ::hooksieve_sdk::IntoAnswer::into_answer(#name(#arguments)));

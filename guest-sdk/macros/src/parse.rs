@@ -2,8 +2,8 @@
 //! form.
 
 use proc_macro2::TokenStream;
+use quote::ToTokens;
 use std::sync::Mutex;
-use syn::spanned::Spanned;
 use syn::{Error, FnArg, GenericParam, ItemFn, ReturnType, Type};
 
 const FORM: &str = "a rule is `fn name(event: &Event) -> Decision`, with `config: &MyConfig` as second parameter where it has a configuration";
@@ -66,8 +66,8 @@ pub(crate) fn rule(attributes: TokenStream, item: TokenStream) -> Result<Rule, E
     })
 }
 
-fn wrong(at: &impl Spanned, what: &str) -> Error {
-    Error::new(at.span(), format!("{what}: {FORM}"))
+fn wrong(at: &impl ToTokens, what: &str) -> Error {
+    Error::new_spanned(at, format!("{what}: {FORM}"))
 }
 
 /// A crate becomes one module, and a module has one `decide`. The compiler loads this macro once for

@@ -1,0 +1,6 @@
+use hooksieve_sdk::prelude::*;
+
+#[rule]
+fn decide(_: &Event) {}
+
+fn main() {}

@@ -1,0 +1,6 @@
+use hooksieve_sdk::prelude::*;
+
+#[rule]
+struct Decide;
+
+fn main() {}
