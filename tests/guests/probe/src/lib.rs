@@ -70,14 +70,19 @@ fn probe(event: &Event, config: &Config) -> Result<Decision, String> {
             .fold(Decision::default(), |decision, channel| {
                 decision.and(notify(channel).title(event.str("/title").unwrap_or("hello")))
             })
-            .because("everywhere")),
+            .because(match config.greeting.as_str() {
+                "" => "everywhere",
+                greeting => greeting,
+            })),
         "post" => Ok(post(event.str("/channel").unwrap_or("hook"))
             .set("greeting", config.greeting.as_str())
             .set("kind", event.kind())
             .copy("data", event.get("/payload"))
             .because("posted")),
         "many" => Ok((0..event.i64("/count").unwrap_or(0))
-            .fold(Decision::drop("many"), |decision, _| decision.and(notify("mail").title("one of many")))),
+            .fold(Decision::drop("many"), |decision, _| {
+                decision.and(notify("mail").title("one of many"))
+            })),
         "remember" => {
             use std::sync::atomic::{AtomicU32, Ordering};
             static SEEN: AtomicU32 = AtomicU32::new(0);
