@@ -1,1 +1,9 @@
-//! x
+//! End-to-end tests: bytes in, receiver out. One file a theme.
+
+mod cli;
+mod crash;
+mod flow;
+mod fuel;
+mod hostile;
+mod mail;
+mod senders;

@@ -1,1 +1,65 @@
-//! The harness of the end-to-end tests.
+//! The harness of the end-to-end tests: the real program as a child process, real receivers, real
+//! folders. Bytes go in at a port, and what arrives at a receiver is looked at.
+//!
+//! - [`Setup`] makes a folder with tenants, configuration and store, and starts a [`Server`] on it,
+//!   as often as a test wants to restart.
+//! - [`Server`] posts, asks, and ends: a test that forgets to end it fails, so that nothing runs on
+//!   unseen and nothing that it accepted is left unaccounted for.
+//! - [`Receiver`] is an HTTP server that keeps what it got and answers as it is told.
+//! - [`cli`] runs one command to its end.
+//!
+//! Nothing here sleeps for a fixed time: [`until`] looks again and again up to [`PATIENCE`].
+#![allow(
+    clippy::print_stderr,
+    reason = "tests say loudly what they could not do"
+)]
+
+mod peers;
+mod program;
+mod receiver;
+mod server;
+pub mod sign;
+
+pub use peers::{Absent, Node, Python, node, python};
+pub use program::{Output, cli, cli_with, program};
+pub use receiver::{Received, Receiver, Reply};
+pub use server::{Answer, Server, Setup, TOKEN};
+
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The rule that does on demand what an event says; see `tests/guests/probe`.
+pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.wasm"));
+
+/// How long a test waits for what must come. Long, because it only ends tests that fail.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The folder of this package.
+pub fn tests_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Looks until there is something, and panics when that takes longer than [`PATIENCE`].
+#[track_caller]
+pub fn until<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        let mut pause = Duration::from_millis(2);
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{caller}: waited {PATIENCE:?} for {what}"
+            );
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+    }
+}

@@ -70,7 +70,10 @@ fn probe(event: &Event, config: &Config) -> Result<Decision, String> {
             .fold(Decision::default(), |decision, channel| {
                 decision.and(notify(channel).title(event.str("/title").unwrap_or("hello")))
             })
-            .because("everywhere")),
+            .because(match config.greeting.as_str() {
+                "" => "everywhere",
+                greeting => greeting,
+            })),
         "post" => Ok(post(event.str("/channel").unwrap_or("hook"))
             .set("greeting", config.greeting.as_str())
             .set("kind", event.kind())

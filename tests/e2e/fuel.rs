@@ -1,0 +1,173 @@
+//! The same module, configuration and event burn the same fuel and give the same bytes: again and
+//! again, on any thread, whatever ran before.
+
+use hooksieve::sandbox::{Limits, Program, Sandbox};
+use hooksieve::tenant::encode_config;
+use hooksieve_sdk::testing::event;
+use hooksieve_sdk::wire::EventHead;
+use hooksieve_sdk::wire::json::Data;
+use hooksieve_tests::PROBE;
+
+const RUNS: usize = 1_000;
+
+/// A program and an event for it.
+struct Case {
+    name: String,
+    program: Program,
+    event: (Vec<u8>, Vec<u8>),
+}
+
+/// All that a run shows to anyone, except for how long it took.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    outcome: Result<Vec<u8>, hooksieve::sandbox::Error>,
+    fuel: u64,
+    memory_bytes: u64,
+    log: Vec<String>,
+}
+
+impl Case {
+    fn new(name: &str, wasm: &[u8], config: Vec<u8>, kind: &str, json: &str) -> Self {
+        let limits = Limits::default();
+        let module = Sandbox::new(limits.clone()).compile(wasm).unwrap();
+        let data = Data::from_json(json.as_bytes()).unwrap();
+        let head = EventHead {
+            id: "01890a5d-ac96-774b-bcce-b302099a8057",
+            source: "test",
+            kind,
+            subject: Some("octo/api"),
+            time: "2026-01-01T00:00:00Z",
+            headers: &[("x-github-event".to_owned(), "issues".to_owned())],
+        };
+        Self {
+            name: format!("{name} on {kind}"),
+            program: Program::new(module, config, limits).unwrap(),
+            event: head.encode(&data),
+        }
+    }
+
+    fn run(&self) -> Shown {
+        let run = self.program.run(&self.event.0, &self.event.1);
+        Shown {
+            outcome: run.outcome.map(|decision| decision.encode()),
+            fuel: run.fuel,
+            memory_bytes: run.memory_bytes,
+            log: run.log,
+        }
+    }
+}
+
+/// A policy with the configuration of its own example.
+fn policy(name: &str, kind: &str, json: &str) -> Case {
+    let policy = hooksieve_policies::get(name).unwrap();
+    let example: toml::Value = toml::from_str(policy.example).unwrap();
+    let config = encode_config(&example["rule"][0]["config"]).unwrap();
+    Case::new(name, policy.wasm, config, kind, json)
+}
+
+fn probe(json: &str) -> Case {
+    Case::new("probe", PROBE, vec![0x80], "test", json)
+}
+
+fn cases() -> Vec<Case> {
+    let issue = r#"{"action": "opened", "sender": {"login": "mona", "type": "User"},
+        "repository": {"full_name": "octo/api"},
+        "issue": {"title": "It burns", "body": "Hi @octocat, the disk is full. 💥", "html_url": "https://example.com/1",
+                  "labels": [{"name": "bug"}, {"name": "incident"}]}}"#;
+    let mention = r#"{"action": "created", "sender": {"login": "mona", "type": "User"},
+        "repository": {"full_name": "octo/api"}, "issue": {"title": "Question"},
+        "comment": {"body": "what do you think, @octocat?", "html_url": "https://example.com/2"}}"#;
+    let bot = r#"{"action": "created", "sender": {"login": "x", "type": "Bot"}}"#;
+    let order = r##"{"name": "#1001", "total_price": "1200.50", "currency": "EUR", "test": false,
+        "customer": {"first_name": "Ada", "last_name": "L"}, "financial_status": "paid"}"##;
+    vec![
+        policy("github-triage", "issues.opened", issue),
+        policy("github-triage", "issue_comment.created", mention),
+        policy("github-triage", "issue_comment.created", bot),
+        policy("shopify-orders", "orders.create", order),
+        policy("shopify-orders", "other", "{}"),
+        probe(r#"{"do": "drop"}"#),
+        probe(r#"{"do": "error", "message": "as told"}"#),
+        probe(r#"{"do": "panic", "code": 3}"#),
+        probe(r#"{"do": "log", "lines": ["one", "two", 3]}"#),
+        probe(
+            r#"{"do": "typed", "name": "n", "count": 3, "tags": ["a", "b"], "nested": {"ratio": 0.1}}"#,
+        ),
+        probe(
+            r#"{"do": "post", "payload": {"deep": [[[1.5, -1, 1e300, null, true, "x"]]], "b": {}}}"#,
+        ),
+        probe(r#"{"do": "many", "count": 16}"#),
+        probe(r#"{"do": "many", "count": 17}"#),
+        probe(r#"{"do": "allocate", "bytes": 1000000}"#),
+        probe(r#"{"do": "allocate", "bytes": 100000000}"#),
+        probe(r#"{"do": "remember"}"#),
+    ]
+}
+
+#[test]
+fn a_thousand_runs_are_one_run() {
+    for case in cases() {
+        let first = case.run();
+        assert!(first.fuel > 0);
+        for _ in 1..RUNS {
+            assert_eq!(case.run(), first, "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn a_compiled_module_is_like_another_of_the_same_bytes() {
+    for (one, other) in cases().iter().zip(cases()) {
+        assert_eq!(one.run(), other.run(), "{}", one.name);
+        assert_eq!(one.program.module().hash(), other.program.module().hash());
+        assert_eq!(one.program.config_hash(), other.program.config_hash());
+    }
+}
+
+/// On several threads at once, each with all the cases in an order of its own, so that every module
+/// follows every other on memory that it left behind.
+#[test]
+fn threads_and_neighbours_change_nothing() {
+    let cases = cases();
+    let firsts: Vec<_> = cases.iter().map(Case::run).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (cases, firsts) = (&cases, &firsts);
+            scope.spawn(move || {
+                let count = cases.len();
+                // A step without a common divisor with the count visits every case.
+                let step = [1, 3, 5, 7][thread];
+                for turn in 0..RUNS / 4 {
+                    for n in 0..count {
+                        let at = (turn + n * step) % count;
+                        assert_eq!(cases[at].run(), firsts[at], "{}", cases[at].name);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A rule keeps nothing from one event to the next.
+#[test]
+fn nothing_is_remembered() {
+    let case = probe(r#"{"do": "remember"}"#);
+    for _ in 0..3 {
+        let run = case.program.run(&case.event.0, &case.event.1);
+        assert_eq!(run.outcome.unwrap().reason, "seen 0 before");
+    }
+}
+
+/// The same JSON, written in two ways, costs the same where its meaning is the same; its order is
+/// part of it.
+#[test]
+fn white_space_costs_nothing() {
+    let bare = probe(r#"{"do":"post","payload":{"a":[1,2.5,"é"]}}"#);
+    let spaced =
+        probe("{ \"do\" : \"post\" ,\n\t\"payload\" : { \"a\" : [ 1 , 2.50 , \"\\u00e9\" ] } }");
+    assert_eq!(bare.event, spaced.event);
+    assert_eq!(bare.run(), spaced.run());
+    // The helper for rule authors encodes as the engine does.
+    let recorded = event("test", r#"{"do": "drop"}"#);
+    assert_eq!(recorded.event().str("/do"), Some("drop"));
+}

@@ -1,0 +1,281 @@
+//! Email to a real mail server (aiosmtpd), over STARTTLS with a certificate of the test's own, and
+//! read back by Python's email package.
+
+use hooksieve_tests::{PATIENCE, Python, Server, Setup, python, until};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use serde_json::{Value, json};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+const USER: &str = "hooks";
+const PASSWORD: &str = "made-up, with spaces & ünïcode";
+
+/// A mail server; it ends with this value.
+struct Mail {
+    child: Child,
+    port: u16,
+    /// What it printed after its port.
+    received: Arc<Mutex<Vec<Value>>>,
+    /// The authority that signed its certificate is in `ca.pem` here.
+    dir: tempfile::TempDir,
+}
+
+impl Mail {
+    async fn start(python: &Python) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let name = "an authority for tests";
+        authority.distinguished_name.push(DnType::CommonName, name);
+        let authority =
+            CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = certificate.signed_by(&key, &authority).unwrap();
+        write("ca.pem", authority.pem());
+        let mut child = python
+            .script("smtpd.py")
+            .arg(write("certificate.pem", certificate.pem()))
+            .arg(write("key.pem", key.serialize_pem()))
+            .args([USER, PASSWORD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = tokio::task::spawn_blocking(move || (lines.next(), lines));
+        let (first, lines) = tokio::time::timeout(PATIENCE, first)
+            .await
+            .unwrap()
+            .unwrap();
+        let port = first.expect("a port").unwrap().parse().unwrap();
+        let list = received.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                list.lock()
+                    .unwrap()
+                    .push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self {
+            child,
+            port,
+            received,
+            dir,
+        }
+    }
+
+    async fn wait_for(&self, count: usize) -> Vec<Value> {
+        until("mail", || async {
+            let received = self.received.lock().unwrap();
+            (received.len() >= count).then(|| received.clone())
+        })
+        .await
+    }
+
+    /// An engine with an email channel to this server; `more` is the channel's other settings.
+    async fn engine(&self, password: &str, to: &str, more: &str) -> Server {
+        let tenant = format!(
+            "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n\
+             [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n[rule.config]\ngreeting = 'because of the test'\n\
+             [[channel]]\nname = 'mail'\nkind = 'email'\nhost = 'localhost'\nport = {}\n\
+             username = '{USER}'\npassword = {{ env = 'MAIL_PASSWORD' }}\n\
+             from = 'Hooks <hooks@example.com>'\nto = [{to}]\n{more}",
+            self.port
+        );
+        let ca = self.dir.path().join("ca.pem");
+        Setup::new()
+            .env("MAIL_PASSWORD", password)
+            .config(&format!(
+                "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 50\nattempts_max = 3\n[egress]\nca_file = '{}'\n",
+                ca.display()
+            ))
+            .tenant("acme", &tenant)
+            .start()
+            .await
+    }
+}
+
+impl Drop for Mail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A message in which every part tries to be more than text.
+fn hostile() -> String {
+    json!({
+        "do": "notify",
+        "title": "🚨 Disk full\r\nBcc: everyone@example.com\r\n\r\nbody",
+        "text": "Grüße 💥 <script>alert(1)</script>\r\n.\r\nQUIT\r\nsecond line",
+        "link": "https://example.com/?a=1&b=<2>",
+        "fields": [{ "name": "Host\r\nX-Evil: 1", "value": "db-1 <b>" }],
+    })
+    .to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_message_arrives_as_text() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let server = mail
+        .engine(
+            PASSWORD,
+            "'Ops <ops@example.com>', 'dev@example.com'",
+            "reply_to = 'team@example.com'\n",
+        )
+        .await;
+    let taken = server.post_json("/in/acme/open", &hostile()).await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "delivered", "{delivery}");
+    assert_eq!(delivery["attempts"][0]["status"], 250);
+    let got = mail.wait_for(1).await;
+    let got = &got[0];
+    assert_eq!((&got["tls"], &got["user"]), (&json!(true), &json!(USER)));
+    assert_eq!(got["mail_from"], "hooks@example.com");
+    assert_eq!(
+        got["recipients"],
+        json!(["ops@example.com", "dev@example.com"])
+    );
+    assert_eq!(
+        got["subject"],
+        "🚨 Disk full Bcc: everyone@example.com body"
+    );
+    assert_eq!(got["from"], "Hooks <hooks@example.com>");
+    assert_eq!(got["to"], "Ops <ops@example.com>, dev@example.com");
+    assert_eq!(got["reply_to"], "team@example.com");
+    let id = format!("<{}@example.com>", delivery["id"].as_str().unwrap());
+    assert_eq!(got["message_id"], id);
+    assert_eq!(got["content_type"], "multipart/alternative");
+    assert_eq!(got["defects"], json!([]));
+    let headers = got["headers"].as_array().unwrap();
+    for header in headers {
+        let name = header[0].as_str().unwrap().to_lowercase();
+        assert!(
+            !["bcc", "cc", "x-evil"].contains(&name.as_str()),
+            "{headers:?}"
+        );
+    }
+    let text = got["text"].as_str().unwrap().replace("\r\n", "\n");
+    assert!(
+        text.contains("Grüße 💥 <script>alert(1)</script>\n.\nQUIT\nsecond line"),
+        "{text}"
+    );
+    assert!(text.contains("because of the test"), "{text}");
+    let html = got["html"].as_str().unwrap();
+    assert!(
+        html.contains("Grüße 💥 &lt;script&gt;alert(1)&lt;/script&gt;"),
+        "{html}"
+    );
+    assert!(!html.contains("<script") && !html.contains("<b>"), "{html}");
+    assert!(
+        html.contains("href=\"https://example.com/?a=1&amp;b=%3C2%3E\""),
+        "{html}"
+    );
+    // A second one over the connection that waits.
+    let taken = server
+        .post_json("/in/acme/open", r#"{"do": "notify", "title": "again"}"#)
+        .await;
+    server.settled(&taken.id()).await;
+    assert_eq!(mail.wait_for(2).await[1]["subject"], "again");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_recorded() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let server = mail.engine("wrong", "'ops@example.com'", "").await;
+    let taken = server.post_json("/in/acme/open", &hostile()).await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "dead");
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!(
+        attempts.len(),
+        3,
+        "settings can be mended, so it is tried again"
+    );
+    for attempt in attempts {
+        assert_eq!(attempt["status"], 535);
+        let error = attempt["error"].as_str().unwrap();
+        assert!(
+            error.starts_with("localhost refused the username or password: 535 "),
+            "{error}"
+        );
+        assert!(!error.contains("wrong"), "{error}");
+    }
+    assert_eq!(mail.received.lock().unwrap().len(), 0);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_refused_recipient_does_not_keep_it_from_the_others() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let server = mail
+        .engine(
+            PASSWORD,
+            "'ops@example.com', 'nobody@example.com', 'later@example.com'",
+            "",
+        )
+        .await;
+    let taken = server
+        .post_json("/in/acme/open", r#"{"do": "notify", "title": "hello"}"#)
+        .await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "delivered", "{delivery}");
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2);
+    assert_eq!(
+        attempts[0]["refused"],
+        json!([
+            "nobody@example.com: 550 5.1.1 there is no such user",
+            "later@example.com: 451 4.7.1 come back later",
+        ])
+    );
+    assert_eq!(
+        attempts[1]["refused"],
+        json!(["nobody@example.com: 550 5.1.1 there is no such user"])
+    );
+    // Whoever has it is not sent it again.
+    let got = mail.wait_for(2).await;
+    assert_eq!(got[0]["recipients"], json!(["ops@example.com"]));
+    assert_eq!(got[1]["recipients"], json!(["later@example.com"]));
+    assert_eq!(got[0]["message_id"], got[1]["message_id"]);
+    server.end().await;
+}
+
+/// A server whose certificate nobody vouches for is told nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_gets_no_mail() {
+    let Ok(python) = python() else { return };
+    let (mail, other) = (Mail::start(&python).await, Mail::start(&python).await);
+    std::fs::copy(
+        other.dir.path().join("ca.pem"),
+        mail.dir.path().join("ca.pem"),
+    )
+    .unwrap();
+    let server = mail.engine(PASSWORD, "'ops@example.com'", "").await;
+    let taken = server.post_json("/in/acme/open", &hostile()).await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "dead");
+    let error = delivery["attempts"][0]["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("the certificate of localhost is not trusted: "),
+        "{error}"
+    );
+    assert_eq!(mail.received.lock().unwrap().len(), 0);
+    server.end().await;
+}

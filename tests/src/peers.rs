@@ -1,0 +1,83 @@
+//! Other people's programs that the tests talk to: they are asked for, and where they are missing
+//! that is said loudly. With `CI=true` or `HOOKSIEVE_NEED_JS=1` or `HOOKSIEVE_NEED_PY=1` it fails.
+
+use crate::tests_folder;
+use std::process::Command;
+
+/// A peer that is not on this machine.
+#[derive(Debug)]
+pub struct Absent;
+
+/// Node.js with the packages of `tests/js/package.json`.
+pub struct Node(());
+
+/// Python with the packages of `tests/py/requirements.txt`.
+pub struct Python(());
+
+fn absent(what: &str, install: &str, variable: &str) -> Absent {
+    let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    let needed = set("CI", "true") || set(variable, "1");
+    let sentence = format!("{what}: `{install}` installs it");
+    assert!(!needed, "CANNOT BE TESTED: {sentence}");
+    eprintln!("\n*** NOT TESTED: {sentence}. {variable}=1 makes this a failure. ***\n");
+    Absent
+}
+
+/// Node.js, where it is there with its packages.
+///
+/// # Errors
+/// When it is not, and the environment does not say that it must be.
+pub fn node() -> Result<Node, Absent> {
+    let version = Command::new("node").arg("--version").output();
+    let runs = version.is_ok_and(|output| output.status.success());
+    let packages = tests_folder().join("js/node_modules");
+    let has = |name: &str| packages.join(name).join("package.json").exists();
+    if runs
+        && has("@octokit/webhooks")
+        && has("@octokit/webhooks-examples")
+        && has("standardwebhooks")
+    {
+        return Ok(Node(()));
+    }
+    Err(absent(
+        "node with the packages of tests/js is not here",
+        "npm ci --prefix tests/js",
+        "HOOKSIEVE_NEED_JS",
+    ))
+}
+
+/// Python, where it is there with its packages.
+///
+/// # Errors
+/// When it is not, and the environment does not say that it must be.
+pub fn python() -> Result<Python, Absent> {
+    let import = Command::new("python3")
+        .args(["-c", "import aiosmtpd"])
+        .output();
+    if import.is_ok_and(|output| output.status.success()) {
+        return Ok(Python(()));
+    }
+    Err(absent(
+        "python3 with aiosmtpd is not here",
+        "pip install -r tests/py/requirements.txt",
+        "HOOKSIEVE_NEED_PY",
+    ))
+}
+
+impl Node {
+    /// A script of `tests/js`.
+    pub fn script(&self, name: &str) -> Command {
+        let mut command = Command::new("node");
+        command.arg(tests_folder().join("js").join(name));
+        command
+    }
+}
+
+impl Python {
+    /// A script of `tests/py`.
+    pub fn script(&self, name: &str) -> Command {
+        let mut command = Command::new("python3");
+        command.arg("-u").arg(tests_folder().join("py").join(name));
+        command
+    }
+}
