@@ -215,7 +215,7 @@ fn replay_says_by_its_exit_code_how_it_went() {
     let bad = path(&dir, "bad.json");
     std::fs::write(&bad, "{\"do\": }").unwrap();
     let lines = path(&dir, "bad.ndjson");
-    std::fs::write(&lines, "{}\n\n{\n").unwrap();
+    std::fs::write(&lines, "\n\n{\n{}\n").unwrap();
     let config = path(&dir, "config.toml");
     std::fs::write(&config, "greting = 'x'\n").unwrap();
     for (args, expected) in [

@@ -314,7 +314,6 @@ async fn what_is_not_taken_is_told_why() {
         "/in/acme/nope",
         "/in/nope/hub",
         "/in/ACME/hub",
-        "/in/%2e%2e/hub",
         "/in/acme/%00",
     ] {
         details.insert(
@@ -586,7 +585,7 @@ async fn rules_see_what_they_subscribed_to() {
     assert_eq!(send("issues", None).await, ["all", "issues", "group"]);
     assert_eq!(send("issue_comment", Some("created")).await, ["all"]);
     assert_eq!(send("push", None).await, ["all", "opened"]);
-    let got = hook.wait_for(11).await;
+    let got = hook.wait_for(13).await;
     let greetings: Vec<_> = got
         .iter()
         .map(|got| got.json()["greeting"].as_str().unwrap().to_owned())
@@ -595,7 +594,7 @@ async fn rules_see_what_they_subscribed_to() {
     let ids: HashSet<_> = got.iter().map(Received::id).collect();
     assert_eq!(
         ids.len(),
-        11,
+        13,
         "a delivery of each rule has an id of its own"
     );
     server.end().await;

@@ -4,7 +4,7 @@
 use hooksieve::sandbox::{Error, Limits, Program, Refused, Run, Sandbox};
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{DEPTH_MAX, Decision, EventHead, pack};
-use hooksieve_tests::{PROBE, Receiver, Setup};
+use hooksieve_tests::{PROBE, Receiver, Setup, cli_with};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ impl Default for Guest {
         Self {
             imports: String::new(),
             memory: "(memory (export \"memory\") 1)".into(),
-            reserve: "(i32.const 1024)".into(),
+            reserve: "(i32.const 256)".into(),
             init: None,
             decide: ok(),
             extra: String::new(),
@@ -476,18 +476,43 @@ fn the_stack_ends_and_always_at_the_same_depth() {
         deep(passes).decides();
         assert_eq!(deep(fails).fails(), stack);
     }
-    // A smaller stack is a smaller depth.
-    let small = Limits {
-        stack_bytes: 65_536,
-        ..Limits::default()
-    };
-    assert_eq!(
-        deep(passes).fails_within(&small),
-        Error::Stack {
-            limit_bytes: 65_536
-        }
-    );
     all_is_well();
+}
+
+/// In processes of their own: wasmer keeps stacks for the next guest, whatever size that one asks.
+#[test]
+fn a_smaller_stack_is_a_smaller_depth() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let guest = Guest {
+        decide: format!("(call $down (i32.const 4000)) {}", ok()),
+        extra: "(func $down (param i32)
+                  (if (local.get 0) (then (call $down (i32.sub (local.get 0) (i32.const 1))))))"
+            .into(),
+        ..Guest::default()
+    };
+    std::fs::write(path("deep.wasm"), guest.wasm()).unwrap();
+    let replay = |stack_bytes: u32| {
+        let config = format!("[limits]\nstack_bytes = {stack_bytes}\n");
+        std::fs::write(path("config.toml"), config).unwrap();
+        let (rule, config) = (path("deep.wasm"), path("config.toml"));
+        let args = [
+            "replay", "--json", "--rule", &rule, "--config", &config, "--type", "x", "-",
+        ];
+        let output = cli_with(&args, &[], b"{}");
+        (output.code, output.json_lines()[0]["error"].clone())
+    };
+    assert_eq!(replay(262_144), (0, serde_json::Value::Null));
+    assert_eq!(
+        replay(65_536),
+        (
+            1,
+            serde_json::json!({
+                "kind": "stack",
+                "message": "stack overflow: its calls need more than 65536 bytes of stack"
+            })
+        )
+    );
 }
 
 #[test]
@@ -1011,16 +1036,18 @@ fn files_that_are_no_module_are_told_apart() {
     assert_eq!(refused(&wasm("(component)")), Refused::Component);
     let good = Guest::default().wasm();
     accepted(&good, &Limits::default());
-    // Cut off anywhere: refused, whatever is missing.
+    // Cut off anywhere: refused, but where whole sections are left and none of them is missed.
+    let sandbox = Sandbox::new(Limits::default());
+    let mut whole = 0;
     for end in 0..good.len() {
-        let what = refused(&good[..end]);
-        match (&what, end) {
-            (Refused::NotWasm, ..8)
-            | (Refused::Invalid { .. } | Refused::MissingExport { .. }, 8..) => {}
-            // Whole sections: what is left is valid, and lacks something.
-            _ => panic!("{end}: {what:?}"),
+        match (sandbox.check(&good[..end]), end) {
+            (Err(Refused::NotWasm), ..8)
+            | (Err(Refused::Invalid { .. } | Refused::MissingExport { .. }), 8..) => {}
+            (Ok(_), 8..) => whole += 1,
+            (other, _) => panic!("{end}: {other:?}"),
         }
     }
+    assert_eq!(whole, 2, "before the data, and before the names");
     assert!(matches!(
         refused(&good[..good.len() - 1]),
         Refused::Invalid { .. }
@@ -1261,8 +1288,8 @@ fn the_contract_is_held_export_by_export() {
             "a function (f32)",
         ),
         (
-            "(param i32) (result i32) (i32.const 1024)",
-            "(param i64) (result i32) (i32.const 1024)",
+            "(param i32) (result i32) (i32.const 256)",
+            "(param i64) (result i32) (i32.const 256)",
             "hooksieve_reserve",
             "a function (i64) -> i32",
         ),

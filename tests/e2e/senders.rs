@@ -267,7 +267,12 @@ async fn every_example_of_githubs_is_decided_and_replay_says_what_happens() {
         let story = server.settled(&taken.id()).await;
         assert_eq!(story["event"]["type"], example.kind());
         let (decided, replayed) = (&story["decisions"][0], &replayed[n]["decision"]);
-        assert_eq!(decided["reason"], replayed["reason"], "{}", example.kind());
+        assert_eq!(
+            decided["reason"],
+            replayed["reason"],
+            "{}: {decided}",
+            example.kind()
+        );
         let of = |list: &Value| -> Vec<Value> {
             list.as_array()
                 .unwrap()

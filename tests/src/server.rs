@@ -89,10 +89,9 @@ impl Setup {
         command
             .arg("--config")
             .arg(config)
-            .arg("--tenants")
-            .arg(self.tenants())
-            .arg("--data")
-            .arg(self.data())
+            // Not as options, which a test may want to give itself.
+            .env("HOOKSIEVE_SERVER__TENANTS", self.tenants())
+            .env("HOOKSIEVE_SERVER__DATA", self.data())
             .args(more)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

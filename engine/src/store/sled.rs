@@ -439,6 +439,9 @@ impl Shared {
         let Some(event) = self.event(id)? else {
             return Ok(None);
         };
+        // Read first: an event that is committed meanwhile must not be told as decided without what
+        // was decided.
+        let decided = self.cursor(&event.tenant)?.is_some_and(|last| id <= last);
         let made: Made = self.row(&keys::decisions(id))?.unwrap_or_default();
         let deliveries = made.deliveries.iter();
         let deliveries = deliveries.map(|id| self.row(&keys::delivery(*id)));
@@ -446,7 +449,7 @@ impl Shared {
         let held = Bound::Included(after_held.clone());
         after_held.push(0xff); // No name has this byte.
         Ok(Some(Story {
-            decided: self.cursor(&event.tenant)?.is_some_and(|last| id <= last),
+            decided,
             deliveries: deliveries
                 .filter_map(Result::transpose)
                 .collect::<Result<_, _>>()?,
