@@ -44,8 +44,8 @@
 
   ;; There is no `hooksieve_init`: this rule has no configuration.
 
-  ;; Where the text of the string at `at` begins, and the offset after it. The attributes are at most
-  ;; 256 bytes long, so three of the four forms can occur. Anything else is not an event: trap.
+  ;; Where the text of the string at `at` begins, and the offset after it. The texts read here are
+  ;; at most 257 bytes long, so three of the four forms can occur. Anything else is no event: trap.
   (func $string (param $at i32) (result i32 i32)
     (local $tag i32) (local $text i32) (local $length i32)
     (local.set $tag (i32.load8_u (local.get $at)))

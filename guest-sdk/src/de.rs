@@ -7,7 +7,7 @@ use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, V
 use serde::ser::{SerializeMap, SerializeSeq};
 
 /// serde's own texts would link the printing of floats into every rule with a configuration, which
-/// is 20 kB; and they do not say where the value stands, which [`Error::within`] adds.
+/// is 20 kB; and they do not say where the value stands, which `Error::within` adds.
 impl de::Error for Error {
     fn custom<T: std::fmt::Display>(message: T) -> Self {
         Error::new(message.to_string())

@@ -43,6 +43,11 @@ impl Recorded {
 /// A configuration from JSON, for a rule that reads its [`Settings`](crate::Settings) by path. It
 /// lives as long as the test's process, as a rule's lives as long as its instance.
 ///
+/// ```
+/// let settings = hooksieve_sdk::testing::settings(r#"{"channel": "mail"}"#);
+/// assert_eq!(settings.str("/channel"), Some("mail"));
+/// ```
+///
 /// # Panics
 /// When it is not JSON.
 pub fn settings(json: impl AsRef<[u8]>) -> crate::Settings {

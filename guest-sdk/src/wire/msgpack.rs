@@ -143,6 +143,20 @@ pub(crate) enum Head {
 pub(crate) fn head(bytes: &[u8], at: usize) -> Option<(Head, usize)> {
     let tag = *bytes.get(at)?;
     let mut at = at + 1;
+    // Most values of an event are complete in their tag, or have their length in it.
+    if !(0xc0..0xe0).contains(&tag) {
+        let len = (tag & 0x0f) as usize;
+        let head = match tag {
+            0x00..=0x7f => Head::Unsigned(tag as u64),
+            0x80..=0x8f => Head::Map { len },
+            0x90..=0x9f => Head::Array { len },
+            0xa0..=0xbf => Head::Str {
+                len: (tag & 0x1f) as usize,
+            },
+            _ => Head::Signed(tag as i8 as i64),
+        };
+        return Some((head, at));
+    }
     // What stands after the tag: the number itself, or a length. One place reads it for all tags.
     let width = match tag {
         0xc4 | 0xc7 | 0xcc | 0xd0 | 0xd9 => 1,
@@ -159,18 +173,7 @@ pub(crate) fn head(bytes: &[u8], at: usize) -> Option<(Head, usize)> {
     at = end;
     let len = number as usize;
     let head = match tag {
-        0x00..=0x7f => Head::Unsigned(tag as u64),
-        0x80..=0x8f => Head::Map {
-            len: (tag & 0x0f) as usize,
-        },
-        0x90..=0x9f => Head::Array {
-            len: (tag & 0x0f) as usize,
-        },
-        0xa0..=0xbf => Head::Str {
-            len: (tag & 0x1f) as usize,
-        },
         0xc0 => Head::Nil,
-        0xc1 => return None,
         0xc2 | 0xc3 => Head::Bool(tag == 0xc3),
         0xc4..=0xc6 => Head::Bin { len },
         // The type byte of an extension counts as its content here.
@@ -194,7 +197,8 @@ pub(crate) fn head(bytes: &[u8], at: usize) -> Option<(Head, usize)> {
         0xd9..=0xdb => Head::Str { len },
         0xdc | 0xdd => Head::Array { len },
         0xde | 0xdf => Head::Map { len },
-        0xe0..=0xff => Head::Signed(tag as i8 as i64),
+        // 0xc1, which no value begins with.
+        _ => return None,
     };
     Some((head, at))
 }

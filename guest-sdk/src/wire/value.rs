@@ -18,6 +18,7 @@ impl Error {
         Self(crate::text::joined(parts))
     }
 
+    /// What was wrong, and where as far as that is known.
     pub fn message(&self) -> &str {
         &self.0
     }
@@ -66,6 +67,20 @@ impl Kind {
 /// Nothing here panics or recurses, whatever the bytes are; they are checked as far as they are
 /// read. What does recurse (`Debug`, and serde in both directions) stops at [`DEPTH_MAX`] levels
 /// below the document.
+///
+/// ```
+/// let recorded = hooksieve_sdk::testing::event(
+///     "push",
+///     r#"{"commits": [{"id": "c0ffee", "added": []}], "a/b": true, "size": 1}"#,
+/// );
+/// let data = recorded.event().data();
+/// assert_eq!(data.str("/commits/0/id"), Some("c0ffee"));
+/// assert_eq!(data.bool("/a~1b"), Some(true));
+/// assert_eq!(data.get("a/b").and_then(|value| value.as_bool()), Some(true));
+/// assert_eq!(data.f64("/size"), Some(1.0));
+/// assert_eq!(data.each("/commits").count(), 1);
+/// assert_eq!(data.entries().map(|(key, _)| key).collect::<Vec<_>>(), ["commits", "a/b", "size"]);
+/// ```
 #[derive(Clone, Copy)]
 pub struct Value<'a> {
     bytes: &'a [u8],
