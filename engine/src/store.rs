@@ -291,15 +291,6 @@ pub trait EventLog: Send + Sync {
     /// The oldest events of a tenant that are not committed yet, in order.
     async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error>;
 
-    /// Events of a tenant that are not committed yet, beginning after `after`: what a reader asks for
-    /// that has taken up the backlog to there and not committed all of it.
-    async fn backlog_after(
-        &self,
-        tenant: &Name,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Vec<StoredEvent>, Error>;
-
     /// Whether an append would be taken now, as far as can be told without one.
     async fn ready(&self) -> Result<(), Error>;
 

@@ -90,16 +90,7 @@ impl EventLog for MemoryStore {
     }
 
     async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
-        Ok(self.rows().backlog(tenant, None, limit))
-    }
-
-    async fn backlog_after(
-        &self,
-        tenant: &Name,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Vec<StoredEvent>, Error> {
-        Ok(self.rows().backlog(tenant, Some(after), limit))
+        Ok(self.rows().backlog(tenant, limit))
     }
 
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
@@ -277,8 +268,8 @@ impl Outbox for MemoryStore {
 }
 
 impl Rows {
-    fn backlog(&self, tenant: &Name, after: Option<EventId>, limit: usize) -> Vec<StoredEvent> {
-        let after = self.cursors.get(tenant).copied().max(after);
+    fn backlog(&self, tenant: &Name, limit: usize) -> Vec<StoredEvent> {
+        let after = self.cursors.get(tenant).copied();
         let of_tenant = self.events.iter().filter(|((of, _), _)| of == tenant);
         let open = of_tenant.filter(|((_, id), _)| after.is_none_or(|after| *id > after));
         open.take(limit).map(|(_, event)| event.clone()).collect()

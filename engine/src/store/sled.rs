@@ -208,18 +208,7 @@ impl EventLog for SledStore {
 
     async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
         let tenant = tenant.clone();
-        self.read(move |shared| shared.backlog(&tenant, None, limit))
-            .await
-    }
-
-    async fn backlog_after(
-        &self,
-        tenant: &Name,
-        after: EventId,
-        limit: usize,
-    ) -> Result<Vec<StoredEvent>, Error> {
-        let tenant = tenant.clone();
-        self.read(move |shared| shared.backlog(&tenant, Some(after), limit))
+        self.read(move |shared| shared.backlog(&tenant, limit))
             .await
     }
 
@@ -390,13 +379,8 @@ impl Shared {
         Ok(row.and_then(|row| keys::last_id(&row)).map(EventId))
     }
 
-    fn backlog(
-        &self,
-        tenant: &Name,
-        after: Option<EventId>,
-        limit: usize,
-    ) -> Result<Vec<StoredEvent>, Error> {
-        let from = match self.cursor(tenant)?.max(after) {
+    fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
+        let from = match self.cursor(tenant)? {
             Some(after) => Bound::Excluded(keys::event(tenant, after)),
             None => Bound::Included(keys::of_tenant(keys::EVENT, tenant)),
         };
