@@ -1490,6 +1490,48 @@ fn what_a_module_declares_is_limited() {
     all_is_well();
 }
 
+/// What costs the compiler more than its size says: small files that would keep it busy for minutes.
+#[test]
+fn a_module_cannot_keep_the_compiler_busy() {
+    let sandbox = Sandbox::new(Limits::default());
+    let check = |extra: String| {
+        let guest = Guest {
+            extra,
+            ..Guest::default()
+        };
+        sandbox.check(&guest.wasm()).map(|_| ())
+    };
+    let count = |what, count, limit| Err(Refused::Count { what, count, limit });
+    // Three of them are the contract's.
+    let functions = |count: usize| check("(func)".repeat(count - 3));
+    assert_eq!(functions(20_000), Ok(()));
+    assert_eq!(functions(20_001), count("functions", 20_001, 20_000));
+    // One of them is the guest's own.
+    let locals = |count: usize| {
+        let function = |count: usize| format!("(func (local {}))", "i32 ".repeat(count));
+        check(format!(
+            "{}{}",
+            function(50_000).repeat(3),
+            function(count - 150_001)
+        ))
+    };
+    assert_eq!(locals(200_000), Ok(()));
+    let limit = 200_000;
+    assert_eq!(locals(200_001), count("locals", 200_001, limit));
+    // Besides them a byte for the locals, and one for the end.
+    let bytes = |bytes: usize| check(format!("(func {})", "nop ".repeat(bytes - 2)));
+    assert_eq!(bytes(65_536), Ok(()));
+    assert_eq!(
+        bytes(65_537),
+        count("bytes in one function", 65_537, 65_536)
+    );
+    for policy in hooksieve_policies::ALL {
+        accepted(policy.wasm, &Limits::default());
+    }
+    accepted(PROBE, &Limits::default());
+    all_is_well();
+}
+
 /// Segments that do not fit their memory or table make an instance that cannot start.
 #[test]
 fn segments_out_of_bounds_do_not_start() {

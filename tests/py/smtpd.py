@@ -8,10 +8,14 @@ import asyncio
 import email
 import email.policy
 import json
+import logging
 import ssl
 import sys
 
 from aiosmtpd.smtp import SMTP, AuthResult
+
+# Refused handshakes and passwords are what the tests do, not news.
+logging.getLogger("mail").setLevel(logging.CRITICAL)
 
 CERTIFICATE, KEY, USER, PASSWORD = sys.argv[1:5]
 
