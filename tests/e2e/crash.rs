@@ -2,9 +2,8 @@
 //! nothing arrives under two ids.
 //!
 //! Three rounds in an ordinary run; `HOOKSIEVE_CRASH_ROUNDS=50` for a long one.
-#![allow(clippy::print_stderr, reason = "the counts are what the test is for")]
 
-use hooksieve_tests::{Receiver, Server, Setup};
+use hooksieve_tests::{Receiver, Server, Setup, say};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -171,7 +170,7 @@ async fn killed_again_and_again_it_loses_nothing_it_accepted() {
         .count();
     let requests = receiver.count();
     let sum = |of: fn(&Sender) -> u64| senders.iter().map(of).sum::<u64>();
-    eprintln!(
+    say(&format!(
         "crash: {rounds} kills; {} events accepted ({} of them at a repeat whose first answer was lost), {} requests unanswered; \
          {} deliveries due, {} arrived, {} requests at the receiver ({} repeats under the same id); lost {}, under two ids {}",
         accepted.len(),
@@ -183,7 +182,7 @@ async fn killed_again_and_again_it_loses_nothing_it_accepted() {
         requests - arrived.values().map(HashSet::len).sum::<usize>(),
         lost.len(),
         twice.len(),
-    );
+    ));
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
     assert!(twice.is_empty(), "under two ids: {twice:?}");
     assert_eq!(unexpected, 0, "arrived, and was never accepted");

@@ -1,7 +1,7 @@
 //! The same module, configuration and event burn the same fuel and give the same bytes: again and
 //! again, on any thread, whatever ran before.
 
-use hooksieve::sandbox::{Limits, Program, Sandbox};
+use hooksieve::sandbox::{Limits, Module, Program, Sandbox};
 use hooksieve::tenant::encode_config;
 use hooksieve_sdk::testing::event;
 use hooksieve_sdk::wire::EventHead;
@@ -9,6 +9,14 @@ use hooksieve_sdk::wire::json::Data;
 use hooksieve_tests::PROBE;
 
 const RUNS: usize = 1_000;
+
+/// The default limits, but for the wall clock: a slow machine must not get a word in.
+fn limits() -> Limits {
+    Limits {
+        wall_clock_ms: 60_000,
+        ..Limits::default()
+    }
+}
 
 /// A program and an event for it.
 struct Case {
@@ -27,9 +35,7 @@ struct Shown {
 }
 
 impl Case {
-    fn new(name: &str, wasm: &[u8], config: Vec<u8>, kind: &str, json: &str) -> Self {
-        let limits = Limits::default();
-        let module = Sandbox::new(limits.clone()).compile(wasm).unwrap();
+    fn new(name: &str, module: &Module, config: Vec<u8>, kind: &str, json: &str) -> Self {
         let data = Data::from_json(json.as_bytes()).unwrap();
         let head = EventHead {
             id: "01890a5d-ac96-774b-bcce-b302099a8057",
@@ -41,7 +47,7 @@ impl Case {
         };
         Self {
             name: format!("{name} on {kind}"),
-            program: Program::new(module, config, limits).unwrap(),
+            program: Program::new(module.clone(), config, limits()).unwrap(),
             event: head.encode(&data),
         }
     }
@@ -57,18 +63,12 @@ impl Case {
     }
 }
 
-/// A policy with the configuration of its own example.
-fn policy(name: &str, kind: &str, json: &str) -> Case {
-    let policy = hooksieve_policies::get(name).unwrap();
-    let example: toml::Value = toml::from_str(policy.example).unwrap();
-    let config = encode_config(&example["rule"][0]["config"]).unwrap();
-    Case::new(name, policy.wasm, config, kind, json)
+fn compile(wasm: &[u8]) -> Module {
+    Sandbox::new(limits()).compile(wasm).unwrap()
 }
 
-fn probe(json: &str) -> Case {
-    Case::new("probe", PROBE, vec![0x80], "test", json)
-}
-
+/// Modules that were compiled afresh, with their events; policies with the configuration of their
+/// own example.
 fn cases() -> Vec<Case> {
     let issue = r#"{"action": "opened", "sender": {"login": "mona", "type": "User"},
         "repository": {"full_name": "octo/api"},
@@ -80,12 +80,22 @@ fn cases() -> Vec<Case> {
     let bot = r#"{"action": "created", "sender": {"login": "x", "type": "Bot"}}"#;
     let order = r##"{"name": "#1001", "total_price": "1200.50", "currency": "EUR", "test": false,
         "customer": {"first_name": "Ada", "last_name": "L"}, "financial_status": "paid"}"##;
+    let module = compile(PROBE);
+    let probe = |json: &str| Case::new("probe", &module, vec![0x80], "test", json);
+    let policy = |name: &str| {
+        let policy = hooksieve_policies::get(name).unwrap();
+        let example: toml::Value = toml::from_str(policy.example).unwrap();
+        let config = encode_config(&example["rule"][0]["config"]).unwrap();
+        let (name, module) = (name.to_owned(), compile(policy.wasm));
+        move |kind: &str, json: &str| Case::new(&name, &module, config.clone(), kind, json)
+    };
+    let (triage, orders) = (policy("github-triage"), policy("shopify-orders"));
     vec![
-        policy("github-triage", "issues.opened", issue),
-        policy("github-triage", "issue_comment.created", mention),
-        policy("github-triage", "issue_comment.created", bot),
-        policy("shopify-orders", "orders.create", order),
-        policy("shopify-orders", "other", "{}"),
+        triage("issues.opened", issue),
+        triage("issue_comment.created", mention),
+        triage("issue_comment.created", bot),
+        orders("orders.create", order),
+        orders("other", "{}"),
         probe(r#"{"do": "drop"}"#),
         probe(r#"{"do": "error", "message": "as told"}"#),
         probe(r#"{"do": "panic", "code": 3}"#),
@@ -151,7 +161,14 @@ fn threads_and_neighbours_change_nothing() {
 /// A rule keeps nothing from one event to the next.
 #[test]
 fn nothing_is_remembered() {
-    let case = probe(r#"{"do": "remember"}"#);
+    let module = compile(PROBE);
+    let case = Case::new(
+        "probe",
+        &module,
+        vec![0x80],
+        "test",
+        r#"{"do": "remember"}"#,
+    );
     for _ in 0..3 {
         let run = case.program.run(&case.event.0, &case.event.1);
         assert_eq!(run.outcome.unwrap().reason, "seen 0 before");
@@ -162,6 +179,8 @@ fn nothing_is_remembered() {
 /// part of it.
 #[test]
 fn white_space_costs_nothing() {
+    let module = compile(PROBE);
+    let probe = |json: &str| Case::new("probe", &module, vec![0x80], "test", json);
     let bare = probe(r#"{"do":"post","payload":{"a":[1,2.5,"é"]}}"#);
     let spaced =
         probe("{ \"do\" : \"post\" ,\n\t\"payload\" : { \"a\" : [ 1 , 2.50 , \"\\u00e9\" ] } }");

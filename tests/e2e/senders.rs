@@ -1,8 +1,7 @@
 //! Other people's code on the other side: GitHub's own library signs, GitHub's own examples are
 //! decided, and the reference library of Standard Webhooks verifies what goes out.
-#![allow(clippy::print_stderr, reason = "the counts are what the test is for")]
 
-use hooksieve_tests::{Node, Receiver, Setup, cli, node, tests_folder};
+use hooksieve_tests::{Node, Receiver, Setup, cli, node, say, tests_folder};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -219,11 +218,11 @@ async fn every_example_of_githubs_is_decided_and_replay_says_what_happens() {
         .map(|line| line["fuel"].as_u64().unwrap())
         .collect();
     fuel.sort_unstable();
-    eprintln!(
+    say(&format!(
         "examples: {EXAMPLES} decided, 0 failed; fuel p50 {}, max {}; {outcomes:#?}",
         fuel[EXAMPLES / 2],
         fuel[EXAMPLES - 1]
-    );
+    ));
     assert!(outcomes.len() > 3, "{outcomes:?}");
 
     // The same, signed by GitHub's library, through the front door.

@@ -35,6 +35,13 @@ pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.wasm"))
 /// How long a test waits for what must come. Long, because it only ends tests that fail.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Says something that is to be seen although the test passes: the test runner shows what is printed
+/// by tests that fail, and this goes past it.
+pub fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(format!("\n{text}\n").as_bytes());
+}
+
 /// The folder of this package.
 pub fn tests_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -1,7 +1,7 @@
 //! Other people's programs that the tests talk to: they are asked for, and where they are missing
 //! that is said loudly. With `CI=true` or `HOOKSIEVE_NEED_JS=1` or `HOOKSIEVE_NEED_PY=1` it fails.
 
-use crate::tests_folder;
+use crate::{say, tests_folder};
 use std::process::Command;
 
 /// A peer that is not on this machine.
@@ -19,7 +19,9 @@ fn absent(what: &str, install: &str, variable: &str) -> Absent {
     let needed = set("CI", "true") || set(variable, "1");
     let sentence = format!("{what}: `{install}` installs it");
     assert!(!needed, "CANNOT BE TESTED: {sentence}");
-    eprintln!("\n*** NOT TESTED: {sentence}. {variable}=1 makes this a failure. ***\n");
+    say(&format!(
+        "*** NOT TESTED: {sentence}. {variable}=1 makes this a failure. ***"
+    ));
     Absent
 }
 
