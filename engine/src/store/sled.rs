@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// The version of the rows that this code writes and reads.
@@ -47,6 +48,10 @@ const FORMAT: u32 = 1;
 /// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
 /// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
 const SEGMENT_BYTES: usize = 4 << 20;
+
+/// How long the lock is waited for. A process that was just started from this one holds copies of
+/// its handles, the lock's too, until it runs its own program; and one that is ending needs a moment.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How an embedded store is set up.
 #[derive(Clone, Debug)]
@@ -98,12 +103,21 @@ impl SledStore {
         };
         fs::create_dir_all(path).map_err(|error| not_open(&error))?;
         let lock = File::create(path.join("lock")).map_err(|error| not_open(&error))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => Error::InUse {
-                path: path.to_owned(),
-            },
-            TryLockError::Error(error) => not_open(&error),
-        })?;
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::InUse {
+                        path: path.to_owned(),
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(not_open(&error)),
+            }
+        }
         // sled panics on some kinds of damage.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             ::sled::Config::new()
