@@ -13,13 +13,19 @@
 
 mod check;
 mod compile;
+mod image;
 mod instance;
 mod memory;
+mod program;
+mod warm;
 mod watchdog;
 
 pub use check::{Checked, Refused};
 pub use compile::Module;
-pub use instance::{LogLine, Program, Run};
+pub use program::{LogLine, Program, Run};
+pub use warm::{Instances, Kept};
+
+use compile::Code;
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 use super::{Limits, PAGE_BYTES};
 use std::collections::BTreeMap;
 use wasmparser::{
-    CompositeInnerType, ExternalKind, FuncType, Parser, Payload, TypeRef, ValType, Validator,
-    WasmFeatures,
+    CompositeInnerType, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef, ValType,
+    Validator, WasmFeatures,
 };
 
 /// A module that [`super::Sandbox::check`] found within the contract: what the compiler and the instance take, so
@@ -19,6 +19,9 @@ pub struct Checked<'a> {
     pub(super) globals: u32,
     /// Whether it exports `hooksieve_init`.
     pub(super) init: bool,
+    /// Whether an instance can be put back to what it was: nothing in the module changes a table or
+    /// drops a segment.
+    pub keepable: bool,
     /// Pages of memory it starts with.
     pub memory_pages: u64,
 }
@@ -289,6 +292,8 @@ struct Outline {
     locals: u64,
     /// Bytes of the largest function.
     function_bytes: u64,
+    /// Whether any operator changes a table or drops a segment.
+    changes_tables: bool,
     start: bool,
 }
 
@@ -357,6 +362,18 @@ impl Outline {
                 for locals in body.get_locals_reader()? {
                     self.locals += u64::from(locals?.0);
                 }
+                for operator in body.get_operators_reader()? {
+                    self.changes_tables |= matches!(
+                        operator?,
+                        Operator::TableSet { .. }
+                            | Operator::TableGrow { .. }
+                            | Operator::TableFill { .. }
+                            | Operator::TableCopy { .. }
+                            | Operator::TableInit { .. }
+                            | Operator::ElemDrop { .. }
+                            | Operator::DataDrop { .. }
+                    );
+                }
             }
             _ => {}
         }
@@ -404,6 +421,7 @@ impl Outline {
             wasm,
             globals: self.globals,
             init,
+            keepable: !self.changes_tables,
             memory_pages,
         })
     }

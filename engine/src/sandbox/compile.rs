@@ -6,7 +6,7 @@
 //! itself only sees -1 and what it does next would hide the cause.
 
 use super::memory::Tunables;
-use super::{Checked, Limits, PAGE_BYTES, Refused};
+use super::{Checked, Limits, Refused};
 use crate::id::Hash;
 use std::sync::Arc;
 use wasmer::sys::wasmparser::{BlockType, Operator};
@@ -17,26 +17,54 @@ use wasmer::sys::{
 use wasmer::{GlobalInit, GlobalType, LocalFunctionIndex, ModuleInfo, Mutability, Type};
 use wasmer_middlewares::Metering;
 
-/// A compiled module with the engine that owns its code: the code lives as long as both.
+/// A module that was found within the contract and compiled. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Module {
-    pub(super) module: wasmer::Module,
-    pub(super) engine: wasmer::Engine,
-    pub(super) globals: OurGlobals,
-    pub(super) init: bool,
+pub struct Module(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     hash: Hash,
     size_bytes: usize,
+    globals: OurGlobals,
+    init: bool,
+    keepable: bool,
+    code: Arc<Code>,
+}
+
+/// Machine code with the engine that owns it: it lives as long as both.
+#[derive(Debug)]
+pub(super) struct Code {
+    pub(super) module: wasmer::Module,
+    pub(super) engine: wasmer::Engine,
 }
 
 impl Module {
     /// The SHA-256 of the wasm: the module's name.
     pub fn hash(&self) -> Hash {
-        self.hash
+        self.0.hash
     }
 
     /// The size of the wasm.
     pub fn size_bytes(&self) -> usize {
-        self.size_bytes
+        self.0.size_bytes
+    }
+
+    /// Whether an instance can be put back and serve one event after another. A module that changes
+    /// its tables or drops segments gets a new instance for every event.
+    pub fn keepable(&self) -> bool {
+        self.0.keepable
+    }
+
+    pub(super) fn has_init(&self) -> bool {
+        self.0.init
+    }
+
+    pub(super) fn globals(&self) -> OurGlobals {
+        self.0.globals
+    }
+
+    pub(super) fn code(&self) -> Result<Arc<Code>, super::Error> {
+        Ok(self.0.code.clone())
     }
 }
 
@@ -66,14 +94,14 @@ pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Module, 
     let module = wasmer::Module::new(&engine, checked.wasm).map_err(|error| Refused::Compiler {
         message: error.to_string(),
     })?;
-    Ok(Module {
-        module,
-        engine,
+    Ok(Module(Arc::new(Inner {
+        code: Arc::new(Code { module, engine }),
         globals: OurGlobals::after(checked.globals),
         init: checked.init,
+        keepable: checked.keepable,
         hash: Hash::of(checked.wasm),
         size_bytes: checked.wasm.len(),
-    })
+    })))
 }
 
 /// An engine for one module: every setting of the compiler is here. Metering keeps state of the
@@ -120,6 +148,9 @@ fn cost(operator: &Operator<'_>) -> u64 {
         _ => 1,
     }
 }
+
+/// Fuel for a page of memory that is grown, or that an event starts with: the system zeroes it.
+pub(super) const PAGE_FUEL: u64 = 8_192;
 
 /// Bytes that a bulk operation moves for 1 fuel.
 const BULK_BYTES_PER_FUEL: u32 = 8;
@@ -229,12 +260,11 @@ impl<'a> FunctionMiddleware<'a> for FunctionCharge {
                 state.push_operator(operator);
             }
             Operator::MemoryGrow { .. } => {
-                let per_page = PAGE_BYTES as i64 / i64::from(BULK_BYTES_PER_FUEL);
                 self.grow(
                     state,
                     operator,
                     self.limits.0,
-                    per_page,
+                    PAGE_FUEL as i64,
                     self.globals.refused_memory,
                 );
             }

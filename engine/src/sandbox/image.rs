@@ -30,8 +30,8 @@ pub(super) struct Image {
 enum Kept {
     /// The system pages that are not zeros, by their number, and their bytes one after another.
     Pages { numbers: Vec<u32>, bytes: Vec<u8> },
-    /// The memory itself shows the image.
-    File,
+    /// The memory itself shows the image, a file with this many bytes that are not holes.
+    File { bytes: usize },
 }
 
 impl Image {
@@ -60,11 +60,11 @@ impl Image {
                 bytes: kept.1,
             }
         } else {
-            let file = file_of(bytes).ok()?;
+            let (file, kept_bytes) = file_of(bytes).ok()?;
             // SAFETY: the guest does not run, and `bytes` is not used any more. The mapping holds
             // the file's pages from here on.
             unsafe { memory.back_with(&file).ok()? };
-            Kept::File
+            Kept::File { bytes: kept_bytes }
         };
         Some(Self {
             wasm_pages: memory.pages(),
@@ -101,7 +101,7 @@ impl Image {
                 true
             }
             // SAFETY: as above.
-            Kept::File => unsafe { memory.forget_writes() },
+            Kept::File { .. } => unsafe { memory.forget_writes() },
         }
     }
 
@@ -109,7 +109,7 @@ impl Image {
     pub(super) fn bytes(&self) -> usize {
         match &self.memory {
             Kept::Pages { bytes, .. } => bytes.len(),
-            Kept::File => self.wasm_pages as usize * super::PAGE_BYTES as usize,
+            Kept::File { bytes } => *bytes,
         }
     }
 }
@@ -125,8 +125,8 @@ fn copy_back(memory: &mut [u8], numbers: &[u32], bytes: &[u8]) {
     memory::clear_touched(&mut memory[next..]);
 }
 
-/// A file without a name that holds these bytes, its zero pages as holes.
-fn file_of(bytes: &[u8]) -> std::io::Result<std::fs::File> {
+/// A file without a name that holds these bytes, its zero pages as holes; and how many are not.
+fn file_of(bytes: &[u8]) -> std::io::Result<(std::fs::File, usize)> {
     // SAFETY: makes a new descriptor, which the file owns at once.
     let mut file = unsafe {
         let descriptor = libc::memfd_create(c"hooksieve-image".as_ptr(), libc::MFD_CLOEXEC);
@@ -136,11 +136,13 @@ fn file_of(bytes: &[u8]) -> std::io::Result<std::fs::File> {
         std::fs::File::from_raw_fd(descriptor)
     };
     file.set_len(bytes.len() as u64)?;
+    let mut kept_bytes = 0;
     for (number, page) in bytes.chunks(SYSTEM_PAGE_BYTES).enumerate() {
         if !memory::is_zero(page) {
             file.seek(SeekFrom::Start((number * SYSTEM_PAGE_BYTES) as u64))?;
             file.write_all(page)?;
+            kept_bytes += page.len();
         }
     }
-    Ok(file)
+    Ok((file, kept_bytes))
 }

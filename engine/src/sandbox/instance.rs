@@ -1,172 +1,174 @@
-//! One event through one module: a new instance, its configuration, its decision.
+//! One instance of a reactor: started, given its configuration, asked about events, put back.
 #![allow(unsafe_code)]
 
-use super::{Error, Limits, Module, PAGE_BYTES, memory, watchdog};
-use crate::id::Hash;
-use hooksieve_sdk::wire::{Code, Decision, unpack};
+use super::image::Image;
+use super::memory::{self, CLEAR_BY_HAND_MAX, Linear};
+use super::{Code, Error, Limits, LogLine, Module, PAGE_BYTES, watchdog};
+use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use wasmer::sys::vm::{TrapCode, VMGlobalDefinition};
 use wasmer::{
-    Function, FunctionEnv, FunctionEnvMut, Imports, Instance, Memory, RuntimeError, Store,
-    TypedFunction, imports,
+    Function, FunctionEnv, FunctionEnvMut, Imports, Instance, RuntimeError, Store, TypedFunction,
+    imports,
 };
 
 /// Fuel for each call of `hooksieve.log`, besides one for each byte.
 const LOG_FUEL: u64 = 100;
 /// Bytes of input for 1 fuel, rounded up.
 const INPUT_BYTES_PER_FUEL: u64 = 16;
+/// Fuel for each page beyond [`FREE_PAGES`] that an event starts with: what it is to get a page
+/// zeroed from the system, as when it is grown.
+const START_PAGE_FUEL: u64 = super::compile::PAGE_FUEL;
+/// Pages of memory that an event may start with for nothing: putting back so little takes about as
+/// long as a call.
+const FREE_PAGES: u64 = CLEAR_BY_HAND_MAX as u64 / PAGE_BYTES;
 
-/// A module with its configuration and limits: what decides events.
-#[derive(Clone, Debug)]
-pub struct Program {
-    module: Module,
-    config: Arc<[u8]>,
-    config_hash: Hash,
-    limits: Arc<Limits>,
-}
-
-/// What one event's turn used and gave.
-#[derive(Clone, Debug)]
-pub struct Run {
-    pub outcome: Result<Decision, Error>,
-    /// Fuel that the event burned; reading the configuration is not in it.
-    pub fuel: u64,
-    /// The guest's linear memory at the end.
-    pub memory_bytes: u64,
-    /// With the start of the instance.
-    pub duration: Duration,
-    pub log: Vec<LogLine>,
-}
-
-impl Default for Run {
-    /// A run that used nothing and decided nothing.
-    fn default() -> Self {
-        Self {
-            outcome: Ok(Decision::default()),
-            fuel: 0,
-            memory_bytes: 0,
-            duration: Duration::ZERO,
-            log: Vec::new(),
-        }
-    }
-}
-
-/// A line that a rule logged.
-pub type LogLine = String;
-
-impl Program {
-    /// A module with its configuration as MessagePack, tried once: an `init` that refuses the
-    /// configuration is found here and not at the first event.
-    ///
-    /// # Errors
-    /// What [`Program::run`] would fail with before it sees an event.
-    pub fn new(module: Module, config: Vec<u8>, limits: Limits) -> Result<Self, Error> {
-        let program = Self {
-            module,
-            config_hash: Hash::of(&config),
-            config: config.into(),
-            limits: Arc::new(limits),
-        };
-        program.start()?;
-        Ok(program)
-    }
-
-    pub fn module(&self) -> &Module {
-        &self.module
-    }
-
-    /// SHA-256 of the configuration as MessagePack.
-    pub fn config_hash(&self) -> Hash {
-        self.config_hash
-    }
-
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// Decides one event in a new instance. Blocks for as long as the guest runs.
-    pub fn run(&self, event: &[u8], index: &[u8]) -> Run {
-        let started = Instant::now();
-        let (outcome, used) = match self.start() {
-            Ok(mut guest) => {
-                let outcome = guest.decide(event, index);
-                (outcome, guest.used())
-            }
-            Err(error) => (Err(error), Used::default()),
-        };
-        Run {
-            outcome,
-            fuel: used.fuel,
-            memory_bytes: used.memory_bytes,
-            log: used.log,
-            duration: started.elapsed(),
-        }
-    }
-
-    /// A new instance that has read its configuration.
-    fn start(&self) -> Result<Guest<'_>, Error> {
-        let mut guest = Guest::new(&self.module, &self.limits)?;
-        guest.init(&self.config)?;
-        Ok(guest)
-    }
-}
-
+/// What an event used.
 #[derive(Default)]
-struct Used {
-    fuel: u64,
-    memory_bytes: u64,
-    log: Vec<LogLine>,
+pub(super) struct Used {
+    pub(super) fuel: u64,
+    pub(super) memory_bytes: u64,
+    pub(super) log: Vec<LogLine>,
 }
 
 /// What the `log` import reads and writes.
 struct Host {
-    memory: Option<Memory>,
+    linear: Option<Arc<Linear>>,
     fuel: Option<Fuel>,
-    lines: Vec<LogLine>,
-    log_left: usize,
-    log_cut: bool,
+    log: Log,
     panic: Option<String>,
 }
 
-/// An instance on its way through one event.
-struct Guest<'p> {
-    limits: &'p Limits,
+/// What was logged, and what still may be.
+#[derive(Clone)]
+struct Log {
+    lines: Vec<LogLine>,
+    bytes_left: usize,
+    cut: bool,
+}
+
+/// Where an instance's globals live.
+struct Globals(Vec<NonNull<VMGlobalDefinition>>);
+
+// SAFETY: the places are in the instance beside which this value is kept and with which it moves.
+unsafe impl Send for Globals {}
+
+/// An instance that has read its configuration.
+pub(super) struct Guest {
+    limits: Arc<Limits>,
     store: Store,
     host: FunctionEnv<Host>,
-    memory: Memory,
+    linear: Arc<Linear>,
+    globals: Globals,
     reserve: TypedFunction<u32, u32>,
     init: Option<TypedFunction<(u32, u32), i64>>,
     decide: TypedFunction<(u32, u32, u32, u32), i64>,
     fuel: Fuel,
     fuel_given: u64,
+    /// What every event pays before it begins, besides its input.
+    base_fuel: u64,
     refused_memory: Place,
     refused_table: Place,
     // The store owns what the places above point into; the handle keeps its exports.
     _instance: Instance,
+    // What runs. Last, so that it goes last.
+    _code: Arc<Code>,
 }
 
-impl<'p> Guest<'p> {
-    fn new(module: &Module, limits: &'p Limits) -> Result<Self, Error> {
-        let mut store = Store::new(module.engine.clone());
+/// An instance with its image: it can be asked about any number of events.
+pub(super) struct Warm {
+    guest: Guest,
+    image: Image,
+    log: Log,
+}
+
+impl Warm {
+    pub(super) fn decide(&mut self, event: &[u8], index: &[u8]) -> Result<Decision, Error> {
+        self.guest.decide(event, index)
+    }
+
+    /// What the last event used. Puts the instance back for the next one; false when that failed, and
+    /// the instance must not be used again.
+    pub(super) fn reset(&mut self) -> (Used, bool) {
+        let guest = &mut self.guest;
+        let used = guest.used();
+        let host = guest.host.as_mut(&mut guest.store);
+        host.log.clone_from(&self.log);
+        host.panic = None;
+        // SAFETY: the image is of this guest, which is not running.
+        let back = unsafe { self.image.put_back(&guest.linear, &guest.globals.0) };
+        (used, back)
+    }
+
+    /// The memory that this instance keeps while it waits: an upper bound.
+    pub(super) fn bytes(&self) -> usize {
+        self.image.bytes() + self.guest.linear.bytes().min(CLEAR_BY_HAND_MAX) + INSTANCE_BYTES
+    }
+}
+
+/// What an instance and its code take besides its memory, about: 78 kB of a small rule's artifact,
+/// and wasmer's objects.
+const INSTANCE_BYTES: usize = 96 << 10;
+
+impl Guest {
+    /// A new instance that has read its configuration.
+    pub(super) fn start(
+        module: &Module,
+        config: &[u8],
+        limits: &Arc<Limits>,
+    ) -> Result<Self, Error> {
+        let mut guest = Self::new(module, limits)?;
+        guest.init(config)?;
+        let pages = u64::from(guest.linear.pages());
+        guest.base_fuel = pages.saturating_sub(FREE_PAGES) * START_PAGE_FUEL;
+        if !module.keepable() {
+            // A module that cannot be put back reads its configuration for every event.
+            guest.base_fuel += guest.fuel_given - guest.fuel.left();
+        }
+        Ok(guest)
+    }
+
+    /// Takes its image, so that it can serve more than one event. Gives it back as it is when there
+    /// is no room for the image.
+    pub(super) fn keep(mut self) -> Result<Warm, Box<Self>> {
+        // SAFETY: these are this instance's own memory and globals, and it does not run.
+        match unsafe { Image::take(&self.linear, &self.globals.0) } {
+            Some(image) => Ok(Warm {
+                log: self.host.as_mut(&mut self.store).log.clone(),
+                image,
+                guest: self,
+            }),
+            None => Err(Box::new(self)),
+        }
+    }
+
+    fn new(module: &Module, limits: &Arc<Limits>) -> Result<Self, Error> {
+        let code = module.code()?;
+        let mut store = Store::new(code.engine.clone());
         let host = FunctionEnv::new(
             &mut store,
             Host {
-                memory: None,
+                linear: None,
                 fuel: None,
-                lines: Vec::new(),
-                log_left: limits.log_bytes,
-                log_cut: false,
+                log: Log {
+                    lines: Vec::new(),
+                    bytes_left: limits.log_bytes,
+                    cut: false,
+                },
                 panic: None,
             },
         );
+        let log = Function::new_typed_with_env(&mut store, &host, log);
         let imports: Imports = imports! {
-            "hooksieve" => { "log" => Function::new_typed_with_env(&mut store, &host, log) }
+            "hooksieve" => { "log" => log },
         };
-        memory::take_globals();
-        let instance = Instance::new(&mut store, &module.module, &imports).map_err(engine_error)?;
-        let globals = memory::take_globals();
+        memory::take_made();
+        let instance = Instance::new(&mut store, &code.module, &imports).map_err(engine_error)?;
+        let (linear, globals) = memory::take_made();
+        let linear = linear.ok_or_else(|| engine_error("the instance has no memory of its own"))?;
         let place = |at: usize| match globals.get(at) {
             Some(&place) => Ok(Place(place.cast())),
             None => Err(Error::Engine {
@@ -176,22 +178,25 @@ impl<'p> Guest<'p> {
                 ),
             }),
         };
+        let ours = module.globals();
         let fuel = Fuel {
-            left: place(module.globals.fuel)?,
-            exhausted: place(module.globals.exhausted)?,
+            left: place(ours.fuel)?,
+            exhausted: place(ours.exhausted)?,
         };
+        let (refused_memory, refused_table) =
+            (place(ours.refused_memory)?, place(ours.refused_table)?);
         let exports = &instance.exports;
-        let memory = exports.get_memory("memory").map_err(engine_error)?.clone();
         let state = host.as_mut(&mut store);
-        state.memory = Some(memory.clone());
+        state.linear = Some(linear.clone());
         state.fuel = Some(fuel);
         Ok(Self {
-            limits,
-            memory,
+            limits: limits.clone(),
+            linear,
+            globals: Globals(globals),
             reserve: exports
                 .get_typed_function(&store, "hooksieve_reserve")
                 .map_err(engine_error)?,
-            init: if module.init {
+            init: if module.has_init() {
                 let init = exports.get_typed_function(&store, "hooksieve_init");
                 Some(init.map_err(engine_error)?)
             } else {
@@ -202,11 +207,13 @@ impl<'p> Guest<'p> {
                 .map_err(engine_error)?,
             fuel,
             fuel_given: 0,
-            refused_memory: place(module.globals.refused_memory)?,
-            refused_table: place(module.globals.refused_table)?,
+            base_fuel: 0,
+            refused_memory,
+            refused_table,
             host,
             store,
             _instance: instance,
+            _code: code,
         })
     }
 
@@ -219,13 +226,14 @@ impl<'p> Guest<'p> {
             };
         };
         let limit = self.limits.init_fuel;
-        self.give_fuel(limit, config.len())
-            .map_err(|_| Error::InitFuel { limit })?;
         let answered = self
-            .input(config.len())
-            .and_then(|pointer| {
-                self.write(pointer, config)?;
-                self.call(|store| init.call(store, pointer, config.len() as u32))
+            .give_fuel(limit, config.len(), 0)
+            .and_then(|()| {
+                self.guarded(|guest| {
+                    let pointer = guest.input(config.len())?;
+                    guest.write(pointer, config)?;
+                    guest.call(|store| init.call(store, pointer, config.len() as u32))
+                })
             })
             .map_err(|error| match error {
                 Error::Fuel { .. } => Error::InitFuel { limit },
@@ -233,7 +241,7 @@ impl<'p> Guest<'p> {
             })?;
         match unpack(answered) {
             Ok((_, 0)) => Ok(()),
-            Ok(place) => match Decision::decode(&self.output(place)?) {
+            Ok(place) => match Decision::decode(self.output(place)?) {
                 Ok(Err(message)) => Err(Error::Config { message }),
                 Ok(Ok(_)) => Err(Error::Config {
                     message: "`hooksieve_init` answered with a decision".to_owned(),
@@ -244,7 +252,8 @@ impl<'p> Guest<'p> {
         }
     }
 
-    fn decide(&mut self, event: &[u8], index: &[u8]) -> Result<Decision, Error> {
+    /// Asks about one event. Once, unless it is put back in between: see [`Warm`].
+    pub(super) fn decide(&mut self, event: &[u8], index: &[u8]) -> Result<Decision, Error> {
         // The index follows the event at the next multiple of 4.
         let index_at = event.len().next_multiple_of(4);
         let bytes = index_at + index.len();
@@ -254,21 +263,21 @@ impl<'p> Guest<'p> {
                 limit: self.limits.input_bytes,
             });
         }
-        self.give_fuel(self.limits.fuel, bytes)?;
-        let pointer = self.input(bytes)?;
-        self.write(pointer, event)?;
-        let index_pointer = pointer.wrapping_add(index_at as u32);
-        self.write(index_pointer, index)?;
+        self.give_fuel(self.limits.fuel, bytes, self.base_fuel)?;
         let decide = self.decide.clone();
-        let (event_len, index_len) = (event.len() as u32, index.len() as u32);
-        let returned =
-            self.call(|store| decide.call(store, pointer, event_len, index_pointer, index_len))?;
+        let returned = self.guarded(|guest| {
+            let pointer = guest.input(bytes)?;
+            guest.write(pointer, event)?;
+            let index_pointer = pointer.wrapping_add(index_at as u32);
+            guest.write(index_pointer, index)?;
+            let (event_len, index_len) = (event.len() as u32, index.len() as u32);
+            guest.call(|store| decide.call(store, pointer, event_len, index_pointer, index_len))
+        })?;
         let place = unpack(returned).map_err(|code| match by_code(code) {
             Error::OutOfMemory => self.after_refusal(Error::OutOfMemory),
             error => error,
         })?;
-        let answered = self.output(place)?;
-        let decision = match Decision::decode(&answered) {
+        let decision = match Decision::decode(self.output(place)?) {
             Ok(Ok(decision)) => decision,
             Ok(Err(message)) => return Err(Error::Rule { message }),
             Err(error) => return Err(answer(error)),
@@ -282,28 +291,26 @@ impl<'p> Guest<'p> {
         Ok(decision)
     }
 
-    fn used(self) -> Used {
-        let memory_bytes = self.memory.view(&self.store).data_size();
-        let mut store = self.store;
-        let host = self.host.as_mut(&mut store);
-        let mut log = std::mem::take(&mut host.lines);
-        if host.log_cut {
-            log.push(format!(
+    pub(super) fn used(&mut self) -> Used {
+        let log = &mut self.host.as_mut(&mut self.store).log;
+        let mut lines = std::mem::take(&mut log.lines);
+        if log.cut {
+            lines.push(format!(
                 "[cut off: the limit is {} bytes]",
                 self.limits.log_bytes
             ));
         }
         Used {
             fuel: self.fuel_given - self.fuel.left(),
-            memory_bytes,
-            log,
+            memory_bytes: self.linear.bytes() as u64,
+            log: lines,
         }
     }
 
-    /// Fills the fuel up, less what the input costs.
-    fn give_fuel(&mut self, limit: u64, input_bytes: usize) -> Result<(), Error> {
+    /// Fills the fuel up, less what the input costs and what comes before it.
+    fn give_fuel(&mut self, limit: u64, input_bytes: usize, base: u64) -> Result<(), Error> {
         self.fuel_given = limit;
-        let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL);
+        let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL) + base;
         match limit.checked_sub(price) {
             Some(left) => {
                 self.fuel.set(left);
@@ -332,55 +339,62 @@ impl<'p> Guest<'p> {
     }
 
     fn write(&mut self, pointer: u32, bytes: &[u8]) -> Result<(), Error> {
-        let view = self.memory.view(&self.store);
-        let written = view.write(u64::from(pointer), bytes);
-        written.map_err(|_| Error::InputPlace {
-            pointer,
-            bytes: bytes.len(),
-            memory_bytes: view.data_size(),
-        })
+        // SAFETY: the guest is not running, and this is the only slice of its memory.
+        let memory = unsafe { self.linear.as_mut_slice() };
+        let memory_bytes = memory.len() as u64;
+        let place = memory
+            .get_mut(pointer as usize..)
+            .and_then(|rest| rest.get_mut(..bytes.len()))
+            .ok_or(Error::InputPlace {
+                pointer,
+                bytes: bytes.len(),
+                memory_bytes,
+            })?;
+        place.copy_from_slice(bytes);
+        Ok(())
     }
 
-    fn output(&self, (pointer, bytes): (u32, u32)) -> Result<Vec<u8>, Error> {
+    fn output(&self, (pointer, bytes): (u32, u32)) -> Result<&[u8], Error> {
         if bytes as usize > self.limits.output_bytes {
             return Err(Error::Output {
                 bytes: bytes as usize,
                 limit: self.limits.output_bytes,
             });
         }
-        let view = self.memory.view(&self.store);
-        let mut output = vec![0; bytes as usize];
-        match view.read(u64::from(pointer), &mut output) {
-            Ok(()) => Ok(output),
-            Err(_) => Err(Error::OutputPlace {
+        // SAFETY: the guest is not running, and nothing writes while `self` is borrowed.
+        let memory = unsafe { self.linear.as_slice() };
+        memory
+            .get(pointer as usize..)
+            .and_then(|rest| rest.get(..bytes as usize))
+            .ok_or(Error::OutputPlace {
                 pointer,
                 bytes,
-                memory_bytes: view.data_size(),
-            }),
-        }
+                memory_bytes: memory.len() as u64,
+            })
     }
 
-    /// Calls into the guest under the watchdog, and names what ended it.
+    /// Runs what calls into the guest, under the watchdog.
+    fn guarded<T>(
+        &mut self,
+        calls: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let limit_ms = self.limits.wall_clock_ms;
+        let (fuel, limit) = (self.fuel.left.0, Duration::from_millis(limit_ms));
+        // SAFETY: the fuel lives in the instance, which this guest owns.
+        let (result, struck) = unsafe { watchdog::guarded(fuel, limit, || calls(self)) };
+        if struck {
+            self.fuel.set(0);
+            return Err(Error::WallClock { limit_ms });
+        }
+        result
+    }
+
+    /// Calls into the guest, and names what ended it.
     fn call<T>(
         &mut self,
         guest: impl FnOnce(&mut Store) -> Result<T, RuntimeError>,
     ) -> Result<T, Error> {
-        let limit_ms = self.limits.wall_clock_ms;
-        let store = &mut self.store;
-        // SAFETY: the fuel lives in the instance, which this guest owns.
-        let (result, struck) = unsafe {
-            let limit = Duration::from_millis(limit_ms);
-            watchdog::guarded(self.fuel.left.0, limit, || guest(store))
-        };
-        match result {
-            Ok(value) if !struck => Ok(value),
-            Ok(_) => Err(Error::WallClock { limit_ms }),
-            Err(_) if struck => {
-                self.fuel.set(0);
-                Err(Error::WallClock { limit_ms })
-            }
-            Err(error) => Err(self.ended_by(error)),
-        }
+        guest(&mut self.store).map_err(|error| self.ended_by(error))
     }
 
     fn ended_by(&mut self, error: RuntimeError) -> Error {
@@ -423,7 +437,7 @@ impl<'p> Guest<'p> {
         if let requested @ 1.. = self.refused_memory.u32() {
             return Error::Memory {
                 requested_pages: u64::from(requested),
-                limit_pages: self.memory_limit_pages(),
+                limit_pages: self.linear.limit_pages(),
                 then,
             };
         }
@@ -436,13 +450,6 @@ impl<'p> Guest<'p> {
         }
         error
     }
-
-    /// The limit that a refused growth met: ours, or the module's own maximum below it.
-    fn memory_limit_pages(&self) -> u32 {
-        let own = self.memory.ty(&self.store).maximum;
-        own.map_or(u32::MAX, |pages| pages.0)
-            .min(self.limits.memory_pages())
-    }
 }
 
 /// The import `hooksieve.log(level, text, len)`: level 0 is a line, level 1 the message of a panic.
@@ -452,40 +459,37 @@ fn log(
     pointer: u32,
     bytes: u32,
 ) -> Result<(), Error> {
-    let (host, store) = env.data_and_store_mut();
-    let (Some(memory), Some(fuel)) = (&host.memory, host.fuel) else {
+    let host = env.data_mut();
+    let (Some(linear), Some(fuel)) = (&host.linear, host.fuel) else {
         // Only a start function could call before the instance is ready, and there is none.
         return Ok(());
     };
     fuel.spend(LOG_FUEL.saturating_add(u64::from(bytes)))?;
-    let view = memory.view(&store);
-    let memory_bytes = view.data_size();
-    if u64::from(pointer) + u64::from(bytes) > memory_bytes {
-        return Err(Error::LogPlace {
+    // SAFETY: the guest waits for this function, and nothing is written before the slice is gone.
+    let memory = unsafe { linear.as_slice() };
+    let text = memory
+        .get(pointer as usize..)
+        .and_then(|rest| rest.get(..bytes as usize))
+        .ok_or(Error::LogPlace {
             pointer,
             bytes,
-            memory_bytes,
-        });
-    }
+            memory_bytes: memory.len() as u64,
+        })?;
     let room = if level == 1 {
         PANIC_BYTES_MAX
     } else {
-        host.log_left
+        host.log.bytes_left
     };
-    let kept = (bytes as usize).min(room);
-    let mut text = vec![0; kept];
-    if view.read(u64::from(pointer), &mut text).is_err() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&text).into_owned();
+    let kept = text.len().min(room);
+    let text = String::from_utf8_lossy(&text[..kept]).into_owned();
     if level == 1 {
         host.panic = Some(text);
         return Ok(());
     }
-    host.log_cut |= kept < bytes as usize;
-    host.log_left -= kept;
+    host.log.cut |= kept < bytes as usize;
+    host.log.bytes_left -= kept;
     if kept > 0 {
-        host.lines.push(text);
+        host.log.lines.push(text);
     }
     Ok(())
 }
@@ -520,14 +524,12 @@ struct Fuel {
 impl Fuel {
     fn left(self) -> u64 {
         // SAFETY: as for `Place::u32`. Atomic, because the watchdog may write.
-        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.left.0.as_ptr()) }
-            .load(std::sync::atomic::Ordering::Relaxed)
+        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.load(Ordering::Relaxed)
     }
 
     fn set(self, fuel: u64) {
         // SAFETY: as for `Fuel::left`.
-        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.left.0.as_ptr()) }
-            .store(fuel, std::sync::atomic::Ordering::Relaxed);
+        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.store(fuel, Ordering::Relaxed);
     }
 
     fn is_exhausted(self) -> bool {
@@ -548,9 +550,9 @@ impl Fuel {
 
 fn by_code(code: i64) -> Error {
     match code {
-        code if code == Code::BadInput as i64 => Error::BadInput,
-        code if code == Code::OutOfMemory as i64 => Error::OutOfMemory,
-        code if code == Code::BadConfig as i64 => Error::Config {
+        code if code == wire::Code::BadInput as i64 => Error::BadInput,
+        code if code == wire::Code::OutOfMemory as i64 => Error::OutOfMemory,
+        code if code == wire::Code::BadConfig as i64 => Error::Config {
             message: "code -2".to_owned(),
         },
         code => Error::UnknownCode { code },
@@ -583,5 +585,3 @@ fn trap_name(code: TrapCode) -> &'static str {
         _ => "for a reason that the contract's features cannot cause",
     }
 }
-
-const _: () = assert!(PAGE_BYTES == 65_536);

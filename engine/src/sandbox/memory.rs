@@ -101,8 +101,7 @@ impl wasmer::sys::Tunables for Tunables {
         let linear = Linear::new(*ty, Pages(limit), self.memory_pages, definition)?;
         let linear = Arc::new(linear);
         MEMORY.set(Some(linear.clone()));
-        let memory: Box<dyn LinearMemory + Send + Sync> =
-            Box::new(GuestMemory { ty: *ty, linear });
+        let memory: Box<dyn LinearMemory + Send + Sync> = Box::new(GuestMemory { ty: *ty, linear });
         Ok(VMMemory::from_custom(memory))
     }
 
@@ -201,9 +200,8 @@ impl Mapping {
         let by_hand = to.min(from.saturating_add(CLEAR_BY_HAND_MAX));
         // SAFETY: the range lies within this mapping, which is readable and writable, and whoever
         // clears it has no other use of it.
-        let near = unsafe {
-            std::slice::from_raw_parts_mut(self.base.as_ptr().add(from), by_hand - from)
-        };
+        let near =
+            unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(from), by_hand - from) };
         clear_touched(near);
         // SAFETY: as above; a private anonymous range reads as zeros afterwards.
         by_hand == to
@@ -307,7 +305,10 @@ impl Linear {
     ///
     /// # Safety
     /// The guest must not run, and no other slice of this memory may be in use.
-    #[allow(clippy::mut_from_ref, reason = "the memory is the guest's, not this value's")]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "the memory is the guest's, not this value's"
+    )]
     pub(super) unsafe fn as_mut_slice(&self) -> &mut [u8] {
         // SAFETY: as for `as_slice`.
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.bytes()) }
