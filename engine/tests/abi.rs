@@ -122,7 +122,7 @@ fn fuel_is_charged_as_the_contract_says() {
     assert_eq!(more(copy), 23 + 100);
     // Growth is charged by the page, and a growth that no limit could grant is not.
     assert_eq!(more("(drop (memory.grow (i32.const 0)))"), 22);
-    assert_eq!(more("(drop (memory.grow (i32.const 3)))"), 22 + 3 * 8_192);
+    assert_eq!(more("(drop (memory.grow (i32.const 3)))"), 22 + 3 * 16_384);
     assert_eq!(more("(drop (memory.grow (i32.const -1)))"), 22);
     let table = "(table.fill $table (i32.const 0) (ref.null func) (i32.const 100))";
     assert_eq!(more(table), 23 + 100);

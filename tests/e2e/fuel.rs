@@ -1,7 +1,7 @@
 //! The same module, configuration and event burn the same fuel and give the same bytes: again and
 //! again, on any thread, whatever ran before.
 
-use hooksieve::sandbox::{Limits, Module, Program, Sandbox};
+use hooksieve::sandbox::{Instances, Kept, Limits, Module, Program, Run, Sandbox};
 use hooksieve::tenant::encode_config;
 use hooksieve_sdk::testing::event;
 use hooksieve_sdk::wire::EventHead;
@@ -52,9 +52,21 @@ impl Case {
         }
     }
 
+    /// In a new instance.
     fn run(&self) -> Shown {
-        let run = self.program.run(&self.event.0, &self.event.1);
-        Shown {
+        self.program.run(&self.event.0, &self.event.1).into()
+    }
+
+    /// In an instance that has served before, if there is one.
+    fn run_in(&self, instances: &mut Instances) -> Shown {
+        let (event, index) = &self.event;
+        instances.run(&self.program, event, index).into()
+    }
+}
+
+impl From<Run> for Shown {
+    fn from(run: Run) -> Self {
+        Self {
             outcome: run.outcome.map(|decision| decision.encode()),
             fuel: run.fuel,
             memory_bytes: run.memory_bytes,
@@ -62,6 +74,12 @@ impl Case {
         }
     }
 }
+
+/// Room for all of a test's instances.
+const KEPT: Kept = Kept {
+    count_max: 1_000,
+    bytes_max: 1 << 30,
+};
 
 fn compile(wasm: &[u8]) -> Module {
     Sandbox::new(limits()).compile(wasm).unwrap()
@@ -119,8 +137,10 @@ fn a_thousand_runs_are_one_run() {
     for case in cases() {
         let first = case.run();
         assert!(first.fuel > 0);
+        let mut instances = Instances::new(KEPT);
         for _ in 1..RUNS {
             assert_eq!(case.run(), first, "{}", case.name);
+            assert_eq!(case.run_in(&mut instances), first, "{}", case.name);
         }
     }
 }
@@ -144,6 +164,7 @@ fn threads_and_neighbours_change_nothing() {
         for thread in 0..4 {
             let (cases, firsts) = (&cases, &firsts);
             scope.spawn(move || {
+                let mut instances = Instances::new(KEPT);
                 let count = cases.len();
                 // A step without a common divisor with the count visits every case.
                 let step = [1, 3, 5, 7][thread];
@@ -151,6 +172,8 @@ fn threads_and_neighbours_change_nothing() {
                     for n in 0..count {
                         let at = (turn + n * step) % count;
                         assert_eq!(cases[at].run(), firsts[at], "{}", cases[at].name);
+                        let warm = cases[at].run_in(&mut instances);
+                        assert_eq!(warm, firsts[at], "{}", cases[at].name);
                     }
                 }
             });
@@ -169,9 +192,15 @@ fn nothing_is_remembered() {
         "test",
         r#"{"do": "remember"}"#,
     );
+    let mut instances = Instances::new(KEPT);
     for _ in 0..3 {
-        let run = case.program.run(&case.event.0, &case.event.1);
-        assert_eq!(run.outcome.unwrap().reason, "seen 0 before");
+        let (event, index) = &case.event;
+        for run in [
+            case.program.run(event, index),
+            instances.run(&case.program, event, index),
+        ] {
+            assert_eq!(run.outcome.unwrap().reason, "seen 0 before");
+        }
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Checked<'a> {
     /// Whether an instance can be put back to what it was: nothing in the module changes a table or
     /// drops a segment.
     pub keepable: bool,
+    /// What a new instance costs, for a module that needs one for every event.
+    pub(super) start_fuel: u64,
     /// Pages of memory it starts with.
     pub memory_pages: u64,
 }
@@ -422,6 +424,10 @@ impl Outline {
             globals: self.globals,
             init,
             keepable: !self.changes_tables,
+            start_fuel: self.tables.iter().sum::<u64>()
+                + self.functions.len() as u64
+                + u64::from(self.globals)
+                + (wasm.len() as u64).div_ceil(8),
             memory_pages,
         })
     }

@@ -28,6 +28,7 @@ struct Inner {
     globals: OurGlobals,
     init: bool,
     keepable: bool,
+    start_fuel: u64,
     code: Arc<Code>,
 }
 
@@ -53,6 +54,11 @@ impl Module {
     /// its tables or drops segments gets a new instance for every event.
     pub fn keepable(&self) -> bool {
         self.0.keepable
+    }
+
+    /// What a new instance costs an event of a module that cannot be put back.
+    pub(super) fn start_fuel(&self) -> u64 {
+        self.0.start_fuel
     }
 
     pub(super) fn has_init(&self) -> bool {
@@ -99,6 +105,7 @@ pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Module, 
         globals: OurGlobals::after(checked.globals),
         init: checked.init,
         keepable: checked.keepable,
+        start_fuel: checked.start_fuel,
         hash: Hash::of(checked.wasm),
         size_bytes: checked.wasm.len(),
     })))
@@ -149,8 +156,9 @@ fn cost(operator: &Operator<'_>) -> u64 {
     }
 }
 
-/// Fuel for a page of memory that is grown, or that an event starts with: the system zeroes it.
-pub(super) const PAGE_FUEL: u64 = 8_192;
+/// Fuel for a page of memory that is grown, or that an event starts with: about what the system needs
+/// to hand it out again for each event.
+pub(super) const PAGE_FUEL: u64 = 16_384;
 
 /// Bytes that a bulk operation moves for 1 fuel.
 const BULK_BYTES_PER_FUEL: u32 = 8;

@@ -6,15 +6,17 @@
 //! before they run ([`super::Checked::keepable`]) and get a new instance for every event.
 //!
 //! The image is sparse: most of a small guest's memory is a stack that was never touched. Memory of
-//! up to [`CLEAR_BY_HAND_MAX`] is put back by copying the image's pages and zeroing what else is not
+//! up to [`BY_HAND_MAX`] is put back by copying the image's pages and zeroing what else is not
 //! zero. Larger memory shows a file of its image privately, and the system forgets what was written.
 #![allow(unsafe_code)]
 
-use super::memory::{self, CLEAR_BY_HAND_MAX, Linear, SYSTEM_PAGE_BYTES};
+use super::memory::{self, BY_HAND_MAX, Linear, SYSTEM_PAGE_BYTES};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::fd::FromRawFd as _;
 use std::ptr::NonNull;
 use wasmer::sys::vm::VMGlobalDefinition;
+
+const PAGE: usize = super::PAGE_BYTES as usize;
 
 /// The value of a global of any type.
 type GlobalBytes = [u8; size_of::<VMGlobalDefinition>()];
@@ -47,7 +49,7 @@ impl Image {
     ) -> Option<Self> {
         // SAFETY: the guest does not run, and the slice is gone before anything is written.
         let bytes = unsafe { memory.as_slice() };
-        let kept = if bytes.len() <= CLEAR_BY_HAND_MAX {
+        let kept = if bytes.len() <= BY_HAND_MAX {
             let mut kept = (Vec::new(), Vec::new());
             for (number, page) in bytes.chunks(SYSTEM_PAGE_BYTES).enumerate() {
                 if !memory::is_zero(page) {
@@ -105,12 +107,15 @@ impl Image {
         }
     }
 
-    /// The memory that this image holds, besides what the instance has touched.
-    pub(super) fn bytes(&self) -> usize {
-        match &self.memory {
-            Kept::Pages { bytes, .. } => bytes.len(),
+    /// What the image holds, with what the instance keeps of its memory when it ended with this
+    /// many pages at most.
+    pub(super) fn bytes(&self, pages_max: u32) -> usize {
+        let grown = (pages_max - self.wasm_pages) as usize * PAGE;
+        let own = match &self.memory {
+            Kept::Pages { bytes, .. } => bytes.len() + self.wasm_pages as usize * PAGE,
             Kept::File { bytes } => *bytes,
-        }
+        };
+        own + grown.min(BY_HAND_MAX)
     }
 }
 

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::image::Image;
-use super::memory::{self, CLEAR_BY_HAND_MAX, Linear};
-use super::{Code, Error, Limits, LogLine, Module, PAGE_BYTES, watchdog};
+use super::memory::{self, Linear};
+use super::{Code, Error, Limits, LogLine, Module, watchdog};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const INPUT_BYTES_PER_FUEL: u64 = 16;
 const START_PAGE_FUEL: u64 = super::compile::PAGE_FUEL;
 /// Pages of memory that an event may start with for nothing: putting back so little takes about as
 /// long as a call.
-const FREE_PAGES: u64 = CLEAR_BY_HAND_MAX as u64 / PAGE_BYTES;
+const FREE_PAGES: u64 = 4;
 
 /// What an event used.
 #[derive(Default)]
@@ -83,6 +83,8 @@ pub(super) struct Warm {
     guest: Guest,
     image: Image,
     log: Log,
+    /// The most pages that an event ended with.
+    pages_max: u32,
 }
 
 impl Warm {
@@ -95,6 +97,7 @@ impl Warm {
     pub(super) fn reset(&mut self) -> (Used, bool) {
         let guest = &mut self.guest;
         let used = guest.used();
+        self.pages_max = self.pages_max.max(guest.linear.pages());
         let host = guest.host.as_mut(&mut guest.store);
         host.log.clone_from(&self.log);
         host.panic = None;
@@ -103,9 +106,9 @@ impl Warm {
         (used, back)
     }
 
-    /// The memory that this instance keeps while it waits: an upper bound.
+    /// The memory that this instance holds while it waits, at most.
     pub(super) fn bytes(&self) -> usize {
-        self.image.bytes() + self.guest.linear.bytes().min(CLEAR_BY_HAND_MAX) + INSTANCE_BYTES
+        self.image.bytes(self.pages_max) + INSTANCE_BYTES
     }
 }
 
@@ -126,7 +129,7 @@ impl Guest {
         guest.base_fuel = pages.saturating_sub(FREE_PAGES) * START_PAGE_FUEL;
         if !module.keepable() {
             // A module that cannot be put back reads its configuration for every event.
-            guest.base_fuel += guest.fuel_given - guest.fuel.left();
+            guest.base_fuel += module.start_fuel() + guest.fuel_given - guest.fuel.left();
         }
         Ok(guest)
     }
@@ -138,6 +141,7 @@ impl Guest {
         match unsafe { Image::take(&self.linear, &self.globals.0) } {
             Some(image) => Ok(Warm {
                 log: self.host.as_mut(&mut self.store).log.clone(),
+                pages_max: self.linear.pages(),
                 image,
                 guest: self,
             }),

@@ -61,9 +61,12 @@ impl Instances {
         if let Some(waiting) = self.waiting.get_mut(&id) {
             let outcome = waiting.warm.decide(event, index);
             let (used, fit) = waiting.warm.reset();
+            let before = std::mem::replace(&mut waiting.bytes, waiting.warm.bytes());
+            self.bytes = self.bytes - before + waiting.bytes;
             if !fit {
                 self.remove(id);
             }
+            self.shrink(self.max.count_max, self.max.bytes_max);
             return Run::ended(outcome, used, started.elapsed());
         }
         let (outcome, used) = match self.start(program) {
