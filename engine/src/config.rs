@@ -72,6 +72,8 @@ pub struct Store {
 pub struct Decide {
     pub threads: usize,
     pub batch_max: usize,
+    pub instances_max: usize,
+    pub instances_bytes_max: usize,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -335,7 +337,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 29] = [
+const RANGES: [(&str, &str, i64, i64); 31] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -347,6 +349,8 @@ const RANGES: [(&str, &str, i64, i64); 29] = [
     ("store", "group_max", 1, 100_000),
     ("decide", "threads", 0, 1_024),
     ("decide", "batch_max", 1, 10_000),
+    ("decide", "instances_max", 0, 1_000_000),
+    ("decide", "instances_bytes_max", 0, 1 << 40),
     ("limits", "fuel", 1_000, 1 << 40),
     ("limits", "init_fuel", 1_000, 1 << 40),
     ("limits", "wall_clock_ms", 10, 600_000),

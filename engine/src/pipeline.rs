@@ -15,7 +15,7 @@ pub use workers::Workers;
 use crate::channel::Channel;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::time;
-use crate::sandbox::{self, Program, Refused, Run, Sandbox};
+use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
 use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
 };
@@ -139,10 +139,10 @@ impl Rules {
     }
 
     /// Asks every rule that subscribed. Blocks while they run.
-    pub fn decide(&self, event: &StoredEvent, now_ms: i64) -> Commit {
+    pub fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Commit {
         let mut commit = empty(event);
         for rule in self.subscribed(event) {
-            let (run, outcome) = self.ask(rule, event);
+            let (run, outcome) = self.ask(rule, event, instances);
             self.add(&mut commit, event, rule, &run, outcome, now_ms);
         }
         commit
@@ -173,17 +173,28 @@ impl Rules {
 
     /// Asks one rule again, for an event it was held for. `None` when there is no such rule (any
     /// more).
-    pub fn decide_again(&self, name: &Name, event: &StoredEvent, now_ms: i64) -> Option<Commit> {
+    pub fn decide_again(
+        &self,
+        name: &Name,
+        event: &StoredEvent,
+        now_ms: i64,
+        instances: &mut Instances,
+    ) -> Option<Commit> {
         let rule = self.rules.iter().find(|rule| rule.name == *name)?;
         let mut commit = empty(event);
-        let (run, outcome) = self.ask(rule, event);
+        let (run, outcome) = self.ask(rule, event, instances);
         self.add(&mut commit, event, rule, &run, outcome, now_ms);
         Some(commit)
     }
 
     /// What one rule makes of an event, valid or not.
-    fn ask(&self, rule: &ActiveRule, event: &StoredEvent) -> (Run, Result<Decision, Failure>) {
-        let mut run = rule.program.run(&event.encoded, &event.index);
+    fn ask(
+        &self,
+        rule: &ActiveRule,
+        event: &StoredEvent,
+        instances: &mut Instances,
+    ) -> (Run, Result<Decision, Failure>) {
+        let mut run = instances.run(&rule.program, &event.encoded, &event.index);
         let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
         let outcome = outcome.map_err(Failure::from).and_then(|decision| {
             validate::decision(&decision, &rule.allowed_channels, self.channels.as_ref())?;
@@ -193,8 +204,12 @@ impl Rules {
     }
 
     /// Runs the only rule of a replay.
-    pub fn replay(&self, event: &StoredEvent) -> Option<(Run, Result<Decision, Failure>)> {
-        Some(self.ask(self.rules.first()?, event))
+    pub fn replay(
+        &self,
+        event: &StoredEvent,
+        instances: &mut Instances,
+    ) -> Option<(Run, Result<Decision, Failure>)> {
+        Some(self.ask(self.rules.first()?, event, instances))
     }
 
     fn add(
@@ -431,7 +446,9 @@ impl Pipeline {
             let asked = event.clone();
             (
                 event,
-                self.workers.run(move || rules.decide(&asked, now_ms())),
+                self.workers.run(tenant, move |instances| {
+                    rules.decide(&asked, now_ms(), instances)
+                }),
             )
         });
         let jobs: Vec<_> = jobs.collect();
@@ -469,9 +486,9 @@ impl Pipeline {
             .ok_or(ReleaseError::NotHeld)?;
         let rules = self.rules.get(tenant).ok_or(ReleaseError::NoRule)?.clone();
         let name = rule.clone();
-        let decided = self
-            .workers
-            .run(move || rules.decide_again(&name, &stored, now_ms()));
+        let decided = self.workers.run(tenant, move |instances| {
+            rules.decide_again(&name, &stored, now_ms(), instances)
+        });
         let decided = decided.await.ok_or_else(|| {
             ReleaseError::FailedAgain("the engine panicked; its log says where".to_owned())
         })?;

@@ -12,7 +12,7 @@ use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher};
 use crate::ingest::Ingest;
 use crate::pipeline::{Pipeline, Rules, Workers, now_ms};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Kept, Sandbox};
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
@@ -149,7 +149,11 @@ impl Engine {
         let addr = listener
             .local_addr()
             .map_err(|error| StartError::Bind { listen, error })?;
-        let workers = Workers::start(config.decide.threads).map_err(StartError::Threads)?;
+        let kept = Kept {
+            count_max: config.decide.instances_max,
+            bytes_max: config.decide.instances_bytes_max,
+        };
+        let workers = Workers::start(config.decide.threads, kept).map_err(StartError::Threads)?;
 
         let pipeline = Pipeline::new(
             store.clone(),

@@ -7,7 +7,7 @@ use hooksieve::config::read::did_you_mean;
 use hooksieve::id::Name;
 use hooksieve::pipeline::{ActiveRule, Rules};
 use hooksieve::replay::{BadInput, Defaults, Recorded, read};
-use hooksieve::sandbox::{Limits, Program, Sandbox};
+use hooksieve::sandbox::{Instances, Kept, Limits, Program, Sandbox};
 use hooksieve::tenant::encode_config;
 use hooksieve_sdk::wire::Decision;
 use std::collections::BTreeMap;
@@ -49,10 +49,19 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         kind: args.kind.clone(),
     };
     let mut report = Report::default();
+    let mut instances = Instances::new(ONE);
     let mut out = std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout()));
     for path in &args.events {
         read::<Stop>(path, &defaults, &mut |recorded| {
-            replay(&rules, &recorded, &mut report, args.json, &mut out)?;
+            let report = &mut report;
+            replay(
+                &rules,
+                &mut instances,
+                &recorded,
+                report,
+                args.json,
+                &mut out,
+            )?;
             Ok(())
         })?;
     }
@@ -65,6 +74,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         _ => Err(Failure::Outcome(None)),
     }
 }
+
+/// One rule needs one instance.
+const ONE: Kept = Kept {
+    count_max: 1,
+    bytes_max: usize::MAX,
+};
 
 /// What ends the reading of events: bad input, or nobody who reads the report.
 enum Stop {
@@ -147,12 +162,13 @@ fn rule_config(path: &Path) -> Result<Vec<u8>, Failure> {
 
 fn replay(
     rules: &Rules,
+    instances: &mut Instances,
     recorded: &Recorded,
     report: &mut Report,
     json: bool,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let Some((run, outcome)) = rules.replay(&recorded.event) else {
+    let Some((run, outcome)) = rules.replay(&recorded.event, instances) else {
         return Ok(());
     };
     report.fuel.push(run.fuel);
