@@ -32,8 +32,14 @@ module = "policy:github-triage"
 events = ["*"]
 "#;
 
+fn main() -> Result<(), Box<dyn Error>> {
+    // Rules are compiled by this same program, started once more for that.
+    hooksieve::sandbox::compile_if_asked();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn run() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let mut config = Config::built_in();
     config.server.listen.set_port(0);

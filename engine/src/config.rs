@@ -4,7 +4,7 @@
 
 pub mod read;
 
-use crate::sandbox::Limits;
+use crate::sandbox::{CompileLimits, Limits};
 use crate::secret::Secret;
 use read::{Problem, Source, did_you_mean};
 use serde::Deserialize;
@@ -24,6 +24,7 @@ pub struct Config {
     pub log: Log,
     pub store: Store,
     pub decide: Decide,
+    pub compile: CompileLimits,
     pub limits: Limits,
     pub dispatch: Dispatch,
     pub egress: Egress,
@@ -337,7 +338,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 31] = [
+const RANGES: [(&str, &str, i64, i64); 34] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -351,6 +352,9 @@ const RANGES: [(&str, &str, i64, i64); 31] = [
     ("decide", "batch_max", 1, 10_000),
     ("decide", "instances_max", 0, 1_000_000),
     ("decide", "instances_bytes_max", 0, 1 << 40),
+    ("compile", "cpu_s", 1, 3_600),
+    ("compile", "memory_bytes", 256 << 20, 1 << 40),
+    ("compile", "wall_clock_ms", 100, 3_600_000),
     ("limits", "fuel", 1_000, 1 << 40),
     ("limits", "init_fuel", 1_000, 1 << 40),
     ("limits", "wall_clock_ms", 10, 600_000),

@@ -10,5 +10,6 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    hooksieve::sandbox::compile_if_asked();
     cli::main()
 }

@@ -22,7 +22,8 @@ use crate::store::{
 use crate::tenant::{Pattern, Rule, Tenant};
 use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -95,37 +96,42 @@ impl ActiveRule {
 }
 
 impl Rules {
-    /// Compiles a tenant's rules. Modules that several rules share are compiled once.
+    /// Compiles the rules of all tenants, on all cores. Modules that several rules share are compiled
+    /// once.
     ///
     /// # Errors
     /// The first rule that cannot be used, with its place in the file.
     pub fn compile(
-        tenant: &Tenant,
+        tenants: &[Tenant],
         sandbox: &Sandbox,
-        compiled: &mut HashMap<crate::id::Hash, sandbox::Module>,
-    ) -> Result<Self, crate::config::read::Problem> {
-        let mut rules = Vec::with_capacity(tenant.rules.len());
-        for rule in &tenant.rules {
-            let program =
-                program(rule, sandbox, compiled).map_err(|error| crate::config::read::Problem {
+    ) -> Result<Vec<Self>, crate::config::read::Problem> {
+        let rules: Vec<&Rule> = tenants.iter().flat_map(|tenant| &tenant.rules).collect();
+        let mut programs = programs(&rules, sandbox).into_iter();
+        let mut all = Vec::with_capacity(tenants.len());
+        for tenant in tenants {
+            let mut rules = Vec::with_capacity(tenant.rules.len());
+            for (rule, program) in tenant.rules.iter().zip(&mut programs) {
+                let program = program.map_err(|error| crate::config::read::Problem {
                     place: rule.place.clone(),
                     message: format!("rule `{}`: {error}", rule.name),
                 })?;
-            rules.push(ActiveRule {
-                name: rule.name.clone(),
-                events: rule.events.clone(),
-                sources: rule.sources.clone(),
-                allowed_channels: rule.channels.clone(),
-                on_error: rule.on_error,
-                program,
+                rules.push(ActiveRule {
+                    name: rule.name.clone(),
+                    events: rule.events.clone(),
+                    sources: rule.sources.clone(),
+                    allowed_channels: rule.channels.clone(),
+                    on_error: rule.on_error,
+                    program,
+                });
+            }
+            all.push(Self {
+                tenant: tenant.name.clone(),
+                rules,
+                channels: Some(tenant.channels.clone()),
+                default_channel: tenant.default_channel.clone(),
             });
         }
-        Ok(Self {
-            tenant: tenant.name.clone(),
-            rules,
-            channels: Some(tenant.channels.clone()),
-            default_channel: tenant.default_channel.clone(),
-        })
+        Ok(all)
     }
 
     /// One rule without a tenant's channels: for replay.
@@ -295,26 +301,54 @@ impl Rules {
     }
 }
 
-fn program(
-    rule: &Rule,
-    sandbox: &Sandbox,
-    compiled: &mut HashMap<crate::id::Hash, sandbox::Module>,
-) -> Result<Program, Unusable> {
-    let hash = crate::id::Hash::of(&rule.wasm);
-    let module = match compiled.get(&hash) {
-        Some(module) => module.clone(),
-        None => {
-            let module = sandbox.compile(&rule.wasm)?;
-            compiled.insert(hash, module.clone());
-            module
+/// The programs of these rules, in their order.
+fn programs(rules: &[&Rule], sandbox: &Sandbox) -> Vec<Result<Program, Unusable>> {
+    let modules: Mutex<HashMap<crate::id::Hash, Arc<Compiled>>> = Mutex::default();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut made = Vec::new();
+        // Each takes the next rule that nobody has taken.
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(rule) = rules.get(at) else {
+                return made;
+            };
+            let module = {
+                let mut modules = modules.lock().unwrap_or_else(PoisonError::into_inner);
+                let hash = crate::id::Hash::of(&rule.wasm);
+                modules.entry(hash).or_default().clone()
+            };
+            let module = module.get_or_init(|| sandbox.compile(rule.wasm.clone()));
+            let program = module.clone().map_err(Unusable::from).and_then(|module| {
+                Ok(Program::new(
+                    module,
+                    rule.config.clone(),
+                    sandbox.limits().clone(),
+                )?)
+            });
+            made.push((at, program));
         }
     };
-    Ok(Program::new(
-        module,
-        rule.config.clone(),
-        sandbox.limits().clone(),
-    )?)
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut all = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(rules.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let mut all = work();
+        for other in others {
+            match other.join() {
+                Ok(made) => all.extend(made),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    });
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, program)| program).collect()
 }
+
+/// A module that is compiled by whoever comes first.
+type Compiled = OnceLock<Result<sandbox::Module, Refused>>;
 
 fn empty(event: &StoredEvent) -> Commit {
     Commit {

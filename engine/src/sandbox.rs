@@ -11,21 +11,25 @@
 //! Architecture invariant: this module knows the wire contract and its own limits. It never touches
 //! the store, the network or a tenant.
 
+mod cache;
+mod charge;
 mod check;
+mod child;
 mod compile;
 mod image;
 mod instance;
 mod memory;
+mod module;
 mod program;
 mod warm;
 mod watchdog;
 
+pub use cache::Cache;
 pub use check::{Checked, Refused};
-pub use compile::Module;
+pub use child::{CompileLimits, compile_if_asked};
+pub use module::Module;
 pub use program::{LogLine, Program, Run};
 pub use warm::{Instances, Kept};
-
-use compile::Code;
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -193,16 +197,56 @@ impl Error {
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     limits: Arc<Limits>,
+    compiler: Compiler,
+    cache: Option<Arc<Cache>>,
+}
+
+/// Where modules are compiled.
+#[derive(Clone, Copy, Debug)]
+enum Compiler {
+    /// In this process: whatever the compiler needs, it takes.
+    Here,
+    /// In a process of its own, which ends with its limits.
+    Child(CompileLimits),
+}
+
+impl Compiler {
+    fn compile(self, checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
+        match self {
+            Compiler::Here => compile::compile(checked, limits),
+            Compiler::Child(own) => child::compile(checked, limits, &own),
+        }
+    }
 }
 
 impl Sandbox {
+    /// Compiles in this process and keeps compiled modules in memory: for modules of one's own.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits: Arc::new(limits),
+            compiler: Compiler::Here,
+            cache: None,
         }
     }
 
-    pub fn limits(&self) -> &Limits {
+    /// Compiles in a process of its own from now on, if this program can be one (see
+    /// [`compile_if_asked`]).
+    #[must_use]
+    pub fn compile_in_child(mut self, limits: CompileLimits) -> Self {
+        if child::can_be() {
+            self.compiler = Compiler::Child(limits);
+        }
+        self
+    }
+
+    /// Keeps compiled modules in this cache from now on.
+    #[must_use]
+    pub fn cached(mut self, cache: Cache) -> Self {
+        self.cache = Some(Arc::new(cache));
+        self
+    }
+
+    pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }
 
@@ -214,12 +258,17 @@ impl Sandbox {
         check::check(wasm, &self.limits)
     }
 
-    /// Checks and compiles a module. Takes milliseconds to tenths of a second: call it where that
-    /// does not stall events.
+    /// Checks and compiles a module, or finds it in the cache. Takes milliseconds to tenths of a
+    /// second: call it where that does not stall events.
     ///
     /// # Errors
     /// What [`Sandbox::check`] finds, and what the compiler cannot do.
-    pub fn compile(&self, wasm: &[u8]) -> Result<Module, Refused> {
-        compile::compile(&self.check(wasm)?, &self.limits)
+    pub fn compile(&self, wasm: impl Into<Arc<[u8]>>) -> Result<Module, Refused> {
+        Module::get(
+            wasm.into(),
+            self.compiler,
+            self.cache.as_ref(),
+            &self.limits,
+        )
     }
 }

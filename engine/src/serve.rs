@@ -12,13 +12,12 @@ use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher};
 use crate::ingest::Ingest;
 use crate::pipeline::{Pipeline, Rules, Workers, now_ms};
-use crate::sandbox::{Kept, Sandbox};
+use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
 use crate::{admin, id::Name};
 use axum::Router;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,12 +120,7 @@ impl Engine {
         }
 
         timeouts_within_lease(&tenants, config)?;
-        let sandbox = Sandbox::new(config.limits.clone());
-        let mut compiled = HashMap::new();
-        let rules = tenants
-            .iter()
-            .map(|tenant| Rules::compile(tenant, &sandbox, &mut compiled));
-        let rules = rules.collect::<Result<Vec<_>, _>>()?;
+        let rules = Rules::compile(&tenants, &sandbox(config)?)?;
         let counts = (
             tenants.len(),
             tenants.iter().map(|tenant| tenant.rules.len()).sum(),
@@ -258,6 +252,18 @@ fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
         )
     };
     Outgoing::new(pem.as_deref()).map_err(failed)
+}
+
+/// Modules are compiled in processes of their own and kept in the data folder.
+fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
+    let folder = config.server.data.join("modules");
+    let cache = Cache::open(&folder).map_err(|error| StartError::File {
+        path: folder,
+        error: format!("the cache of compiled modules cannot be used: {error}"),
+    })?;
+    Ok(Sandbox::new(config.limits.clone())
+        .compile_in_child(config.compile)
+        .cached(cache))
 }
 
 fn dispatch_settings(config: &Config) -> dispatch::Settings {

@@ -9,7 +9,7 @@ use hooksieve_sdk::{notify, wire};
 fn compile(wat: &str) -> hooksieve::sandbox::Module {
     let wasm = wat::parse_str(wat).unwrap();
     let sandbox = Sandbox::new(Limits::default());
-    sandbox.compile(&wasm).unwrap()
+    sandbox.compile(wasm.as_slice()).unwrap()
 }
 
 fn program(wat: &str) -> Program {

@@ -105,7 +105,7 @@ impl Guest {
     #[track_caller]
     fn try_program(&self, limits: &Limits, config: Vec<u8>) -> Result<Program, Error> {
         let sandbox = Sandbox::new(limits.clone());
-        let module = match sandbox.compile(&self.wasm()) {
+        let module = match sandbox.compile(self.wasm()) {
             Ok(module) => module,
             Err(refused) => panic!("refused: {refused}: {}", self.wat()),
         };
@@ -1090,7 +1090,7 @@ fn files_that_are_no_module_are_told_apart() {
         for change in [0x01, 0x80, 0xff] {
             let mut damaged = good.clone();
             damaged[at] ^= change;
-            let Ok(module) = sandbox.compile(&damaged) else {
+            let Ok(module) = sandbox.compile(damaged) else {
                 continue;
             };
             if let Ok(program) = Program::new(module, vec![0x80], limits.clone()) {
@@ -1468,7 +1468,7 @@ fn what_a_module_declares_is_limited() {
     };
     let wat = none.wat();
     let none = wat.split("(data").next().unwrap().to_owned() + ")";
-    let module = Sandbox::new(limits()).compile(&wasm(&none)).unwrap();
+    let module = Sandbox::new(limits()).compile(wasm(&none)).unwrap();
     let program = Program::new(module, vec![0x80], limits()).unwrap();
     let (event, index) = event();
     assert!(matches!(
@@ -1569,7 +1569,7 @@ fn segments_out_of_bounds_do_not_start() {
         };
         let sandbox = Sandbox::new(limits());
         // Whether the check, the compiler or the start finds it: it never runs.
-        if let Ok(module) = sandbox.compile(&guest.wasm()) {
+        if let Ok(module) = sandbox.compile(guest.wasm()) {
             let started = Program::new(module, vec![0x80], limits());
             assert!(started.is_err(), "{extra}");
         }

@@ -25,11 +25,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let wasm = std::fs::read(&args.module).map_err(|error| {
         Failure::Input(format!("{} cannot be read: {error}", args.module.display()))
     })?;
-    let sandbox = Sandbox::new(config.limits);
+    let sandbox = Sandbox::new(config.limits).compile_in_child(config.compile);
     let started = Instant::now();
     // The compiler has the last word, so that what is accepted here is accepted by `serve`.
     let checked = sandbox.check(&wasm);
-    let outcome = checked.and_then(|checked| sandbox.compile(&wasm).map(|_| checked));
+    let outcome = checked.and_then(|checked| sandbox.compile(wasm.as_slice()).map(|_| checked));
     let took = started.elapsed();
     if args.json {
         anstream::println!("{}", json(&wasm, &outcome));

@@ -127,7 +127,8 @@ fn rules(args: &Args, config: Config) -> Result<Rules, Failure> {
     };
     let limits = config.limits;
     let module = Sandbox::new(limits.clone())
-        .compile(&wasm)
+        .compile_in_child(config.compile)
+        .compile(wasm)
         .map_err(|refused| {
             Failure::Input(format!(
                 "the rule {} is refused: {refused}; {}",

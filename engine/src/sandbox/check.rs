@@ -77,6 +77,12 @@ pub enum Refused {
         count: u64,
         limit: u64,
     },
+    #[error("compiling it took more than the {limit_s} s of processor time that it may take")]
+    CompileCpu { limit_s: u64 },
+    #[error("compiling it took more than the {limit_ms} ms that it may take")]
+    CompileTime { limit_ms: u64 },
+    #[error("compiling it took more than the {limit_bytes} bytes of memory that it may take")]
+    CompileMemory { limit_bytes: u64 },
     #[error("the compiler refused it: {message}")]
     Compiler { message: String },
 }
@@ -125,9 +131,11 @@ impl Refused {
             Refused::MemoryStart { .. } => {
                 "ask for a smaller stack (-C link-arg=-zstack-size=65536) and smaller statics"
             }
-            Refused::TableStart { .. } | Refused::Count { .. } => {
-                "split the rule, or drop unused dependencies"
-            }
+            Refused::TableStart { .. }
+            | Refused::Count { .. }
+            | Refused::CompileCpu { .. }
+            | Refused::CompileTime { .. }
+            | Refused::CompileMemory { .. } => "split the rule, or drop unused dependencies",
             Refused::Compiler { .. } => {
                 "report it with the module: the check should have found this"
             }
@@ -153,6 +161,9 @@ impl Refused {
             Refused::MemoryStart { .. } => "memory_start",
             Refused::TableStart { .. } => "table_start",
             Refused::Count { .. } => "count",
+            Refused::CompileCpu { .. } => "compile_cpu",
+            Refused::CompileTime { .. } => "compile_time",
+            Refused::CompileMemory { .. } => "compile_memory",
             Refused::Compiler { .. } => "compiler",
         }
     }

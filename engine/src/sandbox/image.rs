@@ -12,7 +12,6 @@
 
 use super::memory::{self, BY_HAND_MAX, Linear, SYSTEM_PAGE_BYTES};
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::FromRawFd as _;
 use std::ptr::NonNull;
 use wasmer::sys::vm::VMGlobalDefinition;
 
@@ -132,14 +131,7 @@ fn copy_back(memory: &mut [u8], numbers: &[u32], bytes: &[u8]) {
 
 /// A file without a name that holds these bytes, its zero pages as holes; and how many are not.
 fn file_of(bytes: &[u8]) -> std::io::Result<(std::fs::File, usize)> {
-    // SAFETY: makes a new descriptor, which the file owns at once.
-    let mut file = unsafe {
-        let descriptor = libc::memfd_create(c"hooksieve-image".as_ptr(), libc::MFD_CLOEXEC);
-        if descriptor < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        std::fs::File::from_raw_fd(descriptor)
-    };
+    let mut file = super::child::memory_file()?;
     file.set_len(bytes.len() as u64)?;
     let mut kept_bytes = 0;
     for (number, page) in bytes.chunks(SYSTEM_PAGE_BYTES).enumerate() {

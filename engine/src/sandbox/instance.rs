@@ -1,9 +1,10 @@
 //! One instance of a reactor: started, given its configuration, asked about events, put back.
 #![allow(unsafe_code)]
 
+use super::compile::Code;
 use super::image::Image;
 use super::memory::{self, Linear};
-use super::{Code, Error, Limits, LogLine, Module, watchdog};
+use super::{Error, Limits, LogLine, Module, watchdog};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ const LOG_FUEL: u64 = 100;
 const INPUT_BYTES_PER_FUEL: u64 = 16;
 /// Fuel for each page beyond [`FREE_PAGES`] that an event starts with: what it is to get a page
 /// zeroed from the system, as when it is grown.
-const START_PAGE_FUEL: u64 = super::compile::PAGE_FUEL;
+const START_PAGE_FUEL: u64 = super::charge::PAGE_FUEL;
 /// Pages of memory that an event may start with for nothing: putting back so little takes about as
 /// long as a call.
 const FREE_PAGES: u64 = 4;

@@ -64,22 +64,21 @@ impl Program {
     ///
     /// # Errors
     /// What [`Program::run`] would fail with before it sees an event.
-    pub fn new(module: Module, config: Vec<u8>, limits: Limits) -> Result<Self, Error> {
-        let program = Self::untried(module, config, Arc::new(limits));
-        program.start()?;
-        Ok(program)
-    }
-
-    /// As [`Program::new`], for a configuration that is known to fit.
-    pub fn untried(module: Module, config: Vec<u8>, limits: Arc<Limits>) -> Self {
+    pub fn new(
+        module: Module,
+        config: Vec<u8>,
+        limits: impl Into<Arc<Limits>>,
+    ) -> Result<Self, Error> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(Arc::new(Inner {
+        let program = Self(Arc::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             module,
             config_hash: Hash::of(&config),
             config: config.into(),
-            limits,
-        }))
+            limits: limits.into(),
+        }));
+        program.start()?;
+        Ok(program)
     }
 
     pub fn module(&self) -> &Module {

@@ -1,0 +1,284 @@
+//! Compilation in a process of its own: what a module makes the compiler need ends there, and the
+//! engine does not notice.
+//!
+//! The child is this same program, started under another name of its first argument. It bounds
+//! itself before it reads a byte: CPU time, memory, no files, no core dump. The request is on its
+//! standard input as a file, the answer comes on its standard output; the wall clock is the parent's.
+
+use super::{Checked, Limits, Refused};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::panic::catch_unwind;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What compiling one module may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompileLimits {
+    /// Seconds of processor time, of all threads together.
+    pub cpu_s: u64,
+    /// Addresses, which bounds memory.
+    pub memory_bytes: u64,
+    /// Milliseconds until the process is ended.
+    pub wall_clock_ms: u64,
+}
+
+/// The first argument by which the child knows what it is.
+const ARGUMENT: &str = "compile-module";
+
+/// Machine code is at most this many times as long as what it was made of, and a constant.
+const CODE_BYTES_MAX: u64 = 1 << 30;
+
+/// The compiler's own stack: it goes as deep as a module nests.
+const STACK_BYTES: usize = 64 << 20;
+
+static CAN_BE: AtomicBool = AtomicBool::new(false);
+
+/// Whether this program called [`compile_if_asked`].
+pub(super) fn can_be() -> bool {
+    CAN_BE.load(Ordering::Relaxed)
+}
+
+#[derive(Serialize, Deserialize)]
+struct Request {
+    limits: Limits,
+    own: CompileLimits,
+    #[serde(with = "serde_bytes")]
+    wasm: Vec<u8>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Compiled(#[serde(with = "serde_bytes")] Vec<u8>),
+    Refused(String),
+}
+
+/// Compiles one module and ends, if this process was started for that; otherwise returns at once.
+/// A program that runs the engine calls it first in `main`: without it, modules are compiled in the
+/// engine's own process.
+pub fn compile_if_asked() {
+    CAN_BE.store(true, Ordering::Relaxed);
+    if std::env::args_os().nth(1).as_deref() != Some(OsStr::new(ARGUMENT)) {
+        return;
+    }
+    let code = match serve() {
+        Ok(()) => 0,
+        Err(_) => 1,
+    };
+    std::process::exit(code);
+}
+
+fn serve() -> io::Result<()> {
+    let mut request = Vec::new();
+    io::stdin().lock().read_to_end(&mut request)?;
+    let request: Request = rmp_serde::from_slice(&request).map_err(io::Error::other)?;
+    bound(&request.own)?;
+    // The answer says what went wrong; the text that a panic prints goes nowhere.
+    std::panic::set_hook(Box::new(|_| {}));
+    let worker = std::thread::Builder::new().stack_size(STACK_BYTES);
+    let worker = worker.spawn(move || {
+        catch_unwind(|| {
+            let compiled = super::check::check(&request.wasm, &request.limits)
+                .and_then(|checked| super::compile::compile(&checked, &request.limits));
+            match compiled {
+                Ok(artifact) => Answer::Compiled(artifact),
+                Err(Refused::Compiler { message }) => Answer::Refused(message),
+                Err(refused) => Answer::Refused(refused.to_string()),
+            }
+        })
+        .unwrap_or_else(|_| Answer::Refused("the compiler panicked".to_owned()))
+    })?;
+    let answer = worker
+        .join()
+        .map_err(|_| io::Error::other("the compiling thread is gone"))?;
+    let answer = rmp_serde::to_vec(&answer).map_err(io::Error::other)?;
+    io::stdout().lock().write_all(&answer)
+}
+
+/// Takes from this process what it does not need.
+#[allow(unsafe_code)]
+fn bound(own: &CompileLimits) -> io::Result<()> {
+    let limits = [
+        (libc::RLIMIT_CPU, own.cpu_s),
+        (libc::RLIMIT_AS, own.memory_bytes),
+        (libc::RLIMIT_FSIZE, 0),
+        (libc::RLIMIT_CORE, 0),
+    ];
+    for (resource, most) in limits {
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: most,
+        };
+        // SAFETY: the structure lives until the call returns.
+        if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The machine code of a module, compiled by a child.
+pub(super) fn compile(
+    checked: &Checked<'_>,
+    limits: &Limits,
+    own: &CompileLimits,
+) -> Result<Vec<u8>, Refused> {
+    let failed = |error: io::Error| Refused::Compiler {
+        message: format!("its process could not be run: {error}"),
+    };
+    let request = Request {
+        limits: limits.clone(),
+        own: *own,
+        wasm: checked.wasm.to_vec(),
+    };
+    let started = Instant::now();
+    let mut child = start(&request).map_err(failed)?;
+    let until = started + Duration::from_millis(own.wall_clock_ms);
+    let answer = child
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::other("it has no output"))
+        .and_then(|output| read_until(output, until));
+    if !matches!(answer, Ok(Some(_))) {
+        // It may have ended already; then there is nothing to end.
+        let _ = child.kill();
+    }
+    let end = End::of(child).map_err(failed)?;
+    match answer.map_err(failed)? {
+        Some(answer) if end.success => match rmp_serde::from_slice(&answer) {
+            Ok(Answer::Compiled(artifact)) => Ok(artifact),
+            Ok(Answer::Refused(message)) => Err(Refused::Compiler { message }),
+            Err(error) => Err(failed(io::Error::other(error))),
+        },
+        Some(_) => Err(end.refused(own)),
+        None => Err(Refused::CompileTime {
+            limit_ms: own.wall_clock_ms,
+        }),
+    }
+}
+
+fn start(request: &Request) -> io::Result<Child> {
+    let mut input = memory_file()?;
+    input.write_all(&rmp_serde::to_vec(request).map_err(io::Error::other)?)?;
+    input.rewind()?;
+    // The running program itself, also after its file was replaced by a newer one.
+    let program = if cfg!(target_os = "linux") {
+        "/proc/self/exe".into()
+    } else {
+        std::env::current_exe()?
+    };
+    Command::new(program)
+        .arg(ARGUMENT)
+        .env_clear()
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// A file without a name, in memory.
+#[allow(unsafe_code)]
+pub(super) fn memory_file() -> io::Result<File> {
+    // SAFETY: makes a new descriptor, which the file owns at once.
+    unsafe {
+        let descriptor = libc::memfd_create(c"hooksieve".as_ptr(), libc::MFD_CLOEXEC);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(File::from_raw_fd(descriptor))
+    }
+}
+
+/// All of the output, or `None` when time is up first.
+#[allow(unsafe_code)]
+fn read_until(
+    mut output: std::process::ChildStdout,
+    until: Instant,
+) -> io::Result<Option<Vec<u8>>> {
+    let mut all = Vec::new();
+    let mut part = vec![0; 64 << 10];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut ready = libc::pollfd {
+            fd: output.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let left_ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one structure that lives until the call returns.
+        match unsafe { libc::poll(&raw mut ready, 1, left_ms) } {
+            0 => return Ok(None),
+            1.. => {}
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            },
+        }
+        match output.read(&mut part)? {
+            0 => return Ok(Some(all)),
+            read if (all.len() + read) as u64 > CODE_BYTES_MAX => {
+                return Err(io::Error::other("its answer has no end"));
+            }
+            read => all.extend_from_slice(&part[..read]),
+        }
+    }
+}
+
+/// How a child ended, and what it had used.
+struct End {
+    success: bool,
+    signal: Option<i32>,
+    memory_bytes_max: u64,
+}
+
+impl End {
+    #[allow(unsafe_code)]
+    fn of(child: Child) -> io::Result<Self> {
+        let pid = child.id() as libc::pid_t;
+        let mut status = 0;
+        loop {
+            // SAFETY: a structure of integers, for which zeros are a value.
+            let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+            // SAFETY: both structures live until the call returns. The child is ours and was not
+            // waited for: `Child` is not asked to do so here.
+            let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut used) };
+            if waited == pid {
+                return Ok(Self {
+                    success: libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+                    signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+                    memory_bytes_max: used.ru_maxrss as u64 * 1_024,
+                });
+            }
+            match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            }
+        }
+    }
+
+    fn refused(&self, own: &CompileLimits) -> Refused {
+        match self.signal {
+            Some(libc::SIGXCPU | libc::SIGKILL) => Refused::CompileCpu { limit_s: own.cpu_s },
+            // Rust aborts when memory runs out. Addresses are what is bounded; of these a good part
+            // was really used by then.
+            Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS)
+                if self.memory_bytes_max > own.memory_bytes / 4 =>
+            {
+                Refused::CompileMemory {
+                    limit_bytes: own.memory_bytes,
+                }
+            }
+            Some(signal) => Refused::Compiler {
+                message: format!("its process was ended by signal {signal}"),
+            },
+            None => Refused::Compiler {
+                message: "its process gave no answer".to_owned(),
+            },
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! A module that may run: what the check found out about it, and its machine code, which is in memory
+//! while instances of it live and otherwise on disk.
+
+use super::cache::Cache;
+use super::compile::{self, Code};
+use super::{Checked, Compiler, Error, Limits, Refused};
+use crate::id::Hash;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A module that was found within the contract and compiled. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Module(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    hash: Hash,
+    facts: Facts,
+    source: Source,
+}
+
+/// What the check found, as far as a running instance asks. Kept in the cache with the code.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Facts {
+    pub(super) size_bytes: usize,
+    globals: u32,
+    init: bool,
+    keepable: bool,
+    start_fuel: u64,
+}
+
+impl From<&Checked<'_>> for Facts {
+    fn from(checked: &Checked<'_>) -> Self {
+        Self {
+            size_bytes: checked.wasm.len(),
+            globals: checked.globals,
+            init: checked.init,
+            keepable: checked.keepable,
+            start_fuel: checked.start_fuel,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Nowhere else: the code stays in memory.
+    Held(Arc<Code>),
+    Cached(Cached),
+}
+
+#[derive(Debug)]
+struct Cached {
+    cache: Arc<Cache>,
+    key: Hash,
+    /// For the day the cache has lost the code.
+    wasm: Arc<[u8]>,
+    compiler: Compiler,
+    limits: Arc<Limits>,
+    loaded: Mutex<Weak<Code>>,
+}
+
+impl Module {
+    /// Compiles a module, or finds it in the cache.
+    pub(super) fn get(
+        wasm: Arc<[u8]>,
+        compiler: Compiler,
+        cache: Option<&Arc<Cache>>,
+        limits: &Arc<Limits>,
+    ) -> Result<Self, Refused> {
+        let hash = Hash::of(&wasm);
+        let key = compile::key(hash, limits);
+        let known = cache.and_then(|cache| cache.facts(key));
+        let (facts, source) = match (cache, known) {
+            (Some(cache), Some(facts)) => (facts, cached(cache, key, wasm, compiler, limits)),
+            (cache, _) => {
+                let checked = super::check::check(&wasm, limits)?;
+                let facts = Facts::from(&checked);
+                let artifact = compiler.compile(&checked, limits)?;
+                let kept = cache.filter(|cache| keep(cache, key, facts, &artifact));
+                let source = match kept {
+                    Some(cache) => cached(cache, key, wasm.clone(), compiler, limits),
+                    None => Source::Held(Arc::new(load(&artifact, limits)?)),
+                };
+                (facts, source)
+            }
+        };
+        Ok(Self(Arc::new(Inner {
+            hash,
+            facts,
+            source,
+        })))
+    }
+
+    /// The SHA-256 of the wasm: the module's name.
+    pub fn hash(&self) -> Hash {
+        self.0.hash
+    }
+
+    /// The size of the wasm.
+    pub fn size_bytes(&self) -> usize {
+        self.0.facts.size_bytes
+    }
+
+    /// Whether an instance can be put back and serve one event after another. A module that changes
+    /// its tables or drops segments gets a new instance for every event.
+    pub fn keepable(&self) -> bool {
+        self.0.facts.keepable
+    }
+
+    /// What a new instance costs an event of a module that cannot be put back.
+    pub(super) fn start_fuel(&self) -> u64 {
+        self.0.facts.start_fuel
+    }
+
+    pub(super) fn has_init(&self) -> bool {
+        self.0.facts.init
+    }
+
+    pub(super) fn globals(&self) -> OurGlobals {
+        OurGlobals::after(self.0.facts.globals)
+    }
+
+    /// The machine code, loaded where it is not.
+    pub(super) fn code(&self) -> Result<Arc<Code>, Error> {
+        match &self.0.source {
+            Source::Held(code) => Ok(code.clone()),
+            Source::Cached(cached) => cached.code(self),
+        }
+    }
+}
+
+impl Cached {
+    fn code(&self, module: &Module) -> Result<Arc<Code>, Error> {
+        // Held while it is loaded, so that two threads do not load it twice.
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(code) = loaded.upgrade() {
+            return Ok(code);
+        }
+        let engine = |error: &dyn std::fmt::Display| Error::Engine {
+            message: error.to_string(),
+        };
+        let code = match self.cache.artifact(self.key) {
+            Some(artifact) => load(&artifact, &self.limits).map_err(|error| engine(&error))?,
+            None => {
+                tracing::warn!(module = %module.hash(), "the cache of compiled modules has lost it: compiling it again");
+                let checked =
+                    super::check::check(&self.wasm, &self.limits).map_err(|e| engine(&e))?;
+                let artifact = self
+                    .compiler
+                    .compile(&checked, &self.limits)
+                    .map_err(|error| engine(&error))?;
+                keep(&self.cache, self.key, module.0.facts, &artifact);
+                load(&artifact, &self.limits).map_err(|error| engine(&error))?
+            }
+        };
+        let code = Arc::new(code);
+        *loaded = Arc::downgrade(&code);
+        Ok(code)
+    }
+}
+
+fn cached(
+    cache: &Arc<Cache>,
+    key: Hash,
+    wasm: Arc<[u8]>,
+    compiler: Compiler,
+    limits: &Arc<Limits>,
+) -> Source {
+    Source::Cached(Cached {
+        cache: cache.clone(),
+        key,
+        wasm,
+        compiler,
+        limits: limits.clone(),
+        loaded: Mutex::default(),
+    })
+}
+
+/// Whether the code is in the cache now. A cache that cannot be written makes nothing fail.
+fn keep(cache: &Cache, key: Hash, facts: Facts, artifact: &[u8]) -> bool {
+    match cache.keep(key, facts, artifact) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, folder = %cache.folder().display(), "a compiled module could not be cached: it stays in memory");
+            false
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn load(artifact: &[u8], limits: &Limits) -> Result<Code, Refused> {
+    // SAFETY: the bytes come from our compiler, directly or through the cache, which gives back
+    // only what it can authenticate, under a key that holds the limits.
+    unsafe { compile::load(artifact, limits) }.map_err(|message| Refused::Compiler { message })
+}
+
+/// Where the globals that we add stand among the instance's: after the module's own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OurGlobals {
+    pub(super) fuel: usize,
+    pub(super) exhausted: usize,
+    pub(super) refused_memory: usize,
+    pub(super) refused_table: usize,
+}
+
+impl OurGlobals {
+    fn after(declared: u32) -> Self {
+        let first = declared as usize;
+        Self {
+            fuel: first,
+            exhausted: first + 1,
+            refused_memory: first + 4,
+            refused_table: first + 5,
+        }
+    }
+}
