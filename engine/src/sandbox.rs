@@ -21,6 +21,7 @@ mod instance;
 mod memory;
 mod module;
 mod program;
+mod unwind;
 mod warm;
 mod watchdog;
 

@@ -2,12 +2,13 @@
 //! HMAC under a key of this cache's own; a file that does not fit it is removed and made again.
 //!
 //! ```text
-//! <key in hex>    mac 32 | length of the facts, u32 LE | facts, MessagePack | mac 32 | machine code
+//! <key in hex>    machine code, an ELF image | mac 32 | facts, MessagePack | mac 32 | their length, u32 LE
 //! secret          the key of the HMACs, 32 bytes, readable by its owner alone
 //! ```
 //!
-//! The first mac is over the file's name and the facts, the second over the name and the code: facts
-//! are asked for at every start, code when a rule is first used.
+//! The first mac is over the file's name and the code, the second over the name and the facts: facts
+//! are asked for at every start, code when a rule is first used. The code comes first because it is
+//! mapped from the file.
 //!
 //! This keeps out whoever may write the folder and not read the secret, and finds damage. Who can act
 //! as the engine's own user needs no cache to do so.
@@ -17,14 +18,16 @@ use crate::id::Hash;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 const SECRET_FILE: &str = "secret";
 const MAC_BYTES: usize = 32;
-/// Facts are a few numbers.
-const FACTS_BYTES_MAX: usize = 1_024;
+/// Facts are a few numbers: with their mac they fit into this.
+const TAIL_BYTES_MAX: u64 = 256;
+/// How much of a file is read at once.
+const PART_BYTES: usize = 64 << 10;
 
 /// A folder of compiled modules.
 pub struct Cache {
@@ -73,66 +76,88 @@ impl Cache {
 
     /// What is known of the module whose code is kept under this key.
     pub(super) fn facts(&self, key: Hash) -> Option<Facts> {
-        let mut file = File::open(self.path(key)).ok()?;
-        let mut head = vec![0; MAC_BYTES + 4 + FACTS_BYTES_MAX];
-        let read = read_up_to(&mut file, &mut head).ok()?;
-        let (facts, _) = self
-            .split(key, &head[..read])
-            .or_else(|| self.damaged(key))?;
-        Some(facts)
+        let file = File::open(self.path(key)).ok()?;
+        match self.tail(key, &file) {
+            Ok(Some((facts, _))) => Some(facts),
+            Ok(None) => self.damaged(key),
+            Err(_) => None,
+        }
     }
 
-    /// The machine code that is kept under this key.
-    pub(super) fn artifact(&self, key: Hash) -> Option<Vec<u8>> {
-        let mut bytes = std::fs::read(self.path(key)).ok()?;
-        let start = self.split(key, &bytes).and_then(|(_, at)| {
-            let (mac, code) = bytes.get(at..)?.split_at_checked(MAC_BYTES)?;
-            self.fits(key, b"code", code, mac).then_some(at + MAC_BYTES)
-        });
-        match start {
-            Some(start) => {
-                bytes.drain(..start);
-                Some(bytes)
-            }
-            None => self.damaged(key),
+    /// A file that begins with the machine code that is kept under this key.
+    pub(super) fn artifact(&self, key: Hash) -> Option<File> {
+        let file = File::open(self.path(key)).ok()?;
+        match self.fits(key, &file) {
+            Ok(true) => Some(file),
+            Ok(false) => self.damaged(key),
+            Err(_) => None,
         }
     }
 
     pub(super) fn keep(&self, key: Hash, facts: Facts, artifact: &[u8]) -> io::Result<()> {
         let facts = rmp_serde::to_vec(&facts).map_err(io::Error::other)?;
+        let mac = |what, bytes| {
+            self.mac(key, what)
+                .chain_update(bytes)
+                .finalize()
+                .into_bytes()
+        };
         let parts: [&[u8]; 5] = [
-            &self.mac(key, b"facts", &facts).finalize().into_bytes(),
-            &(facts.len() as u32).to_le_bytes(),
-            &facts,
-            &self.mac(key, b"code", artifact).finalize().into_bytes(),
             artifact,
+            &mac(b"code", artifact),
+            &facts,
+            &mac(b"facts", &facts),
+            &(facts.len() as u32).to_le_bytes(),
         ];
         write(&self.folder, &key.to_string(), &parts)
     }
 
-    /// The facts at the beginning of a file, and where they end.
-    fn split(&self, key: Hash, bytes: &[u8]) -> Option<(Facts, usize)> {
-        let (mac, rest) = bytes.split_at_checked(MAC_BYTES)?;
-        let (length, rest) = rest.split_first_chunk::<4>()?;
-        let length = u32::from_le_bytes(*length) as usize;
-        let facts = rest.get(..length)?;
-        if !self.fits(key, b"facts", facts, mac) {
-            return None;
+    /// The facts at the end of a file, and where they begin. `None` when they were not kept here.
+    fn tail(&self, key: Hash, file: &File) -> io::Result<Option<(Facts, u64)>> {
+        let length = file.metadata()?.len();
+        let tail_len = length.min(TAIL_BYTES_MAX);
+        let mut tail = vec![0; tail_len as usize];
+        file.read_exact_at(&mut tail, length - tail_len)?;
+        Ok((|| {
+            let (rest, facts_len) = tail.split_last_chunk::<4>()?;
+            let (rest, mac) = rest.split_last_chunk::<MAC_BYTES>()?;
+            let facts_len = u32::from_le_bytes(*facts_len) as usize;
+            let facts = rest.get(rest.len().checked_sub(facts_len)?..)?;
+            let kept = self
+                .mac(key, b"facts")
+                .chain_update(facts)
+                .verify_slice(mac);
+            kept.ok()?;
+            let facts = rmp_serde::from_slice(facts).ok()?;
+            let at = length - (facts_len + MAC_BYTES + 4) as u64;
+            Some((facts, at))
+        })())
+    }
+
+    /// Whether the code in this file was kept here.
+    fn fits(&self, key: Hash, file: &File) -> io::Result<bool> {
+        let Some((_, end)) = self.tail(key, file)? else {
+            return Ok(false);
+        };
+        let Some(end) = end.checked_sub(MAC_BYTES as u64) else {
+            return Ok(false);
+        };
+        let mut mac = self.mac(key, b"code");
+        let mut part = vec![0; PART_BYTES];
+        let mut at = 0;
+        while at < end {
+            let part = &mut part[..PART_BYTES.min((end - at) as usize)];
+            file.read_exact_at(part, at)?;
+            mac.update(part);
+            at += part.len() as u64;
         }
-        let facts = rmp_serde::from_slice(facts).ok()?;
-        Some((facts, MAC_BYTES + 4 + length))
+        let mut kept = [0; MAC_BYTES];
+        file.read_exact_at(&mut kept, end)?;
+        Ok(mac.verify_slice(&kept).is_ok())
     }
 
-    fn mac(&self, key: Hash, what: &[u8], bytes: &[u8]) -> Hmac<Sha256> {
-        let mut mac = self.keyed.clone();
-        mac.update(what);
-        mac.update(&key.0);
-        mac.update(bytes);
-        mac
-    }
-
-    fn fits(&self, key: Hash, what: &[u8], bytes: &[u8], mac: &[u8]) -> bool {
-        self.mac(key, what, bytes).verify_slice(mac).is_ok()
+    fn mac(&self, key: Hash, what: &[u8]) -> Hmac<Sha256> {
+        self.keyed.clone().chain_update(what).chain_update(key.0)
     }
 
     /// Removes a file that is not what was kept.
@@ -181,16 +206,6 @@ fn write(folder: &Path, name: &str, parts: &[&[u8]]) -> io::Result<()> {
     written
 }
 
-fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = 0;
-    loop {
-        match file.read(&mut buffer[read..])? {
-            0 => return Ok(read),
-            more => read += more,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,14 +230,15 @@ mod tests {
         assert!(cache.facts(key).is_some());
         assert!(cache.artifact(key).is_some());
 
-        for at in [0, 33, 40, good.len() / 2, good.len() - 1] {
+        let end = good.len();
+        for at in [0, 4_000, end / 2, end - 80, end - 40, end - 30, end - 1] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&path, bad).unwrap();
             assert!(cache.artifact(key).is_none(), "byte {at}");
             assert!(!path.exists());
         }
-        for length in [0, 31, 35, 60, good.len() - 1] {
+        for length in [0, 3, 35, 60, end / 2, end - 1] {
             std::fs::write(&path, &good[..length]).unwrap();
             assert!(cache.artifact(key).is_none(), "{length} bytes");
         }

@@ -5,6 +5,8 @@ use super::memory::Tunables;
 use super::{Checked, Limits, Refused};
 use crate::id::Hash;
 use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
@@ -30,7 +32,7 @@ fn engine(limits: &Limits, declared_globals: u32) -> wasmer::Engine {
     compiler.opt_level(CraneliftOptLevel::Speed);
     // NaN bit patterns are the one thing in which processors differ.
     compiler.canonicalize_nans(true);
-    // An ELF image takes a third of the memory of wasmer's own format once it is loaded.
+    // An ELF image can be mapped from its file; wasmer's own format is read into memory whole.
     compiler.experimental_artifact(true);
     compiler.push_middleware(Arc::new(Metering::new(0, cost)));
     compiler.push_middleware(Charge::new(declared_globals, limits));
@@ -59,15 +61,38 @@ pub(super) struct Code {
 /// It is run as native code: the bytes must be what [`compile`] gave for these limits.
 #[allow(unsafe_code)]
 pub(super) unsafe fn load(artifact: &[u8], limits: &Limits) -> Result<Code, String> {
-    // Without a compiler: an engine for each module costs little then.
-    let mut engine: wasmer::Engine = EngineBuilder::headless().engine().into();
-    engine.set_tunables(Tunables::new(limits));
+    let engine = headless(limits);
     // SAFETY: the caller's promise.
-    let module = unsafe { wasmer::Module::deserialize(&engine, artifact) };
-    match module {
+    match unsafe { wasmer::Module::deserialize(&engine, artifact) } {
         Ok(module) => Ok(Code { module, engine }),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// As [`load`], from a file that begins with it. The file is mapped: of the code, only what runs is in
+/// memory, a tenth of what [`load`] takes.
+///
+/// # Safety
+/// As for [`load`]; nobody may write to the file while the code lives. And the code must stay on one
+/// thread: when it traps, wasmer looks the place up in the file through one descriptor, whose
+/// position two threads would move under each other.
+#[allow(unsafe_code)]
+pub(super) unsafe fn load_file(file: &File, limits: &Limits) -> Result<Code, String> {
+    let engine = headless(limits);
+    // The very file that was looked at, whatever its name leads to by now.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // SAFETY: the caller's promise.
+    match unsafe { wasmer::Module::deserialize_from_file(&engine, path) } {
+        Ok(module) => Ok(Code { module, engine }),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// An engine without a compiler, which costs little to make: one for each module.
+fn headless(limits: &Limits) -> wasmer::Engine {
+    let mut engine: wasmer::Engine = EngineBuilder::headless().engine().into();
+    engine.set_tunables(Tunables::new(limits));
+    engine
 }
 
 /// The name of a module's machine code: a hash over everything that shaped it. What shapes it beside

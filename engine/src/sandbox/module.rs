@@ -7,6 +7,7 @@ use super::{Checked, Compiler, Error, Limits, Refused};
 use crate::id::Hash;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::{ThreadId, current};
 
 /// A module that was found within the contract and compiled. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -56,7 +57,8 @@ struct Cached {
     wasm: Arc<[u8]>,
     compiler: Compiler,
     limits: Arc<Limits>,
-    loaded: Mutex<Weak<Code>>,
+    /// For each thread its own: see [`compile::load_file`].
+    loaded: Mutex<Vec<(ThreadId, Weak<Code>)>>,
 }
 
 impl Module {
@@ -131,31 +133,38 @@ impl Module {
 
 impl Cached {
     fn code(&self, module: &Module) -> Result<Arc<Code>, Error> {
-        // Held while it is loaded, so that two threads do not load it twice.
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(code) = loaded.upgrade() {
+        let here = current().id();
+        let known = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.retain(|(_, code)| code.strong_count() > 0);
+            let known = loaded.iter().find(|(thread, _)| *thread == here);
+            known.and_then(|(_, code)| code.upgrade())
+        };
+        if let Some(code) = known {
             return Ok(code);
         }
-        let engine = |error: &dyn std::fmt::Display| Error::Engine {
+        let code = self.load(module).map_err(|error| Error::Engine {
             message: error.to_string(),
-        };
-        let code = match self.cache.artifact(self.key) {
-            Some(artifact) => load(&artifact, &self.limits).map_err(|error| engine(&error))?,
-            None => {
-                tracing::warn!(module = %module.hash(), "the cache of compiled modules has lost it: compiling it again");
-                let checked =
-                    super::check::check(&self.wasm, &self.limits).map_err(|e| engine(&e))?;
-                let artifact = self
-                    .compiler
-                    .compile(&checked, &self.limits)
-                    .map_err(|error| engine(&error))?;
-                keep(&self.cache, self.key, module.0.facts, &artifact);
-                load(&artifact, &self.limits).map_err(|error| engine(&error))?
-            }
-        };
+        })?;
         let code = Arc::new(code);
-        *loaded = Arc::downgrade(&code);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.push((here, Arc::downgrade(&code)));
         Ok(code)
+    }
+
+    #[allow(unsafe_code)]
+    fn load(&self, module: &Module) -> Result<Code, Refused> {
+        if let Some(file) = self.cache.artifact(self.key) {
+            // SAFETY: the cache gives back only what it can authenticate, under a key that holds the
+            // limits; it never writes to a file that it has kept. `code` keeps the threads apart.
+            let loaded = unsafe { compile::load_file(&file, &self.limits) };
+            return loaded.map_err(|message| Refused::Compiler { message });
+        }
+        tracing::warn!(module = %module.hash(), "the cache of compiled modules has lost it: compiling it again");
+        let checked = super::check::check(&self.wasm, &self.limits)?;
+        let artifact = self.compiler.compile(&checked, &self.limits)?;
+        keep(&self.cache, self.key, module.0.facts, &artifact);
+        load(&artifact, &self.limits)
     }
 }
 
@@ -189,8 +198,7 @@ fn keep(cache: &Cache, key: Hash, facts: Facts, artifact: &[u8]) -> bool {
 
 #[allow(unsafe_code)]
 fn load(artifact: &[u8], limits: &Limits) -> Result<Code, Refused> {
-    // SAFETY: the bytes come from our compiler, directly or through the cache, which gives back
-    // only what it can authenticate, under a key that holds the limits.
+    // SAFETY: the bytes come from our compiler.
     unsafe { compile::load(artifact, limits) }.map_err(|message| Refused::Compiler { message })
 }
 

@@ -5,6 +5,7 @@ use super::instance::{Guest, Warm};
 use super::program::{Inner, Program, Run};
 use super::{Error, instance::Used};
 use lru::LruCache;
+use std::marker::PhantomData;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -25,6 +26,8 @@ pub struct Instances {
     max: Kept,
     /// How many were added since those of dropped programs were looked for.
     added: usize,
+    /// The code that instances run belongs to the thread that loaded it.
+    stays_here: PhantomData<*const ()>,
 }
 
 struct Waiting {
@@ -41,6 +44,7 @@ impl Instances {
             bytes: 0,
             max,
             added: 0,
+            stays_here: PhantomData,
         }
     }
 
