@@ -1,8 +1,16 @@
 fn main() {
     hooksieve_guest_build::build(
-        &["probe"],
+        &[
+            "probe",
+            "first-rule",
+            "lean-drop",
+            "lean-format",
+            "lean-forward",
+            "lean-serde",
+        ],
         &[
             "guests",
+            "../examples/rules/first-rule",
             "../guest-sdk/src",
             "../guest-sdk/macros/src",
             "../Cargo.toml",

@@ -1,8 +1,8 @@
 //! Typed access through serde: any [`Value`] can be read as a type of one's own, borrowed or owned,
 //! and written to any format. It decodes what the type asks for and skips the rest.
 
-use crate::text::decimal;
-use crate::wire::{Entries, Error, Items, Kind, Value};
+use crate::text::{decimal, joined, push};
+use crate::wire::{Entries, Error, Items, Kind, Number, Value};
 use serde::de::{self, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 
@@ -10,31 +10,26 @@ use serde::ser::{SerializeMap, SerializeSeq};
 /// is 20 kB; and they do not say where the value stands, which `Error::within` adds.
 impl de::Error for Error {
     fn custom<T: std::fmt::Display>(message: T) -> Self {
-        Error::new(message.to_string())
+        Error::new(printed(&message))
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Error::joined(&["expected ", &expected.to_string(), ", found ", kind(found)])
+        unexpected(expected, &[kind(found)])
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let expected = expected.to_string();
         let (sign, number) = match found {
             Unexpected::Unsigned(number) => ("", number),
             Unexpected::Signed(number) if number < 0 => ("-", number.unsigned_abs()),
             Unexpected::Signed(number) => ("", number.unsigned_abs()),
-            Unexpected::Str(text) => {
-                return Error::joined(&["expected ", &expected, ", found `", text, "`"]);
-            }
-            found => return Error::joined(&["expected ", &expected, ", found ", kind(found)]),
+            Unexpected::Str(text) => return unexpected(expected, &["`", text, "`"]),
+            found => return unexpected(expected, &[kind(found)]),
         };
-        let number = decimal(number);
-        Error::joined(&["expected ", &expected, ", found ", sign, &number])
+        unexpected(expected, &[sign, &decimal(number)])
     }
 
     fn invalid_length(len: usize, expected: &dyn Expected) -> Self {
-        let len = decimal(len as u64);
-        Error::joined(&["expected ", &expected.to_string(), ", found ", &len])
+        unexpected(expected, &[&decimal(len as u64)])
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
@@ -52,6 +47,19 @@ impl de::Error for Error {
     fn duplicate_field(field: &'static str) -> Self {
         Error::joined(&["the key `", field, "` stands twice"])
     }
+}
+
+#[inline(never)]
+fn unexpected(expected: &dyn Expected, found: &[&str]) -> Error {
+    let expected = printed(&expected);
+    Error::joined(&["expected ", &expected, ", found ", &joined(found)])
+}
+
+/// `to_string`, without what that says when `Display` fails, which is a kilobyte.
+fn printed(value: &dyn std::fmt::Display) -> String {
+    let mut text = String::new();
+    let _ = std::fmt::write(&mut text, format_args!("{value}"));
+    text
 }
 
 fn kind(found: Unexpected<'_>) -> &'static str {
@@ -75,11 +83,11 @@ fn known(names: &[&str]) -> String {
         } else {
             "`, `"
         };
-        list.push_str(before);
-        list.push_str(name);
+        push(&mut list, before);
+        push(&mut list, name);
     }
     if !list.is_empty() {
-        list.push('`');
+        push(&mut list, "`");
     }
     list
 }
@@ -87,10 +95,11 @@ fn known(names: &[&str]) -> String {
 impl Error {
     /// The same error, of a value further in.
     fn within(self, step: &str) -> Self {
-        match self.message().strip_prefix("at /") {
-            Some(rest) => Error::joined(&["at /", step, "/", rest]),
-            None => Error::joined(&["at /", step, ": ", self.message()]),
-        }
+        let (between, rest) = match self.message().strip_prefix("at /") {
+            Some(rest) => ("/", rest),
+            None => (": ", self.message()),
+        };
+        Error::joined(&["at /", step, between, rest])
     }
 
     fn too_deep() -> Self {
@@ -98,35 +107,131 @@ impl Error {
     }
 }
 
+impl<'de> Value<'de> {
+    /// Not what the type asked for.
+    fn mismatch(&self, expected: &dyn Expected) -> Error {
+        match self.kind() {
+            Kind::Other => Error::new("bytes are not allowed here"),
+            kind => unexpected(expected, &[kind.name()]),
+        }
+    }
+
+    fn deserialize_text<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.as_str() {
+            Some(text) => visitor.visit_borrowed_str(text),
+            None if self.kind() == Kind::Str => Err(Error::new("a string is not UTF-8")),
+            None => Err(self.mismatch(&visitor)),
+        }
+    }
+
+    fn deserialize_integer<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.number() {
+            Some(Number::Unsigned(value)) => visitor.visit_u64(value),
+            Some(Number::Signed(value)) => visitor.visit_i64(value),
+            _ => Err(self.mismatch(&visitor)),
+        }
+    }
+
+    fn deserialize_number<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.number() {
+            Some(Number::Float(value)) => visitor.visit_f64(value),
+            _ => self.deserialize_integer(visitor),
+        }
+    }
+
+    fn deserialize_items<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_too_deep() {
+            return Err(Error::too_deep());
+        }
+        if self.kind() != Kind::Array {
+            return Err(self.mismatch(&visitor));
+        }
+        visitor.visit_seq(Seq {
+            items: self.items(),
+            given: 0,
+        })
+    }
+
+    fn deserialize_entries<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.is_too_deep() {
+            return Err(Error::too_deep());
+        }
+        if self.kind() != Kind::Map {
+            return Err(self.mismatch(&visitor));
+        }
+        visitor.visit_map(Map {
+            entries: self.entries(),
+            entry: None,
+        })
+    }
+}
+
+/// Methods of one line, which take a visitor and nothing else.
+macro_rules! deserialize {
+    ($($method:ident)* => $with:ident) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            self.$with(visitor)
+        }
+    )*};
+}
+
+/// A type that says what it wants gets that or an error, and links nothing for what it does not want.
 impl<'de> de::Deserializer<'de> for Value<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        if self.is_too_deep() {
-            return Err(Error::too_deep());
-        }
         match self.kind() {
             Kind::Nil => visitor.visit_unit(),
-            Kind::Bool => visitor.visit_bool(self.as_bool().unwrap_or_default()),
-            Kind::Integer => match self.as_u64() {
-                Some(value) => visitor.visit_u64(value),
-                None => visitor.visit_i64(self.as_i64().unwrap_or_default()),
-            },
-            Kind::Float => visitor.visit_f64(self.as_f64().unwrap_or_default()),
-            Kind::Str => match self.as_str() {
-                Some(text) => visitor.visit_borrowed_str(text),
-                None => Err(Error::new("a string is not UTF-8")),
-            },
-            Kind::Array => visitor.visit_seq(Seq {
-                items: self.items(),
-                given: 0,
-            }),
-            Kind::Map => visitor.visit_map(Map {
-                entries: self.entries(),
-                entry: None,
-            }),
-            Kind::Other => Err(Error::new("bytes are not allowed here")),
+            Kind::Bool => self.deserialize_bool(visitor),
+            Kind::Integer | Kind::Float => self.deserialize_number(visitor),
+            Kind::Str => self.deserialize_text(visitor),
+            Kind::Array => self.deserialize_items(visitor),
+            Kind::Map => self.deserialize_entries(visitor),
+            Kind::Other => Err(self.mismatch(&visitor)),
         }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.as_bool() {
+            Some(value) => visitor.visit_bool(value),
+            None => Err(self.mismatch(&visitor)),
+        }
+    }
+
+    deserialize!(deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128
+        => deserialize_integer);
+    deserialize!(deserialize_f32 deserialize_f64 => deserialize_number);
+    deserialize!(deserialize_char deserialize_str deserialize_string deserialize_identifier
+        => deserialize_text);
+    deserialize!(deserialize_seq => deserialize_items);
+    deserialize!(deserialize_map => deserialize_entries);
+
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_items(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_items(visitor)
+    }
+
+    /// From a map alone: by position nobody writes a configuration, and reading it costs code.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_entries(visitor)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -173,10 +278,7 @@ impl<'de> de::Deserializer<'de> for Value<'de> {
         visitor.visit_unit()
     }
 
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map struct identifier
-    }
+    serde::forward_to_deserialize_any! { bytes byte_buf unit unit_struct }
 }
 
 struct Seq<'de> {

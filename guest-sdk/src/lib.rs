@@ -40,11 +40,11 @@
 
 mod builders;
 mod de;
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 mod guest;
 pub mod log;
 mod rule;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 pub mod testing;
 mod text;
 pub mod wire;
@@ -67,7 +67,7 @@ struct Readme;
 /// What the expansion of `#[rule]` calls. Not for use by hand.
 #[doc(hidden)]
 pub mod __private {
-    #[cfg(target_arch = "wasm32")]
+    #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
     pub use crate::guest::{Slot, decide, init, reserve};
 
     pub use crate::rule::NoConfig;

@@ -14,8 +14,8 @@
 /// ```
 #[allow(clippy::print_stderr, reason = "native tests have no other log")]
 pub fn line(text: &str) {
-    #[cfg(target_arch = "wasm32")]
-    crate::guest::log(crate::guest::LEVEL_LINE, text);
-    #[cfg(not(target_arch = "wasm32"))]
+    #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+    crate::guest::log(crate::guest::LEVEL_LINE, text.as_bytes());
+    #[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
     eprintln!("rule: {text}");
 }

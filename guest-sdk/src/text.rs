@@ -1,29 +1,42 @@
 //! Text without `core::fmt` and without a check that could panic with a number: what small rules
 //! would otherwise link is half of them.
 
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+pub(crate) use crate::guest::{append, push};
+
+/// More bytes at the end.
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
+pub(crate) fn append(to: &mut Vec<u8>, more: &[u8]) {
+    to.extend_from_slice(more);
+}
+
+/// More text at the end.
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
+pub(crate) fn push(to: &mut String, more: &str) {
+    to.push_str(more);
+}
+
 /// The parts, one after another.
 pub(crate) fn joined(parts: &[&str]) -> String {
     let mut text = String::new();
     for part in parts {
-        text.push_str(part);
+        push(&mut text, part);
     }
     text
 }
 
 /// A number in decimal.
-pub(crate) fn decimal(mut number: u64) -> String {
-    let mut digits = [0; 20];
-    let mut start = digits.len();
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        start -= 1;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
+pub(crate) fn decimal(number: u64) -> String {
+    let mut text = String::new();
+    push_decimal(&mut text, number);
+    text
+}
+
+fn push_decimal(text: &mut String, number: u64) {
+    if number >= 10 {
+        push_decimal(text, number / 10);
     }
-    let digits = digits.get(start..).unwrap_or_default();
-    joined(&[std::str::from_utf8(digits).unwrap_or_default()])
+    text.push(char::from(b'0' + (number % 10) as u8));
 }
 
 #[cfg(test)]

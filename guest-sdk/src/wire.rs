@@ -7,7 +7,7 @@
 mod decision;
 mod event;
 mod index;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 pub mod json;
 mod msgpack;
 mod value;
@@ -16,6 +16,7 @@ pub use decision::{Action, Body, Decision, Field, Link, Message, Payload};
 pub use event::{Event, EventHead};
 pub use index::{INDEXED_BYTES_MIN, SkipIndex};
 pub use msgpack::Writer;
+pub(crate) use value::Number;
 pub use value::{Entries, Error, Items, Kind, Value};
 
 /// The version of this contract. A module states the one it speaks by exporting `hooksieve_abi_1`.

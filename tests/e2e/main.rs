@@ -7,3 +7,4 @@ mod fuel;
 mod hostile;
 mod mail;
 mod senders;
+mod sizes;

@@ -32,6 +32,30 @@ use tokio::time::Instant;
 /// The rule that does on demand what an event says; see `tests/guests/probe`.
 pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.wasm"));
 
+/// Rules of the sizes that `guest-sdk/README.md` speaks of, by name.
+pub const LEAN: [(&str, &[u8]); 5] = [
+    (
+        "lean-drop",
+        include_bytes!(concat!(env!("OUT_DIR"), "/lean_drop.wasm")),
+    ),
+    (
+        "lean-forward",
+        include_bytes!(concat!(env!("OUT_DIR"), "/lean_forward.wasm")),
+    ),
+    (
+        "lean-format",
+        include_bytes!(concat!(env!("OUT_DIR"), "/lean_format.wasm")),
+    ),
+    (
+        "lean-serde",
+        include_bytes!(concat!(env!("OUT_DIR"), "/lean_serde.wasm")),
+    ),
+    (
+        "first-rule",
+        include_bytes!(concat!(env!("OUT_DIR"), "/first_rule.wasm")),
+    ),
+];
+
 /// How long a test waits for what must come. Long, because it only ends tests that fail.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -55,7 +55,7 @@ pub(crate) fn rule(rule: Rule) -> TokenStream {
             // Native builds have no other use for it.
             let _ = answer;
 
-            #[cfg(target_arch = "wasm32")]
+            #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
             #[allow(unsafe_code)]
             const _: () = {
                 static CONFIG: ::hooksieve_sdk::__private::Slot<#config_type> =

@@ -1,6 +1,6 @@
 //! What a rule answers: a map with `reason` and `actions`, or a map with `error` alone.
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 use super::json;
 use super::{Error, Kind, Value, Writer};
 use serde::{Deserialize, Serialize};
@@ -81,7 +81,7 @@ impl Serialize for Body {
     }
 }
 
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 impl<'de> Deserialize<'de> for Body {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         json::Data::from_deserializer(from).map(|data| Self(data.bytes().to_vec()))
@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for Body {
 }
 
 // Guests write decisions and never read them; this keeps the derives above whole on wasm.
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
 impl<'de> Deserialize<'de> for Body {
     fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
         Err(serde::de::Error::custom("a rule does not read bodies"))
@@ -101,8 +101,7 @@ impl Decision {
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Writer::with_capacity(256);
         to.map(2);
-        to.str("reason");
-        to.str(&self.reason);
+        to.entry("reason", &self.reason);
         to.str("actions");
         to.array(self.actions.len());
         for action in &self.actions {
@@ -151,8 +150,7 @@ impl Decision {
     pub fn encode_error(message: &str) -> Vec<u8> {
         let mut to = Writer::with_capacity(message.len() + 16);
         to.map(1);
-        to.str("error");
-        to.str(message);
+        to.entry("error", message);
         to.into_bytes()
     }
 }
@@ -160,8 +158,7 @@ impl Decision {
 impl Action {
     fn encode(&self, to: &mut Writer) {
         to.map(2);
-        to.str("channel");
-        to.str(&self.channel);
+        to.entry("channel", &self.channel);
         match &self.payload {
             Payload::Message(message) => {
                 to.str("message");
@@ -207,18 +204,14 @@ impl Action {
 impl Message {
     fn encode(&self, to: &mut Writer) {
         to.map(2 + usize::from(self.link.is_some()) + usize::from(!self.fields.is_empty()));
-        to.str("title");
-        to.str(&self.title);
-        to.str("text");
-        to.str(&self.text);
+        to.entry("title", &self.title);
+        to.entry("text", &self.text);
         if let Some(link) = &self.link {
             to.str("link");
             to.map(1 + usize::from(link.label.is_some()));
-            to.str("url");
-            to.str(&link.url);
+            to.entry("url", &link.url);
             if let Some(label) = &link.label {
-                to.str("label");
-                to.str(label);
+                to.entry("label", label);
             }
         }
         if !self.fields.is_empty() {
@@ -226,10 +219,8 @@ impl Message {
             to.array(self.fields.len());
             for field in &self.fields {
                 to.map(2);
-                to.str("name");
-                to.str(&field.name);
-                to.str("value");
-                to.str(&field.value);
+                to.entry("name", &field.name);
+                to.entry("value", &field.value);
             }
         }
     }

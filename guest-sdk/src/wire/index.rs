@@ -36,29 +36,25 @@ impl<'a> SkipIndex<'a> {
 
     /// The `n`th pair: where a container starts, and the offset just after it.
     pub fn get(&self, n: usize) -> Option<(usize, usize)> {
-        let pair = self.bytes.get(n.checked_mul(8)?..)?.first_chunk::<8>()?;
-        let [a, b, c, d, e, f, g, h] = *pair;
-        Some((
-            u32::from_le_bytes([a, b, c, d]) as usize,
-            u32::from_le_bytes([e, f, g, h]) as usize,
-        ))
+        self.pairs().get(n).map(pair)
     }
 
     /// The offset just after the container that starts at `start`, if it is listed.
     pub fn end_of(&self, start: usize) -> Option<usize> {
-        let (mut low, mut high) = (0, self.len());
-        while low < high {
-            let middle = (low + high) / 2;
-            let (at, end) = self.get(middle)?;
-            if at == start {
-                return Some(end);
-            }
-            if at < start {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        None
+        let pairs = self.pairs();
+        let found = pairs.binary_search_by_key(&start, |listed| pair(listed).0);
+        self.get(found.ok()?).map(|(_, end)| end)
     }
+
+    fn pairs(&self) -> &'a [[u8; 8]] {
+        self.bytes.as_chunks().0
+    }
+}
+
+fn pair(bytes: &[u8; 8]) -> (usize, usize) {
+    let [a, b, c, d, e, f, g, h] = *bytes;
+    (
+        u32::from_le_bytes([a, b, c, d]) as usize,
+        u32::from_le_bytes([e, f, g, h]) as usize,
+    )
 }

@@ -1,8 +1,9 @@
 //! A lazy view of one MessagePack value: nothing is decoded before it is asked for.
 
-use super::msgpack::{self, Head};
+use super::msgpack::{self, Head, What};
 use super::{DEPTH_MAX, SkipIndex};
 use std::fmt;
+use std::num::NonZeroUsize;
 
 /// What could not be read, in one sentence without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,19 +86,33 @@ impl Kind {
 pub struct Value<'a> {
     bytes: &'a [u8],
     index: SkipIndex<'a>,
-    at: usize,
+    pub(super) at: usize,
     /// How many containers are around it.
     depth: u32,
 }
 
 impl<'a> Value<'a> {
     /// The first value in `bytes`.
-    pub const fn new(bytes: &'a [u8]) -> Self {
-        Self::indexed(bytes, SkipIndex::new(&[]))
+    ///
+    /// In a rule's module they must be one whole document, which is checked here and now, and are
+    /// taken for none otherwise: only what the engine wrote is read there as it is.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        let value = Self::trusted(bytes, SkipIndex::default());
+        #[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+        if value.validate().is_err() {
+            return Self::nil();
+        }
+        value
     }
 
     /// The first value in `bytes`, with the skip index over them.
+    #[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
     pub const fn indexed(bytes: &'a [u8], index: SkipIndex<'a>) -> Self {
+        Self::trusted(bytes, index)
+    }
+
+    /// In a module, only for bytes whose every text is UTF-8, with an index that is true.
+    pub(crate) const fn trusted(bytes: &'a [u8], index: SkipIndex<'a>) -> Self {
         Self {
             bytes,
             index,
@@ -107,20 +122,23 @@ impl<'a> Value<'a> {
     }
 
     const fn nil() -> Self {
-        Self::new(&[0xc0])
+        Self::trusted(&[0xc0], SkipIndex::new(&[]))
     }
 
     /// What this value is. Bytes that end too early are [`Kind::Other`].
     pub fn kind(&self) -> Kind {
-        match self.head() {
-            Some((Head::Nil, _)) => Kind::Nil,
-            Some((Head::Bool(_), _)) => Kind::Bool,
-            Some((Head::Unsigned(_) | Head::Signed(_), _)) => Kind::Integer,
-            Some((Head::Float(_), _)) => Kind::Float,
-            Some((Head::Str { .. }, _)) => Kind::Str,
-            Some((Head::Array { .. }, _)) => Kind::Array,
-            Some((Head::Map { .. }, _)) => Kind::Map,
-            Some((Head::Bin { .. } | Head::Ext { .. }, _)) | None => Kind::Other,
+        let Some(head) = self.head() else {
+            return Kind::Other;
+        };
+        match head.what {
+            What::Nil => Kind::Nil,
+            What::Bool => Kind::Bool,
+            What::Unsigned | What::Signed => Kind::Integer,
+            What::Float => Kind::Float,
+            What::Str => Kind::Str,
+            What::Bytes => Kind::Other,
+            What::Array => Kind::Array,
+            What::Map => Kind::Map,
         }
     }
 
@@ -129,74 +147,57 @@ impl<'a> Value<'a> {
     }
 
     pub fn as_str(&self) -> Option<&'a str> {
-        std::str::from_utf8(self.str_bytes()?).ok()
+        let mut value = *self;
+        text(value.take_str()?)
     }
 
     pub fn as_bool(&self) -> Option<bool> {
-        match self.head()? {
-            (Head::Bool(value), _) => Some(value),
-            _ => None,
-        }
+        let head = self.head()?;
+        (head.what == What::Bool).then_some(head.len != 0)
     }
 
     /// The value as an integer, if it is one and fits.
     pub fn as_i64(&self) -> Option<i64> {
-        match self.head()? {
-            (Head::Unsigned(value), _) => i64::try_from(value).ok(),
-            (Head::Signed(value), _) => Some(value),
-            _ => None,
+        match self.number()? {
+            Number::Unsigned(value) => i64::try_from(value).ok(),
+            Number::Signed(value) => Some(value),
+            Number::Float(_) => None,
         }
     }
 
     /// The value as an integer, if it is one and not negative.
     pub fn as_u64(&self) -> Option<u64> {
-        match self.head()? {
-            (Head::Unsigned(value), _) => Some(value),
-            _ => None,
+        match self.number()? {
+            Number::Unsigned(value) => Some(value),
+            Number::Signed(value) => u64::try_from(value).ok(),
+            Number::Float(_) => None,
         }
     }
 
     /// The value as a number; integers count as numbers.
     pub fn as_f64(&self) -> Option<f64> {
-        match self.head()? {
-            (Head::Unsigned(value), _) => Some(value as f64),
-            (Head::Signed(value), _) => Some(value as f64),
-            (Head::Float(value), _) => Some(value),
-            _ => None,
+        match self.number()? {
+            Number::Unsigned(value) => Some(value as f64),
+            Number::Signed(value) => Some(value as f64),
+            Number::Float(value) => Some(value),
         }
     }
 
     /// The values of an array; empty for everything else.
     pub fn items(&self) -> Items<'a> {
-        let (left, at) = match self.head() {
-            Some((Head::Array { len }, at)) => (len, at),
-            _ => (0, self.at),
-        };
-        Items {
-            value: self.inside(at),
-            left,
-            begun: false,
-        }
+        self.content(What::Array)
     }
 
     /// The entries of a map, in the sender's order; empty for everything else.
     pub fn entries(&self) -> Entries<'a> {
-        let (left, at) = match self.head() {
-            Some((Head::Map { len }, at)) => (len, at),
-            _ => (0, self.at),
-        };
-        Entries {
-            value: self.inside(at),
-            left,
-            begun: false,
-        }
+        Entries(self.content(What::Map))
     }
 
     /// How many values an array or entries a map says it holds; 0 for everything else. In bytes that
     /// end too early there are fewer.
     pub fn len(&self) -> usize {
         match self.head() {
-            Some((Head::Array { len } | Head::Map { len }, _)) => len,
+            Some(head) if matches!(head.what, What::Array | What::Map) => head.len as usize,
             _ => 0,
         }
     }
@@ -211,10 +212,7 @@ impl<'a> Value<'a> {
         let mut value = *self;
         let mut rest = pointer.as_bytes();
         while let [b'/', tail @ ..] = rest {
-            let end = tail.iter().position(|&b| b == b'/').unwrap_or(tail.len());
-            let (step, after) = tail.split_at(end);
-            value = value.step(step)?;
-            rest = after;
+            rest = value.step(tail)?;
         }
         rest.is_empty().then_some(value)
     }
@@ -246,12 +244,18 @@ impl<'a> Value<'a> {
 
     /// The entry of a map with exactly this key.
     pub fn get(&self, key: &str) -> Option<Value<'a>> {
-        self.find(|name| name == key.as_bytes())
+        let mut entries = self.entries();
+        while let Some(name) = entries.advance() {
+            if name == key.as_bytes() {
+                return Some(entries.value());
+            }
+        }
+        None
     }
 
     /// The bytes of this value alone, as MessagePack.
     pub fn encoded(&self) -> Option<&'a [u8]> {
-        self.bytes.get(self.at..self.end()?)
+        self.bytes.get(self.at..self.end()?.get())
     }
 
     /// Checks the whole document: one value and nothing after it, no map key but strings, every
@@ -276,7 +280,7 @@ impl<'a> Value<'a> {
             let (left, in_map) = open[depth];
             let is_key = in_map && left % 2 == 0;
             open[depth].0 = left - 1;
-            let (head, next) = msgpack::head(self.bytes, at).ok_or_else(|| {
+            let head = msgpack::head(self.bytes, at).ok_or_else(|| {
                 self.error(
                     at,
                     match self.bytes.get(at) {
@@ -285,13 +289,14 @@ impl<'a> Value<'a> {
                     },
                 )
             })?;
-            if is_key && !matches!(head, Head::Str { .. }) {
+            if is_key && head.what != What::Str {
                 return Err(self.error(at, "a map key is not a string"));
             }
-            let (len, is_map) = match head {
-                Head::Array { len } => (len, false),
-                Head::Map { len } => (len, true),
-                Head::Str { len } => {
+            let (len, next) = (head.len as usize, at + head.size as usize);
+            let is_map = match head.what {
+                What::Array => false,
+                What::Map => true,
+                What::Str => {
                     let end = next.checked_add(len);
                     let text = end.and_then(|end| self.bytes.get(next..end));
                     let text = text.ok_or_else(|| self.error(at, "it ends inside a string"))?;
@@ -300,7 +305,7 @@ impl<'a> Value<'a> {
                     at = next + len;
                     continue;
                 }
-                Head::Bin { .. } | Head::Ext { .. } => {
+                What::Bytes => {
                     return Err(self.error(at, "bytes and extensions are not allowed"));
                 }
                 _ => {
@@ -340,74 +345,118 @@ impl<'a> Value<'a> {
         self.depth > DEPTH_MAX as u32 + 1
     }
 
-    fn head(&self) -> Option<(Head, usize)> {
+    fn head(&self) -> Option<Head> {
         msgpack::head(self.bytes, self.at)
     }
 
-    fn str_bytes(&self) -> Option<&'a [u8]> {
-        match self.head()? {
-            (Head::Str { len }, at) => self.bytes.get(at..at.checked_add(len)?),
-            _ => None,
-        }
-    }
-
-    fn step(&self, step: &[u8]) -> Option<Value<'a>> {
-        match self.head()? {
-            (Head::Map { .. }, _) => {
-                if step.contains(&b'~') {
-                    self.find(|key| unescaped_eq(step, key))
-                } else {
-                    self.find(|key| key == step)
-                }
+    pub(crate) fn number(&self) -> Option<Number> {
+        let head = self.head()?;
+        let number = msgpack::number(self.bytes, self.at, head.size)?;
+        // By how much a shorter number is moved to the left, to be extended on its way back.
+        let shift = match head.size {
+            1 => 0,
+            size => 64 - 8 * (size as u32 - 1),
+        };
+        match head.what {
+            What::Unsigned => Some(Number::Unsigned(number)),
+            What::Signed => Some(Number::Signed((number << shift) as i64 >> shift)),
+            What::Float if shift > 0 => {
+                let short = f32::from_bits(number as u32);
+                Some(Number::Float(short as f64))
             }
-            (Head::Array { .. }, _) => self.items().nth(array_position(step)?),
+            What::Float => Some(Number::Float(f64::from_bits(number))),
             _ => None,
         }
     }
 
-    fn find(&self, matches: impl Fn(&[u8]) -> bool) -> Option<Value<'a>> {
-        let mut entries = self.entries();
-        while let Some((key, value)) = entries.next_raw() {
-            if matches(key) {
-                return Some(value);
+    /// What a container of this kind holds; nothing where it is none.
+    #[inline(never)]
+    fn content(&self, what: What) -> Items<'a> {
+        let (left, size) = match self.head() {
+            Some(head) if head.what == what => (head.len, head.size),
+            _ => (0, 0),
+        };
+        Items {
+            value: self.inside(self.at + size as usize),
+            left: left as usize,
+            begun: false,
+        }
+    }
+
+    /// The bytes of a string, behind which this then stands.
+    #[inline(never)]
+    fn take_str(&mut self) -> Option<&'a [u8]> {
+        let head = self.head()?;
+        if head.what != What::Str {
+            return None;
+        }
+        let start = self.at + head.size as usize;
+        self.at = start.checked_add(head.len as usize)?;
+        self.bytes.get(start..self.at)
+    }
+
+    /// Takes the first step of what is left of a JSON pointer, and gives what is left then.
+    fn step<'p>(&mut self, pointer: &'p [u8]) -> Option<&'p [u8]> {
+        let what = self.head()?.what;
+        let (mut position, after) = match what {
+            What::Map => (0, pointer),
+            What::Array => array_position(pointer)?,
+            _ => return None,
+        };
+        let mut content = self.content(what);
+        while content.advance() {
+            let rest = if what == What::Map {
+                after_key(pointer, content.value.take_str()?)
+            } else if position == 0 {
+                Some(after)
+            } else {
+                position -= 1;
+                None
+            };
+            if rest.is_some() {
+                *self = content.value;
+                return rest;
             }
         }
         None
     }
 
     /// The offset just after this value. Walks, and never recurses.
-    fn end(&self) -> Option<usize> {
-        let (mut head, mut at) = self.head()?;
-        if matches!(head, Head::Map { .. } | Head::Array { .. }) {
-            // Only the outermost container needs a look-up: one that is too small to be listed
-            // holds none that is.
-            if let Some(end) = self.index.end_of(self.at)
-                && end > self.at
-                && end <= self.bytes.len()
-            {
-                return Some(end);
-            }
+    fn end(&self) -> Option<NonZeroUsize> {
+        let mut at = self.at;
+        // Only the outermost container needs a look-up: one that is too small to be listed holds
+        // none that is.
+        if matches!(self.bytes.get(at)?, 0x80..=0x9f | 0xdc..=0xdf)
+            && let Some(end) = self.index.end_of(at)
+            && end > at
+            && end <= self.bytes.len()
+        {
+            return NonZeroUsize::new(end);
         }
-        let mut left = 0usize;
-        loop {
-            match head {
-                Head::Str { len } | Head::Bin { len } | Head::Ext { len } => {
-                    at = at.checked_add(len)?;
-                    if at > self.bytes.len() {
-                        return None;
-                    }
-                }
-                Head::Array { len } => left = left.checked_add(len)?,
-                Head::Map { len } => left = left.checked_add(len)?.checked_add(len)?,
+        let mut left = 1u64;
+        while left > 0 {
+            let head = msgpack::head(self.bytes, at)?;
+            at += head.size as usize;
+            left -= 1;
+            match head.what {
+                What::Str | What::Bytes => at = at.checked_add(head.len as usize)?,
+                What::Array => left += head.len as u64,
+                What::Map => left += 2 * head.len as u64,
                 _ => {}
             }
-            if left == 0 {
-                return Some(at);
-            }
-            left -= 1;
-            (head, at) = msgpack::head(self.bytes, at)?;
         }
+        if at > self.bytes.len() {
+            return None;
+        }
+        NonZeroUsize::new(at)
     }
+}
+
+/// A number as it stands there.
+pub(crate) enum Number {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
 }
 
 impl fmt::Debug for Value<'_> {
@@ -415,19 +464,25 @@ impl fmt::Debug for Value<'_> {
         if self.is_too_deep() {
             return f.write_str("…");
         }
-        match self.head() {
-            Some((Head::Nil, _)) => f.write_str("null"),
-            Some((Head::Bool(value), _)) => value.fmt(f),
-            Some((Head::Unsigned(value), _)) => value.fmt(f),
-            Some((Head::Signed(value), _)) => value.fmt(f),
-            Some((Head::Float(value), _)) => value.fmt(f),
-            Some((Head::Str { .. }, _)) => match self.as_str() {
+        let Some(head) = self.head() else {
+            return f.write_str("<bytes>");
+        };
+        match head.what {
+            What::Nil => f.write_str("null"),
+            What::Bool => (head.len != 0).fmt(f),
+            What::Unsigned | What::Signed | What::Float => match self.number() {
+                Some(Number::Unsigned(value)) => value.fmt(f),
+                Some(Number::Signed(value)) => value.fmt(f),
+                Some(Number::Float(value)) => value.fmt(f),
+                None => f.write_str("<bytes>"),
+            },
+            What::Str => match self.as_str() {
                 Some(text) => text.fmt(f),
                 None => f.write_str("<not UTF-8>"),
             },
-            Some((Head::Array { .. }, _)) => f.debug_list().entries(self.items()).finish(),
-            Some((Head::Map { .. }, _)) => f.debug_map().entries(self.entries()).finish(),
-            _ => f.write_str("<bytes>"),
+            What::Array => f.debug_list().entries(self.items()).finish(),
+            What::Map => f.debug_map().entries(self.entries()).finish(),
+            What::Bytes => f.write_str("<bytes>"),
         }
     }
 }
@@ -441,46 +496,55 @@ pub struct Items<'a> {
     begun: bool,
 }
 
+impl Items<'_> {
+    /// Puts `value` onto the next one, if there is one.
+    fn advance(&mut self) -> bool {
+        let Some(left) = self.left.checked_sub(1) else {
+            return false;
+        };
+        if self.begun {
+            let Some(end) = self.value.end() else {
+                self.left = 0;
+                return false;
+            };
+            self.value.at = end.get();
+        }
+        self.begun = true;
+        self.left = left;
+        true
+    }
+}
+
 impl<'a> Iterator for Items<'a> {
     type Item = Value<'a>;
 
     fn next(&mut self) -> Option<Value<'a>> {
-        let left = self.left.checked_sub(1)?;
-        self.left = 0;
-        if self.begun {
-            self.value.at = self.value.end()?;
-        }
-        self.begun = true;
-        self.left = left;
-        Some(self.value)
+        self.advance().then_some(self.value)
     }
 }
 
 /// The entries of a map. One whose key is not a string, or that is cut off, ends it.
 #[derive(Clone, Debug)]
-pub struct Entries<'a> {
-    /// The value that was given last, once one was; walked over only when another is asked for.
-    value: Value<'a>,
-    left: usize,
-    begun: bool,
-}
+pub struct Entries<'a>(
+    /// Its `left` counts entries. Its `value` is put from the key, which it gave, onto the entry's
+    /// value, so that it goes on behind that one.
+    Items<'a>,
+);
 
 impl<'a> Entries<'a> {
-    pub(crate) fn next_raw(&mut self) -> Option<(&'a [u8], Value<'a>)> {
-        let left = self.left.checked_sub(1)?;
-        self.left = 0;
-        if self.begun {
-            self.value.at = self.value.end()?;
-        }
-        let (Head::Str { len }, at) = self.value.head()? else {
+    /// Moves on to the next entry: its key, whose value [`Entries::value`] then is.
+    pub(crate) fn advance(&mut self) -> Option<&'a [u8]> {
+        if !self.0.advance() {
             return None;
-        };
-        let end = at.checked_add(len)?;
-        let key = self.value.bytes.get(at..end)?;
-        self.value.at = end;
-        self.begun = true;
-        self.left = left;
-        Some((key, self.value))
+        }
+        let left = std::mem::take(&mut self.0.left);
+        let key = self.0.value.take_str()?;
+        self.0.left = left;
+        Some(key)
+    }
+
+    pub(crate) fn value(&self) -> Value<'a> {
+        self.0.value
     }
 }
 
@@ -488,44 +552,67 @@ impl<'a> Iterator for Entries<'a> {
     type Item = (&'a str, Value<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (key, value) = self.next_raw()?;
-        match std::str::from_utf8(key) {
-            Ok(key) => Some((key, value)),
-            Err(_) => {
-                self.left = 0;
-                None
-            }
+        let key = text(self.advance()?);
+        if key.is_none() {
+            self.0.left = 0;
         }
+        Some((key?, self.value()))
     }
 }
 
-/// Whether an escaped step of a JSON pointer names this key: `~1` is `/`, `~0` is `~`.
-fn unescaped_eq(step: &[u8], key: &[u8]) -> bool {
-    let mut key = key.iter();
-    let mut step = step.iter();
-    while let Some(&byte) = step.next() {
-        let wanted = match byte {
-            b'~' => match step.next() {
-                Some(b'0') => b'~',
-                Some(b'1') => b'/',
-                _ => return false,
+#[cfg(all(target_arch = "wasm32", target_os = "unknown"))]
+fn text(bytes: &[u8]) -> Option<&str> {
+    Some(crate::guest::text(bytes))
+}
+
+#[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
+fn text(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// What follows the first step of a JSON pointer if that step names this key; in a step `~1` is `/`,
+/// and `~0` is `~`.
+fn after_key<'p>(pointer: &'p [u8], key: &[u8]) -> Option<&'p [u8]> {
+    let mut step = pointer.iter();
+    for &byte in key {
+        let named = match *step.next()? {
+            b'/' => return None,
+            b'~' => match *step.next()? {
+                b'0' => b'~',
+                b'1' => b'/',
+                _ => return None,
             },
-            byte => byte,
+            named => named,
         };
-        if key.next() != Some(&wanted) {
-            return false;
+        if named != byte {
+            return None;
         }
     }
-    key.next().is_none()
+    after_step(step)
 }
 
-/// The array position a step names: digits, without leading zeros.
-fn array_position(step: &[u8]) -> Option<usize> {
-    if step.is_empty() || step.len() > 9 || (step.len() > 1 && step[0] == b'0') {
-        return None;
+/// The array position that the first step of a JSON pointer names, and what follows: digits, without
+/// leading zeros.
+fn array_position(pointer: &[u8]) -> Option<(usize, &[u8])> {
+    const FAR: usize = 100_000_000;
+    let mut step = pointer.iter();
+    let mut position = digit(*step.next()?)?;
+    while position > 0
+        && position < FAR
+        && let Some(next) = step.as_slice().first().and_then(|&byte| digit(byte))
+    {
+        position = position * 10 + next;
+        step.next();
     }
-    step.iter().try_fold(0usize, |position, &byte| {
-        byte.is_ascii_digit()
-            .then(|| position * 10 + (byte - b'0') as usize)
-    })
+    Some((position, after_step(step)?))
+}
+
+fn digit(byte: u8) -> Option<usize> {
+    byte.is_ascii_digit().then(|| (byte - b'0') as usize)
+}
+
+/// What is left of a pointer, if a step ends here.
+fn after_step<'p>(rest: std::slice::Iter<'p, u8>) -> Option<&'p [u8]> {
+    let rest = rest.as_slice();
+    matches!(rest.first(), None | Some(b'/')).then_some(rest)
 }

@@ -116,3 +116,55 @@ fn what_does_not_fit_is_named_with_its_place() {
         "at /level/above: expected i32, found a boolean",
     );
 }
+
+#[test]
+fn numbers_may_be_written_longer_than_they_need() {
+    #[track_caller]
+    fn check(bytes: &[u8], unsigned: Option<u64>, signed: Option<i64>, float: Option<f64>) {
+        let value = Value::new(bytes);
+        assert_eq!(
+            (value.as_u64(), value.as_i64(), value.as_f64()),
+            (unsigned, signed, float),
+            "{bytes:02x?}"
+        );
+    }
+    check(b"\x7f", Some(127), Some(127), Some(127.0));
+    check(b"\xe0", None, Some(-32), Some(-32.0));
+    check(b"\xd0\x05", Some(5), Some(5), Some(5.0));
+    check(b"\xd0\x80", None, Some(-128), Some(-128.0));
+    check(b"\xd1\xff\xff", None, Some(-1), Some(-1.0));
+    check(
+        b"\xd2\x80\x00\x00\x00",
+        None,
+        Some(-0x8000_0000),
+        Some(-2147483648.0),
+    );
+    check(b"\xcc\xff", Some(255), Some(255), Some(255.0));
+    check(
+        b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
+        Some(u64::MAX),
+        None,
+        Some(u64::MAX as f64),
+    );
+    check(
+        b"\xd3\x80\0\0\0\0\0\0\0",
+        None,
+        Some(i64::MIN),
+        Some(i64::MIN as f64),
+    );
+    check(b"\xca\x3f\xc0\0\0", None, None, Some(1.5));
+    check(b"\xcb\x3f\xf8\0\0\0\0\0\0", None, None, Some(1.5));
+    check(b"\xa1\x31", None, None, None);
+}
+
+#[test]
+fn a_struct_is_read_from_a_map_alone() {
+    #[derive(Debug, Deserialize)]
+    struct Point {
+        #[allow(dead_code)]
+        x: i64,
+    }
+    let data = Data::from_json(b"[1]").unwrap();
+    let error = Point::deserialize(Value::new(data.bytes())).unwrap_err();
+    assert_eq!(error.to_string(), "expected struct Point, found an array");
+}

@@ -94,6 +94,19 @@ fn probe(event: &Event, config: &Config) -> Result<Decision, String> {
             let block = vec![1u8; bytes];
             Ok(Decision::drop(format!("held {} bytes", block.len())))
         }
+        "recurse" => {
+            let depth = event.i64("/depth").unwrap_or(0);
+            Ok(Decision::drop(format!("returned from {}", recurse(depth))))
+        }
         other => Err(format!("cannot do {other:?}")),
+    }
+}
+
+/// Takes 256 bytes of the rule's own stack for each step, and some more.
+fn recurse(depth: i64) -> i64 {
+    let room = std::hint::black_box([depth; 32]);
+    match depth {
+        0 => 0,
+        depth => recurse(depth - 1) + std::hint::black_box(room)[0] - depth + 1,
     }
 }
