@@ -1,4 +1,5 @@
 fn main() {
+    hooksieve_guest_build::build_programs(&["triage-command"], &["../policies/github-triage/src"]);
     hooksieve_guest_build::build(
         &[
             "probe",

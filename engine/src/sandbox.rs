@@ -15,10 +15,12 @@ mod cache;
 mod charge;
 mod check;
 mod child;
+mod command;
 mod compile;
 mod image;
 mod instance;
 mod memory;
+mod meter;
 mod module;
 mod program;
 mod unwind;
@@ -26,7 +28,7 @@ mod warm;
 mod watchdog;
 
 pub use cache::Cache;
-pub use check::{Checked, Refused};
+pub use check::{Checked, Form, Refused};
 pub use child::{CompileLimits, compile_if_asked};
 pub use module::Module;
 pub use program::{LogLine, Program, Run};
@@ -158,6 +160,8 @@ pub enum Error {
     Actions { actions: usize, limit: usize },
     #[error("it returned an error: {message}")]
     Rule { message: String },
+    #[error("its program ended with the exit code {code}")]
+    Exit { code: i32 },
     /// Not the rule's doing.
     #[error("the sandbox could not start it: {message}")]
     Engine { message: String },
@@ -189,6 +193,7 @@ impl Error {
             Error::Answer { .. } => "answer",
             Error::Actions { .. } => "actions",
             Error::Rule { .. } => "rule",
+            Error::Exit { .. } => "exit",
             Error::Engine { .. } => "engine",
         }
     }

@@ -1,6 +1,7 @@
 //! End-to-end tests: bytes in, receiver out. One file a theme.
 
 mod cli;
+mod command;
 mod crash;
 mod flow;
 mod fuel;

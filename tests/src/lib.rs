@@ -32,6 +32,9 @@ use tokio::time::Instant;
 /// The rule that does on demand what an event says; see `tests/guests/probe`.
 pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.wasm"));
 
+/// The policy `github-triage` as a WASI program.
+pub const TRIAGE_COMMAND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/triage_command.wasm"));
+
 /// Rules of the sizes that `guest-sdk/README.md` speaks of, by name.
 pub const LEAN: [(&str, &[u8]); 5] = [
     (

@@ -3,11 +3,11 @@
 //! Limits on what a module *declares* are checked here (size, initial memory and tables); limits on
 //! what it *does* belong to the running instance.
 
-use super::{Limits, PAGE_BYTES};
+use super::{Limits, PAGE_BYTES, command};
 use std::collections::BTreeMap;
 use wasmparser::{
-    CompositeInnerType, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef, ValType,
-    Validator, WasmFeatures,
+    CompositeInnerType, ElementItems, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef,
+    ValType, Validator, WasmFeatures,
 };
 
 /// A module that [`super::Sandbox::check`] found within the contract: what the compiler and the instance take, so
@@ -15,8 +15,11 @@ use wasmparser::{
 #[derive(Clone, Copy, Debug)]
 pub struct Checked<'a> {
     pub(super) wasm: &'a [u8],
+    pub form: Form,
     /// How many globals the module declares itself. It imports none.
     pub(super) globals: u32,
+    /// How many functions it imports.
+    pub(super) imported: u32,
     /// Whether it exports `hooksieve_init`.
     pub(super) init: bool,
     /// Whether an instance can be put back to what it was: nothing in the module changes a table or
@@ -26,6 +29,15 @@ pub struct Checked<'a> {
     pub(super) start_fuel: u64,
     /// Pages of memory it starts with.
     pub memory_pages: u64,
+}
+
+/// How a module is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// By its exports: `hooksieve_decide`.
+    Reactor,
+    /// As a WASI program: event on standard input, decision on standard output.
+    Command,
 }
 
 /// Why a module is not accepted. Says what is wrong; [`Refused::fix`] says what to do.
@@ -43,8 +55,10 @@ pub enum Refused {
     Invalid { message: String, offset: u64 },
     #[error("it has a start function")]
     Start,
-    #[error("it is a WASI program (it exports `{export}`), not a reactor")]
-    Command { export: String },
+    #[error("it is a WASI library (it exports `_initialize`), neither a program nor a reactor")]
+    WasiLibrary,
+    #[error("it takes the address of an imported function, whose calls could not be charged then")]
+    ImportAddress,
     #[error("it speaks version {found} of the contract, this engine speaks {known}")]
     Abi { found: String, known: u32 },
     #[error("it does not export `{name}`{}", near(.nearest))]
@@ -60,8 +74,12 @@ pub enum Refused {
     },
     #[error("it exports `{name}`, and the contract has no such export")]
     UnknownExport { name: String },
-    #[error("it imports `{module}.{name}`, and a rule may import `hooksieve.log` alone")]
-    UnknownImport { module: String, name: String },
+    #[error("it imports `{module}.{name}`, and a rule may import {allowed}")]
+    UnknownImport {
+        module: String,
+        name: String,
+        allowed: &'static str,
+    },
     #[error("its import `hooksieve.log` is {found}, not {expected}")]
     ImportType {
         found: String,
@@ -112,8 +130,11 @@ impl Refused {
                 "rebuild it: the file is damaged, or was made by a tool that writes newer WebAssembly"
             }
             Refused::Start => "move what runs at start into `hooksieve_init`",
-            Refused::Command { .. } => {
-                "build a library (crate-type = [\"cdylib\"]) for wasm32-unknown-unknown with #[rule]"
+            Refused::WasiLibrary => {
+                "build a program with `_start` for wasm32-wasip1, or a library (crate-type = [\"cdylib\"]) for wasm32-unknown-unknown with #[rule]"
+            }
+            Refused::ImportAddress => {
+                "call imported functions directly, or through a function of your own"
             }
             Refused::Abi { .. } => "rebuild it with the hooksieve-sdk of this engine's version",
             Refused::MissingExport { .. } => {
@@ -126,7 +147,7 @@ impl Refused {
                 "names that begin with `hooksieve` belong to the contract: rename the export"
             }
             Refused::UnknownImport { .. } => {
-                "build for wasm32-unknown-unknown (not WASI or emscripten) and without wasm-bindgen"
+                "build a reactor for wasm32-unknown-unknown without wasm-bindgen, or a program for WASI preview 1 (wasm32-wasip1) without sockets and threads; ABI.md lists what may be imported"
             }
             Refused::MemoryStart { .. } => {
                 "ask for a smaller stack (-C link-arg=-zstack-size=65536) and smaller statics"
@@ -151,7 +172,8 @@ impl Refused {
             Refused::Feature { .. } => "feature",
             Refused::Invalid { .. } => "invalid",
             Refused::Start => "start",
-            Refused::Command { .. } => "command",
+            Refused::WasiLibrary => "wasi_library",
+            Refused::ImportAddress => "import_address",
             Refused::Abi { .. } => "abi",
             Refused::MissingExport { .. } => "missing_export",
             Refused::ExportType { .. } => "export_type",
@@ -222,8 +244,24 @@ const FUNCTION_BYTES_MAX: u64 = 65_536;
 
 const INIT: &str = "hooksieve_init";
 
-/// The exports of a reactor, with their parameters and results.
-const EXPORTS: [(&str, &[ValType], &[ValType], &str); 4] = {
+/// An export's name, its parameters and results, and these in words.
+type Export = (
+    &'static str,
+    &'static [ValType],
+    &'static [ValType],
+    &'static str,
+);
+
+/// The export of a WASI program besides its memory.
+const COMMAND_EXPORTS: [Export; 1] = [(
+    "_start",
+    &[],
+    &[],
+    "a function without parameters or results",
+)];
+
+/// The exports of a reactor.
+const EXPORTS: [Export; 4] = {
     use ValType::{I32, I64};
     [
         (
@@ -307,6 +345,8 @@ struct Outline {
     function_bytes: u64,
     /// Whether any operator changes a table or drops a segment.
     changes_tables: bool,
+    /// The functions whose address is taken: the lowest index, as imports come first.
+    lowest_address: Option<u32>,
     start: bool,
 }
 
@@ -360,7 +400,28 @@ impl Outline {
                     self.memories.push(memory?.initial);
                 }
             }
-            Payload::GlobalSection(section) => self.globals = section.count(),
+            Payload::GlobalSection(section) => {
+                self.globals = section.count();
+                for global in section {
+                    self.addresses(global?.init_expr)?;
+                }
+            }
+            Payload::ElementSection(section) => {
+                for element in section {
+                    match element?.items {
+                        ElementItems::Functions(functions) => {
+                            for function in functions {
+                                self.address(function?);
+                            }
+                        }
+                        ElementItems::Expressions(_, expressions) => {
+                            for expression in expressions {
+                                self.addresses(expression?)?;
+                            }
+                        }
+                    }
+                }
+            }
             Payload::ExportSection(section) => {
                 for export in section {
                     let export = export?;
@@ -376,8 +437,12 @@ impl Outline {
                     self.locals += u64::from(locals?.0);
                 }
                 for operator in body.get_operators_reader()? {
+                    let operator = operator?;
+                    if let Operator::RefFunc { function_index } = operator {
+                        self.address(function_index);
+                    }
                     self.changes_tables |= matches!(
-                        operator?,
+                        operator,
                         Operator::TableSet { .. }
                             | Operator::TableGrow { .. }
                             | Operator::TableFill { .. }
@@ -393,13 +458,40 @@ impl Outline {
         Ok(())
     }
 
+    fn address(&mut self, function: u32) {
+        let lowest = self.lowest_address.unwrap_or(function);
+        self.lowest_address = Some(lowest.min(function));
+    }
+
+    fn addresses(
+        &mut self,
+        expression: wasmparser::ConstExpr<'_>,
+    ) -> Result<(), wasmparser::BinaryReaderError> {
+        for operator in expression.get_operators_reader() {
+            if let Operator::RefFunc { function_index } = operator? {
+                self.address(function_index);
+            }
+        }
+        Ok(())
+    }
+
     fn check<'a>(&self, wasm: &'a [u8], limits: &Limits) -> Result<Checked<'a>, Refused> {
         if self.start {
             return Err(Refused::Start);
         }
-        self.check_kind()?;
-        self.check_imports()?;
-        let init = self.check_exports()?;
+        let form = self.form()?;
+        let init = match form {
+            Form::Reactor => {
+                self.check_imports()?;
+                self.check_exports(&EXPORTS)?;
+                self.exports.contains_key(INIT)
+            }
+            Form::Command => {
+                self.check_wasi_imports()?;
+                self.check_exports(&COMMAND_EXPORTS)?;
+                false
+            }
+        };
         let memory_pages = self.memories.first().copied().unwrap_or_default();
         if memory_pages > u64::from(limits.memory_pages()) {
             return Err(Refused::MemoryStart {
@@ -432,9 +524,11 @@ impl Outline {
         }
         Ok(Checked {
             wasm,
+            form,
             globals: self.globals,
+            imported: self.imports.len() as u32,
             init,
-            keepable: !self.changes_tables,
+            keepable: form == Form::Reactor && !self.changes_tables,
             start_fuel: self.tables.iter().sum::<u64>()
                 + self.functions.len() as u64
                 + u64::from(self.globals)
@@ -443,10 +537,10 @@ impl Outline {
         })
     }
 
-    /// Tells a WASI program or another version of the contract from a reactor that lacks something.
-    fn check_kind(&self) -> Result<(), Refused> {
+    /// Tells a reactor from a WASI program, and another version of the contract from either.
+    fn form(&self) -> Result<Form, Refused> {
         if self.exports.contains_key("hooksieve_abi_1") {
-            return Ok(());
+            return Ok(Form::Reactor);
         }
         if let Some(name) = self
             .exports
@@ -458,14 +552,37 @@ impl Outline {
                 known: hooksieve_sdk::wire::ABI_VERSION,
             });
         }
-        for export in ["_start", "_initialize"] {
-            if self.exports.contains_key(export) {
-                return Err(Refused::Command {
-                    export: export.to_owned(),
+        if self.exports.contains_key("_start") {
+            Ok(Form::Command)
+        } else if self.exports.contains_key("_initialize") {
+            Err(Refused::WasiLibrary)
+        } else {
+            Ok(Form::Reactor)
+        }
+    }
+
+    /// A program may import what [`command::IMPORTS`] lists.
+    fn check_wasi_imports(&self) -> Result<(), Refused> {
+        for (module, name, ty) in &self.imports {
+            let known = command::IMPORTS.iter().any(|(known, _)| known == name);
+            if module != command::NAMESPACE || !known {
+                return Err(Refused::UnknownImport {
+                    module: module.clone(),
+                    name: name.clone(),
+                    allowed: "only what ABI.md lists of `wasi_snapshot_preview1`",
+                });
+            }
+            if ty.is_none() {
+                return Err(Refused::ImportType {
+                    found: self.type_name(*ty),
+                    expected: "the function of WASI preview 1",
                 });
             }
         }
-        Ok(())
+        match self.lowest_address {
+            Some(address) if address < self.imports.len() as u32 => Err(Refused::ImportAddress),
+            _ => Ok(()),
+        }
     }
 
     fn check_imports(&self) -> Result<(), Refused> {
@@ -474,6 +591,7 @@ impl Outline {
                 return Err(Refused::UnknownImport {
                     module: module.clone(),
                     name: name.clone(),
+                    allowed: "`hooksieve.log` alone",
                 });
             }
             let expected = [ValType::I32; 3];
@@ -490,8 +608,8 @@ impl Outline {
         Ok(())
     }
 
-    fn check_exports(&self) -> Result<bool, Refused> {
-        for (name, params, results, expected) in EXPORTS {
+    fn check_exports(&self, exports: &[Export]) -> Result<(), Refused> {
+        for &(name, params, results, expected) in exports {
             let Some(&(kind, index)) = self.exports.get(name) else {
                 if name == INIT {
                     continue;
@@ -528,14 +646,14 @@ impl Outline {
         // The whole prefix is the contract's, so that a misspelt export is not passed over, and the
         // meter's own exports cannot be taken.
         let ours =
-            |name: &str| name == "memory" || EXPORTS.iter().any(|(known, ..)| *known == name);
+            |name: &str| name == "memory" || exports.iter().any(|(known, ..)| *known == name);
         for name in self.exports.keys() {
             let reserved = name.starts_with("hooksieve") || name.starts_with("wasmer_metering");
             if reserved && !ours(name) {
                 return Err(Refused::UnknownExport { name: name.clone() });
             }
         }
-        Ok(self.exports.contains_key(INIT))
+        Ok(())
     }
 
     fn missing(&self, name: &'static str) -> Refused {

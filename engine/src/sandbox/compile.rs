@@ -1,13 +1,15 @@
 //! From a checked module to machine code. [`engine`] holds every compiler setting.
 
 use super::charge::{Charge, cost};
+use super::command::CALL_FUEL;
 use super::memory::Tunables;
-use super::{Checked, Limits, Refused};
+use super::{Checked, Form, Limits, Refused};
 use crate::id::Hash;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
+use wasmer::sys::wasmparser::Operator;
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
 };
@@ -15,7 +17,7 @@ use wasmer_middlewares::Metering;
 
 /// The machine code of a module, as [`load`] takes it.
 pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
-    let engine = engine(limits, checked.globals);
+    let engine = engine(limits, checked);
     let refused = |message: String| Refused::Compiler { message };
     let module =
         wasmer::Module::new(&engine, checked.wasm).map_err(|error| refused(error.to_string()))?;
@@ -27,15 +29,24 @@ pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>,
 
 /// An engine for one module: every setting of the compiler is here. Metering keeps state of the
 /// module it is compiled into, and an engine frees code only when it is dropped: so, one each.
-fn engine(limits: &Limits, declared_globals: u32) -> wasmer::Engine {
+fn engine(limits: &Limits, checked: &Checked<'_>) -> wasmer::Engine {
     let mut compiler = Cranelift::new();
     compiler.opt_level(CraneliftOptLevel::Speed);
     // NaN bit patterns are the one thing in which processors differ.
     compiler.canonicalize_nans(true);
     // An ELF image can be mapped from its file; wasmer's own format is read into memory whole.
     compiler.experimental_artifact(true);
+    // A reactor's one import charges itself.
+    let charged_imports = match checked.form {
+        Form::Reactor => 0,
+        Form::Command => checked.imported,
+    };
+    let cost = move |operator: &Operator<'_>| match operator {
+        Operator::Call { function_index } if *function_index < charged_imports => CALL_FUEL,
+        other => cost(other),
+    };
     compiler.push_middleware(Arc::new(Metering::new(0, cost)));
-    compiler.push_middleware(Charge::new(declared_globals, limits));
+    compiler.push_middleware(Charge::new(checked.globals, limits));
     let mut features = Features::none();
     features.bulk_memory(true);
     features.multi_value(true);
@@ -98,8 +109,9 @@ fn headless(limits: &Limits) -> wasmer::Engine {
 /// The name of a module's machine code: a hash over everything that shaped it. What shapes it beside
 /// the module and the limits is the source of this folder's compiling half, wasmer, and this machine.
 pub(super) fn key(module: Hash, limits: &Limits) -> Hash {
-    const SHAPED_BY: [&str; 4] = [
+    const SHAPED_BY: [&str; 5] = [
         include_str!("compile.rs"),
+        include_str!("command.rs"),
         include_str!("charge.rs"),
         include_str!("check.rs"),
         include_str!("memory.rs"),

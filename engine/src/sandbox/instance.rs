@@ -4,13 +4,12 @@
 use super::compile::Code;
 use super::image::Image;
 use super::memory::{self, Linear};
-use super::{Error, Limits, LogLine, Module, watchdog};
+use super::meter::{Fuel, Meter};
+use super::{Error, Limits, LogLine, Module};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use wasmer::sys::vm::{TrapCode, VMGlobalDefinition};
+use wasmer::sys::vm::VMGlobalDefinition;
 use wasmer::{
     Function, FunctionEnv, FunctionEnvMut, Imports, Instance, RuntimeError, Store, TypedFunction,
     imports,
@@ -18,8 +17,6 @@ use wasmer::{
 
 /// Fuel for each call of `hooksieve.log`, besides one for each byte.
 const LOG_FUEL: u64 = 100;
-/// Bytes of input for 1 fuel, rounded up.
-const INPUT_BYTES_PER_FUEL: u64 = 16;
 /// Fuel for each page beyond [`FREE_PAGES`] that an event starts with: what it is to get a page
 /// zeroed from the system, as when it is grown.
 const START_PAGE_FUEL: u64 = super::charge::PAGE_FUEL;
@@ -67,12 +64,9 @@ pub(super) struct Guest {
     reserve: TypedFunction<u32, u32>,
     init: Option<TypedFunction<(u32, u32), i64>>,
     decide: TypedFunction<(u32, u32, u32, u32), i64>,
-    fuel: Fuel,
-    fuel_given: u64,
+    meter: Meter,
     /// What every event pays before it begins, besides its input.
     base_fuel: u64,
-    refused_memory: Place,
-    refused_table: Place,
     // The store owns what the places above point into; the handle keeps its exports.
     _instance: Instance,
     // What runs. Last, so that it goes last.
@@ -126,11 +120,10 @@ impl Guest {
     ) -> Result<Self, Error> {
         let mut guest = Self::new(module, limits)?;
         guest.init(config)?;
-        let pages = u64::from(guest.linear.pages());
-        guest.base_fuel = pages.saturating_sub(FREE_PAGES) * START_PAGE_FUEL;
+        guest.base_fuel = start_pages_fuel(guest.linear.pages());
         if !module.keepable() {
             // A module that cannot be put back reads its configuration for every event.
-            guest.base_fuel += module.start_fuel() + guest.fuel_given - guest.fuel.left();
+            guest.base_fuel += module.start_fuel() + guest.meter.used();
         }
         Ok(guest)
     }
@@ -174,26 +167,11 @@ impl Guest {
         let instance = Instance::new(&mut store, &code.module, &imports).map_err(engine_error)?;
         let (linear, globals) = memory::take_made();
         let linear = linear.ok_or_else(|| engine_error("the instance has no memory of its own"))?;
-        let place = |at: usize| match globals.get(at) {
-            Some(&place) => Ok(Place(place.cast())),
-            None => Err(Error::Engine {
-                message: format!(
-                    "the instance has {} globals, and global {at} is ours",
-                    globals.len()
-                ),
-            }),
-        };
-        let ours = module.globals();
-        let fuel = Fuel {
-            left: place(ours.fuel)?,
-            exhausted: place(ours.exhausted)?,
-        };
-        let (refused_memory, refused_table) =
-            (place(ours.refused_memory)?, place(ours.refused_table)?);
+        let meter = Meter::new(linear.clone(), &globals, module.globals(), limits.clone())?;
         let exports = &instance.exports;
         let state = host.as_mut(&mut store);
         state.linear = Some(linear.clone());
-        state.fuel = Some(fuel);
+        state.fuel = Some(meter.fuel);
         Ok(Self {
             limits: limits.clone(),
             linear,
@@ -210,11 +188,8 @@ impl Guest {
             decide: exports
                 .get_typed_function(&store, "hooksieve_decide")
                 .map_err(engine_error)?,
-            fuel,
-            fuel_given: 0,
+            meter,
             base_fuel: 0,
-            refused_memory,
-            refused_table,
             host,
             store,
             _instance: instance,
@@ -232,7 +207,8 @@ impl Guest {
         };
         let limit = self.limits.init_fuel;
         let answered = self
-            .give_fuel(limit, config.len(), 0)
+            .meter
+            .give(limit, config.len(), 0)
             .and_then(|()| {
                 self.guarded(|guest| {
                     let pointer = guest.input(config.len())?;
@@ -268,7 +244,7 @@ impl Guest {
                 limit: self.limits.input_bytes,
             });
         }
-        self.give_fuel(self.limits.fuel, bytes, self.base_fuel)?;
+        self.meter.give(self.limits.fuel, bytes, self.base_fuel)?;
         let decide = self.decide.clone();
         let returned = self.guarded(|guest| {
             let pointer = guest.input(bytes)?;
@@ -279,52 +255,22 @@ impl Guest {
             guest.call(|store| decide.call(store, pointer, event_len, index_pointer, index_len))
         })?;
         let place = unpack(returned).map_err(|code| match by_code(code) {
-            Error::OutOfMemory => self.after_refusal(Error::OutOfMemory),
+            Error::OutOfMemory => self.meter.after_refusal(Error::OutOfMemory),
             error => error,
         })?;
-        let decision = match Decision::decode(self.output(place)?) {
-            Ok(Ok(decision)) => decision,
-            Ok(Err(message)) => return Err(Error::Rule { message }),
-            Err(error) => return Err(answer(error)),
-        };
-        if decision.actions.len() > self.limits.actions {
-            return Err(Error::Actions {
-                actions: decision.actions.len(),
-                limit: self.limits.actions,
-            });
-        }
-        Ok(decision)
+        decision(self.output(place)?, &self.limits)
     }
 
     pub(super) fn used(&mut self) -> Used {
         let log = &mut self.host.as_mut(&mut self.store).log;
         let mut lines = std::mem::take(&mut log.lines);
         if log.cut {
-            lines.push(format!(
-                "[cut off: the limit is {} bytes]",
-                self.limits.log_bytes
-            ));
+            lines.push(cut_off(&self.limits));
         }
         Used {
-            fuel: self.fuel_given - self.fuel.left(),
+            fuel: self.meter.used(),
             memory_bytes: self.linear.bytes() as u64,
             log: lines,
-        }
-    }
-
-    /// Fills the fuel up, less what the input costs and what comes before it.
-    fn give_fuel(&mut self, limit: u64, input_bytes: usize, base: u64) -> Result<(), Error> {
-        self.fuel_given = limit;
-        let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL) + base;
-        match limit.checked_sub(price) {
-            Some(left) => {
-                self.fuel.set(left);
-                Ok(())
-            }
-            None => {
-                self.fuel.set(0);
-                Err(Error::Fuel { limit })
-            }
         }
     }
 
@@ -383,15 +329,8 @@ impl Guest {
         &mut self,
         calls: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let limit_ms = self.limits.wall_clock_ms;
-        let (fuel, limit) = (self.fuel.left.0, Duration::from_millis(limit_ms));
-        // SAFETY: the fuel lives in the instance, which this guest owns.
-        let (result, struck) = unsafe { watchdog::guarded(fuel, limit, || calls(self)) };
-        if struck {
-            self.fuel.set(0);
-            return Err(Error::WallClock { limit_ms });
-        }
-        result
+        let (fuel, limit_ms) = (self.meter.fuel, self.limits.wall_clock_ms);
+        fuel.guarded(limit_ms, || calls(self))
     }
 
     /// Calls into the guest, and names what ended it.
@@ -399,61 +338,10 @@ impl Guest {
         &mut self,
         guest: impl FnOnce(&mut Store) -> Result<T, RuntimeError>,
     ) -> Result<T, Error> {
-        guest(&mut self.store).map_err(|error| self.ended_by(error))
-    }
-
-    fn ended_by(&mut self, error: RuntimeError) -> Error {
-        let error = match error.downcast::<Error>() {
-            Ok(ours) => ours,
-            Err(error) => {
-                let panic = self.host.as_mut(&mut self.store).panic.take();
-                let stack = Error::Stack {
-                    limit_bytes: self.limits.stack_bytes,
-                };
-                match (error.to_trap(), panic) {
-                    _ if self.fuel.is_exhausted() => Error::Fuel {
-                        limit: self.fuel_given,
-                    },
-                    (Some(TrapCode::UnreachableCodeReached), Some(message)) => {
-                        Error::Panicked { message }
-                    }
-                    (Some(TrapCode::StackOverflow), _) => stack,
-                    (Some(code), _) => Error::Trapped {
-                        what: trap_name(code),
-                    },
-                    (None, _) => Error::Trapped {
-                        what: "for a reason the engine does not know",
-                    },
-                }
-            }
-        };
-        if matches!(error, Error::Fuel { .. }) {
-            self.fuel.set(0);
-            return Error::Fuel {
-                limit: self.fuel_given,
-            };
-        }
-        self.after_refusal(error)
-    }
-
-    /// A failure after growth was refused is told as that: what the guest did next hides the cause.
-    fn after_refusal(&self, error: Error) -> Error {
-        let then = error.to_string();
-        if let requested @ 1.. = self.refused_memory.u32() {
-            return Error::Memory {
-                requested_pages: u64::from(requested),
-                limit_pages: self.linear.limit_pages(),
-                then,
-            };
-        }
-        if let requested @ 1.. = self.refused_table.u32() {
-            return Error::Table {
-                requested: u64::from(requested),
-                limit: self.limits.table_elements,
-                then,
-            };
-        }
-        error
+        guest(&mut self.store).map_err(|error| {
+            let panic = self.host.as_mut(&mut self.store).panic.take();
+            self.meter.ended_by(error, panic)
+        })
     }
 }
 
@@ -502,55 +390,30 @@ fn log(
 /// How much of a panic's message is kept.
 const PANIC_BYTES_MAX: usize = 1_024;
 
-/// Where one of the instance's globals lives: 8 bytes that compiled code reads and writes.
-#[derive(Clone, Copy)]
-struct Place(NonNull<u64>);
-
-// SAFETY: a place is used by the thread that runs its instance; the store that owns both moves to
-// another thread only as a whole.
-unsafe impl Send for Place {}
-
-impl Place {
-    fn u32(self) -> u32 {
-        // SAFETY: the instance is alive as long as whoever holds this place; see `Guest`.
-        unsafe { self.0.cast::<u32>().read() }
-    }
+/// What the memory that an event starts with costs it.
+pub(super) fn start_pages_fuel(pages: u32) -> u64 {
+    u64::from(pages).saturating_sub(FREE_PAGES) * START_PAGE_FUEL
 }
 
-const _: () = assert!(size_of::<VMGlobalDefinition>() == 16);
-
-/// The fuel of one instance, in its own globals.
-#[derive(Clone, Copy)]
-struct Fuel {
-    left: Place,
-    exhausted: Place,
+/// The last line of a log that was too long.
+pub(super) fn cut_off(limits: &Limits) -> LogLine {
+    format!("[cut off: the limit is {} bytes]", limits.log_bytes)
 }
 
-impl Fuel {
-    fn left(self) -> u64 {
-        // SAFETY: as for `Place::u32`. Atomic, because the watchdog may write.
-        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.load(Ordering::Relaxed)
+/// Reads what a rule answered.
+pub(super) fn decision(answered: &[u8], limits: &Limits) -> Result<Decision, Error> {
+    let decision = match Decision::decode(answered) {
+        Ok(Ok(decision)) => decision,
+        Ok(Err(message)) => return Err(Error::Rule { message }),
+        Err(error) => return Err(answer(error)),
+    };
+    if decision.actions.len() > limits.actions {
+        return Err(Error::Actions {
+            actions: decision.actions.len(),
+            limit: limits.actions,
+        });
     }
-
-    fn set(self, fuel: u64) {
-        // SAFETY: as for `Fuel::left`.
-        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.store(fuel, Ordering::Relaxed);
-    }
-
-    fn is_exhausted(self) -> bool {
-        self.exhausted.u32() != 0
-    }
-
-    fn spend(self, price: u64) -> Result<(), Error> {
-        match self.left().checked_sub(price) {
-            Some(left) => {
-                self.set(left);
-                Ok(())
-            }
-            // The limit is put in by `Guest::ended_by`, which knows it.
-            None => Err(Error::Fuel { limit: 0 }),
-        }
-    }
+    Ok(decision)
 }
 
 fn by_code(code: i64) -> Error {
@@ -570,23 +433,8 @@ fn answer(error: hooksieve_sdk::Error) -> Error {
     }
 }
 
-fn engine_error(error: impl std::fmt::Display) -> Error {
+pub(super) fn engine_error(error: impl std::fmt::Display) -> Error {
     Error::Engine {
         message: error.to_string(),
-    }
-}
-
-fn trap_name(code: TrapCode) -> &'static str {
-    match code {
-        TrapCode::StackOverflow => "stack overflow",
-        TrapCode::HeapAccessOutOfBounds => "it reached outside its memory",
-        TrapCode::TableAccessOutOfBounds => "it reached outside a table",
-        TrapCode::IndirectCallToNull => "it called through an empty table entry",
-        TrapCode::BadSignature => "it called through a table entry of another type",
-        TrapCode::IntegerOverflow => "an integer overflowed in a division",
-        TrapCode::IntegerDivisionByZero => "it divided an integer by zero",
-        TrapCode::BadConversionToInteger => "it converted a number that no integer can hold",
-        TrapCode::UnreachableCodeReached => "it reached `unreachable`, as an abort does",
-        _ => "for a reason that the contract's features cannot cause",
     }
 }

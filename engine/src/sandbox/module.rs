@@ -3,7 +3,7 @@
 
 use super::cache::Cache;
 use super::compile::{self, Code};
-use super::{Checked, Compiler, Error, Limits, Refused};
+use super::{Checked, Compiler, Error, Form, Limits, Refused};
 use crate::id::Hash;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -26,6 +26,7 @@ pub(super) struct Facts {
     pub(super) size_bytes: usize,
     globals: u32,
     init: bool,
+    command: bool,
     keepable: bool,
     start_fuel: u64,
 }
@@ -36,6 +37,7 @@ impl From<&Checked<'_>> for Facts {
             size_bytes: checked.wasm.len(),
             globals: checked.globals,
             init: checked.init,
+            command: checked.form == Form::Command,
             keepable: checked.keepable,
             start_fuel: checked.start_fuel,
         }
@@ -112,6 +114,11 @@ impl Module {
     /// What a new instance costs an event of a module that cannot be put back.
     pub(super) fn start_fuel(&self) -> u64 {
         self.0.facts.start_fuel
+    }
+
+    /// Whether it is a WASI program and not a reactor.
+    pub(super) fn is_command(&self) -> bool {
+        self.0.facts.command
     }
 
     pub(super) fn has_init(&self) -> bool {

@@ -1,7 +1,7 @@
 //! A module with its configuration and limits: what decides events.
 
 use super::instance::{Guest, Used};
-use super::{Error, Limits, Module};
+use super::{Error, Limits, Module, command};
 use crate::id::Hash;
 use hooksieve_sdk::wire::Decision;
 use std::sync::Arc;
@@ -77,7 +77,11 @@ impl Program {
             config: config.into(),
             limits: limits.into(),
         }));
-        program.start()?;
+        if program.0.module.is_command() {
+            command::try_start(&program.0)?;
+        } else {
+            program.start()?;
+        }
         Ok(program)
     }
 
@@ -98,12 +102,16 @@ impl Program {
     /// [`Instances::run`](super::Instances::run) gives the same and is quicker.
     pub fn run(&self, event: &[u8], index: &[u8]) -> Run {
         let started = Instant::now();
-        let (outcome, used) = match self.start() {
-            Ok(mut guest) => {
-                let outcome = guest.decide(event, index);
-                (outcome, guest.used())
+        let (outcome, used) = if self.0.module.is_command() {
+            command::decide(&self.0, event, index)
+        } else {
+            match self.start() {
+                Ok(mut guest) => {
+                    let outcome = guest.decide(event, index);
+                    (outcome, guest.used())
+                }
+                Err(error) => (Err(error), Used::default()),
             }
-            Err(error) => (Err(error), Used::default()),
         };
         Run::ended(outcome, used, started.elapsed())
     }

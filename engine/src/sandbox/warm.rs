@@ -73,6 +73,9 @@ impl Instances {
             self.shrink(self.max.count_max, self.max.bytes_max);
             return Run::ended(outcome, used, started.elapsed());
         }
+        if program.module().is_command() {
+            return program.run(event, index);
+        }
         let (outcome, used) = match self.start(program) {
             Ok(guest) => self.first(program, guest, event, index),
             Err(error) => (Err(error), Used::default()),

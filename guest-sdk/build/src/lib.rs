@@ -8,7 +8,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TARGET: &str = "wasm32-unknown-unknown";
+/// What reactors are compiled for.
+const REACTOR: &str = "wasm32-unknown-unknown";
+/// What WASI programs are compiled for.
+const COMMAND: &str = "wasm32-wasip1";
 const PROFILE: &str = "guest";
 /// A rule's own stack. Rust's default of 1 MiB would be memory for every rule, and a page of 64 KiB has
 /// room for this one, the statics and an event of 30 kB. The deepest use that was measured, a payload
@@ -26,8 +29,23 @@ pub fn build(packages: &[&str], sources: &[&str]) {
     for source in sources {
         println!("cargo::rerun-if-changed={source}");
     }
+    compile(packages, REACTOR);
+}
+
+/// As [`build`], for rules that are WASI programs.
+///
+/// # Panics
+/// As [`build`].
+pub fn build_programs(packages: &[&str], sources: &[&str]) {
+    for source in sources {
+        println!("cargo::rerun-if-changed={source}");
+    }
+    compile(packages, COMMAND);
+}
+
+fn compile(packages: &[&str], target: &str) {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    add_target();
+    add_target(target);
     // A folder of its own: the outer cargo holds the lock of the usual one.
     let target_dir = out.join("guests");
     let cargo = std::env::var_os("CARGO").expect("cargo sets CARGO");
@@ -37,7 +55,7 @@ pub fn build(packages: &[&str], sources: &[&str]) {
             "build",
             "--locked",
             "--target",
-            TARGET,
+            target,
             "--profile",
             PROFILE,
         ])
@@ -68,12 +86,17 @@ pub fn build(packages: &[&str], sources: &[&str]) {
     let output = build.output().expect("cargo starts");
     assert!(
         output.status.success(),
-        "the rules {packages:?} do not compile for {TARGET}:\n{}",
+        "the rules {packages:?} do not compile for {target}:\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
     for package in packages {
         let file = format!("{}.wasm", package.replace('-', "_"));
-        let built = target_dir.join(TARGET).join(PROFILE).join(&file);
+        // A library's file has `_` in its name, a program's has what the package has.
+        let name = match target {
+            REACTOR => file.clone(),
+            _ => format!("{package}.wasm"),
+        };
+        let built = target_dir.join(target).join(PROFILE).join(name);
         std::fs::copy(&built, out.join(&file))
             .unwrap_or_else(|error| panic!("{}: {error}", built.display()));
     }
@@ -100,14 +123,14 @@ fn cargo_home() -> Option<PathBuf> {
     }
 }
 
-fn add_target() {
-    if has_target() {
+fn add_target(target: &str) {
+    if has_target(target) {
         return;
     }
     let added = Command::new("rustup")
-        .args(["target", "add", TARGET])
+        .args(["target", "add", target])
         .output();
-    if has_target() {
+    if has_target(target) {
         return;
     }
     let why = match added {
@@ -115,17 +138,17 @@ fn add_target() {
         Err(error) => format!("rustup: {error}"),
     };
     panic!(
-        "rules are compiled for {TARGET}, and this Rust has no standard library for it. \
-         Run `rustup target add {TARGET}` (or install your distribution's package, such as \
+        "rules are compiled for {target}, and this Rust has no standard library for it. \
+         Run `rustup target add {target}` (or install your distribution's package, such as \
          libstd-rust-dev-wasm32) and build again. What was tried said: {why}"
     );
 }
 
 /// Whether the compiler in use has a standard library for the target.
-fn has_target() -> bool {
+fn has_target(target: &str) -> bool {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let Ok(output) = Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", TARGET])
+        .args(["--print", "target-libdir", "--target", target])
         .output()
     else {
         return false;

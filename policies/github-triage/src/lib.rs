@@ -7,7 +7,7 @@
 use hooksieve_sdk::prelude::*;
 
 #[rule]
-fn triage(event: &Event, config: &Settings) -> Decision {
+pub fn triage(event: &Event, config: &Settings) -> Decision {
     let kind = event.kind();
     let sender = event.str("/sender/login").unwrap_or("someone");
 

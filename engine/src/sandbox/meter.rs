@@ -1,0 +1,207 @@
+//! The meter of one instance: its fuel, what growth it was refused, and from these what ended it.
+#![allow(unsafe_code)]
+
+use super::memory::Linear;
+use super::module::OurGlobals;
+use super::{Error, Limits, watchdog};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use wasmer::RuntimeError;
+use wasmer::sys::vm::{TrapCode, VMGlobalDefinition};
+
+/// Bytes of input for 1 fuel, rounded up.
+const INPUT_BYTES_PER_FUEL: u64 = 16;
+
+/// Kept beside its instance: the places lie in there.
+pub(super) struct Meter {
+    pub(super) fuel: Fuel,
+    given: u64,
+    refused_memory: Place,
+    refused_table: Place,
+    linear: Arc<Linear>,
+    limits: Arc<Limits>,
+}
+
+impl Meter {
+    /// The meter of the instance that has this memory and these globals.
+    pub(super) fn new(
+        linear: Arc<Linear>,
+        globals: &[NonNull<VMGlobalDefinition>],
+        ours: OurGlobals,
+        limits: Arc<Limits>,
+    ) -> Result<Self, Error> {
+        let place = |at: usize| match globals.get(at) {
+            Some(&place) => Ok(Place(place.cast())),
+            None => Err(Error::Engine {
+                message: format!(
+                    "the instance has {} globals, and global {at} is ours",
+                    globals.len()
+                ),
+            }),
+        };
+        Ok(Self {
+            fuel: Fuel {
+                left: place(ours.fuel)?,
+                exhausted: place(ours.exhausted)?,
+            },
+            given: 0,
+            refused_memory: place(ours.refused_memory)?,
+            refused_table: place(ours.refused_table)?,
+            linear,
+            limits,
+        })
+    }
+
+    /// Fills the fuel up, less what the input costs and what comes before it.
+    pub(super) fn give(&mut self, limit: u64, input_bytes: usize, base: u64) -> Result<(), Error> {
+        self.given = limit;
+        let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL) + base;
+        match limit.checked_sub(price) {
+            Some(left) => {
+                self.fuel.set(left);
+                Ok(())
+            }
+            None => {
+                self.fuel.set(0);
+                Err(Error::Fuel { limit })
+            }
+        }
+    }
+
+    /// What was burned of what was given.
+    pub(super) fn used(&self) -> u64 {
+        self.given - self.fuel.left()
+    }
+
+    /// Names what ended the guest. A panic's message was logged just before, if there was one.
+    pub(super) fn ended_by(&self, error: RuntimeError, panic: Option<String>) -> Error {
+        let error = match error.downcast::<Error>() {
+            Ok(ours) => ours,
+            Err(error) => match (error.to_trap(), panic) {
+                _ if self.fuel.is_exhausted() => Error::Fuel { limit: self.given },
+                (Some(TrapCode::UnreachableCodeReached), Some(message)) => {
+                    Error::Panicked { message }
+                }
+                (Some(TrapCode::StackOverflow), _) => Error::Stack {
+                    limit_bytes: self.limits.stack_bytes,
+                },
+                (Some(code), _) => Error::Trapped {
+                    what: trap_name(code),
+                },
+                (None, _) => Error::Trapped {
+                    what: "for a reason the engine does not know",
+                },
+            },
+        };
+        if matches!(error, Error::Fuel { .. }) {
+            self.fuel.set(0);
+            return Error::Fuel { limit: self.given };
+        }
+        self.after_refusal(error)
+    }
+
+    /// A failure after growth was refused is told as that: what the guest did next hides the cause.
+    pub(super) fn after_refusal(&self, error: Error) -> Error {
+        let then = error.to_string();
+        if let requested @ 1.. = self.refused_memory.u32() {
+            return Error::Memory {
+                requested_pages: u64::from(requested),
+                limit_pages: self.linear.limit_pages(),
+                then,
+            };
+        }
+        if let requested @ 1.. = self.refused_table.u32() {
+            return Error::Table {
+                requested: u64::from(requested),
+                limit: self.limits.table_elements,
+                then,
+            };
+        }
+        error
+    }
+}
+
+/// Where one of the instance's globals lives: 8 bytes that compiled code reads and writes.
+#[derive(Clone, Copy)]
+pub(super) struct Place(NonNull<u64>);
+
+// SAFETY: a place is used by the thread that runs its instance; the store that owns both moves to
+// another thread only as a whole.
+unsafe impl Send for Place {}
+
+impl Place {
+    fn u32(self) -> u32 {
+        // SAFETY: the instance is alive as long as whoever holds this place; see `Meter`.
+        unsafe { self.0.cast::<u32>().read() }
+    }
+}
+
+const _: () = assert!(size_of::<VMGlobalDefinition>() == 16);
+
+/// The fuel of one instance, in its own globals.
+#[derive(Clone, Copy)]
+pub(super) struct Fuel {
+    left: Place,
+    exhausted: Place,
+}
+
+impl Fuel {
+    /// Runs what calls into the guest, for at most this time: the watchdog takes the fuel away then.
+    pub(super) fn guarded<T>(
+        self,
+        limit_ms: u64,
+        calls: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let limit = Duration::from_millis(limit_ms);
+        // SAFETY: the fuel lives in the instance, which outlives the calls into it.
+        let (result, struck) = unsafe { watchdog::guarded(self.left.0, limit, calls) };
+        if struck {
+            self.set(0);
+            return Err(Error::WallClock { limit_ms });
+        }
+        result
+    }
+
+    fn left(self) -> u64 {
+        // SAFETY: as for `Place::u32`. Atomic, because the watchdog may write.
+        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.load(Ordering::Relaxed)
+    }
+
+    fn set(self, fuel: u64) {
+        // SAFETY: as for `Fuel::left`.
+        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.store(fuel, Ordering::Relaxed);
+    }
+
+    fn is_exhausted(self) -> bool {
+        self.exhausted.u32() != 0
+    }
+
+    /// Takes what a host call costs.
+    pub(super) fn spend(self, price: u64) -> Result<(), Error> {
+        match self.left().checked_sub(price) {
+            Some(left) => {
+                self.set(left);
+                Ok(())
+            }
+            // The limit is put in by `Meter::ended_by`, which knows it.
+            None => Err(Error::Fuel { limit: 0 }),
+        }
+    }
+}
+
+fn trap_name(code: TrapCode) -> &'static str {
+    match code {
+        TrapCode::StackOverflow => "stack overflow",
+        TrapCode::HeapAccessOutOfBounds => "it reached outside its memory",
+        TrapCode::TableAccessOutOfBounds => "it reached outside a table",
+        TrapCode::IndirectCallToNull => "it called through an empty table entry",
+        TrapCode::BadSignature => "it called through a table entry of another type",
+        TrapCode::IntegerOverflow => "an integer overflowed in a division",
+        TrapCode::IntegerDivisionByZero => "it divided an integer by zero",
+        TrapCode::BadConversionToInteger => "it converted a number that no integer can hold",
+        TrapCode::UnreachableCodeReached => "it reached `unreachable`, as an abort does",
+        _ => "for a reason that the contract's features cannot cause",
+    }
+}
