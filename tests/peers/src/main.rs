@@ -25,6 +25,9 @@ struct Arguments {
     /// Rows of the first table whose names contain this.
     #[arg(long, default_value = "")]
     runner: String,
+    /// Only the first of the three events, or the first two.
+    #[arg(long, default_value_t = 3)]
+    events: usize,
     /// Rounds of the first table; each gives every row a batch of events.
     #[arg(long, default_value_t = 30)]
     rounds: usize,
@@ -70,7 +73,7 @@ fn compare(arguments: &Arguments) -> Result<()> {
             rounds: arguments.rounds,
             batch: Duration::from_millis(arguments.batch_ms),
         };
-        for input in &inputs {
+        for input in inputs.iter().take(arguments.events) {
             let measured = measure::measure(&mut rows, input, effort)?;
             report.times(&measured);
             times.extend(measured);

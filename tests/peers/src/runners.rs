@@ -1,6 +1,7 @@
 //! The ways to ask a rule about an event, one file each.
 
 mod callback;
+mod extism;
 mod hooksieve;
 mod native;
 mod quickjs;
@@ -58,6 +59,7 @@ pub(crate) fn all() -> Result<Vec<Row>> {
     rows.extend(hooksieve::rows()?);
     rows.extend(wasmtime::rows()?);
     rows.push(wasmer::row()?);
+    rows.push(extism::row()?);
     rows.push(quickjs::row()?);
     rows.push(callback::row()?);
     Ok(rows)
