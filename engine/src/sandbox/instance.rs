@@ -87,6 +87,11 @@ impl Warm {
         self.guest.decide(event, index)
     }
 
+    /// What the last event used.
+    pub(super) fn used(&mut self) -> Used {
+        self.guest.used()
+    }
+
     /// What the last event used. Puts the instance back for the next one; false when that failed, and
     /// the instance must not be used again.
     pub(super) fn reset(&mut self) -> (Used, bool) {

@@ -83,6 +83,18 @@ impl Instances {
         Run::ended(outcome, used, started.elapsed())
     }
 
+    /// For the benchmark alone: as [`Instances::run`], but an instance that waits is not put back, so
+    /// that its next event sees what this one left behind.
+    #[doc(hidden)]
+    pub fn run_without_reset(&mut self, program: &Program, event: &[u8], index: &[u8]) -> Run {
+        let started = Instant::now();
+        let Some(waiting) = self.waiting.get_mut(&program.inner().id) else {
+            return self.run(program, event, index);
+        };
+        let outcome = waiting.warm.decide(event, index);
+        Run::ended(outcome, waiting.warm.used(), started.elapsed())
+    }
+
     /// The first event of a new instance, which is kept if it can be.
     fn first(
         &mut self,
