@@ -461,10 +461,65 @@ pub(super) fn clear_touched(memory: &mut [u8]) {
     }
 }
 
-/// Whether all bytes are zero: the C library compares as quickly as the processor can read.
+/// Whether all bytes are zero: looked at for every page of every instance after every event, so as
+/// quickly as the processor can read.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function needs.
+        return unsafe { is_zero_avx2(bytes) };
+    }
+    is_zero_plain(bytes)
+}
+
+/// Compares with zeros as the C library does: it reads twice as much as it has to.
+fn is_zero_plain(bytes: &[u8]) -> bool {
     static ZEROS: [u8; SYSTEM_PAGE_BYTES] = [0; SYSTEM_PAGE_BYTES];
     bytes
         .chunks(SYSTEM_PAGE_BYTES)
-        .all(|page| *page == ZEROS[..page.len()])
+        .all(|part| *part == ZEROS[..part.len()])
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn is_zero_avx2(bytes: &[u8]) -> bool {
+    use std::arch::x86_64::{_mm256_loadu_si256, _mm256_or_si256, _mm256_testz_si256};
+
+    let mut blocks = bytes.chunks_exact(128);
+    for block in &mut blocks {
+        let at = |offset: usize| {
+            // SAFETY: four times 32 bytes of the block, at any alignment.
+            unsafe { _mm256_loadu_si256(block.as_ptr().add(offset).cast()) }
+        };
+        let any = _mm256_or_si256(
+            _mm256_or_si256(at(0), at(32)),
+            _mm256_or_si256(at(64), at(96)),
+        );
+        if _mm256_testz_si256(any, any) == 0 {
+            return false;
+        }
+    }
+    is_zero_plain(blocks.remainder())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One byte anywhere is seen, whatever the length.
+    #[test]
+    fn a_byte_anywhere_is_not_zero() {
+        for length in [0, 1, 31, 127, 128, 129, 4_095, 4_096, 10_000] {
+            let mut bytes = vec![0; length];
+            assert!(is_zero(&bytes) && is_zero_plain(&bytes));
+            for at in (0..length).step_by(37).chain(length.checked_sub(1)) {
+                bytes[at] = 1;
+                assert!(
+                    !is_zero(&bytes) && !is_zero_plain(&bytes),
+                    "{at} of {length}"
+                );
+                bytes[at] = 0;
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@
 use super::json;
 use super::{Error, Kind, Value, Writer};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What becomes of an event: a reason, for the person who asks later, and what to do. No action
 /// drops the event.
@@ -123,18 +124,19 @@ impl Decision {
             if value.len() != 1 {
                 return Err(Error::new("`error` stands beside other keys"));
             }
-            return Ok(Err(string(error, "error")?));
+            return Ok(Err(string(error, &Place::In(&Place::Top, "error"))?));
         }
-        let at = "the decision";
+        let at = &Place::Top;
         let mut reason = None;
         let mut actions = None;
         for (key, value) in map(value, at)? {
             match key {
-                "reason" => set(&mut reason, string(value, "reason")?, at, key)?,
+                "reason" => set(&mut reason, string(value, &Place::In(at, key))?, at, key)?,
                 "actions" => {
-                    let read = array(value, "actions")?
+                    let place = Place::In(at, key);
+                    let read = array(value, &place)?
                         .enumerate()
-                        .map(|(n, value)| Action::decode(value, &format!("actions[{n}]")));
+                        .map(|(n, value)| Action::decode(value, &Place::Nth(&place, n)));
                     set(&mut actions, read.collect::<Result<_, _>>()?, at, key)?;
                 }
                 _ => return Err(unknown(at, key)),
@@ -171,11 +173,11 @@ impl Action {
         }
     }
 
-    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+    fn decode(value: Value<'_>, at: &Place<'_>) -> Result<Self, Error> {
         let mut channel = None;
         let mut payload = None;
         for (key, value) in map(value, at)? {
-            let place = format!("{at}.{key}");
+            let place = Place::In(at, key);
             let read = match key {
                 "channel" => {
                     set(&mut channel, string(value, &place)?, at, key)?;
@@ -225,10 +227,10 @@ impl Message {
         }
     }
 
-    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+    fn decode(value: Value<'_>, at: &Place<'_>) -> Result<Self, Error> {
         let (mut title, mut text, mut link, mut fields) = (None, None, None, None);
         for (key, value) in map(value, at)? {
-            let place = format!("{at}.{key}");
+            let place = Place::In(at, key);
             match key {
                 "title" => set(&mut title, string(value, &place)?, at, key)?,
                 "text" => set(&mut text, string(value, &place)?, at, key)?,
@@ -242,7 +244,7 @@ impl Message {
                 "fields" => {
                     let read = array(value, &place)?
                         .enumerate()
-                        .map(|(n, value)| Field::decode(value, &format!("{place}[{n}]")));
+                        .map(|(n, value)| Field::decode(value, &Place::Nth(&place, n)));
                     set(&mut fields, read.collect::<Result<_, _>>()?, at, key)?;
                 }
                 _ => return Err(unknown(at, key)),
@@ -258,11 +260,11 @@ impl Message {
 }
 
 impl Link {
-    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+    fn decode(value: Value<'_>, at: &Place<'_>) -> Result<Self, Error> {
         let mut url = None;
         let mut label = None;
         for (key, value) in map(value, at)? {
-            let place = format!("{at}.{key}");
+            let place = Place::In(at, key);
             match key {
                 "url" => set(&mut url, string(value, &place)?, at, key)?,
                 "label" => {
@@ -283,11 +285,11 @@ impl Link {
 }
 
 impl Field {
-    fn decode(value: Value<'_>, at: &str) -> Result<Self, Error> {
+    fn decode(value: Value<'_>, at: &Place<'_>) -> Result<Self, Error> {
         let mut name = None;
         let mut text = None;
         for (key, value) in map(value, at)? {
-            let place = format!("{at}.{key}");
+            let place = Place::In(at, key);
             match key {
                 "name" => set(&mut name, string(value, &place)?, at, key)?,
                 "value" => set(&mut text, string(value, &place)?, at, key)?,
@@ -301,44 +303,63 @@ impl Field {
     }
 }
 
+/// Where in the answer something stands. Put into words only when it is wrong: every answer that is
+/// read passes through here.
+enum Place<'p> {
+    Top,
+    In(&'p Place<'p>, &'p str),
+    Nth(&'p Place<'p>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Top => f.write_str("the decision"),
+            Place::In(Place::Top, key) => f.write_str(key),
+            Place::In(parent, key) => write!(f, "{parent}.{key}"),
+            Place::Nth(parent, n) => write!(f, "{parent}[{n}]"),
+        }
+    }
+}
+
 /// Fills a slot once.
-fn set<T>(slot: &mut Option<T>, read: T, at: &str, key: &str) -> Result<(), Error> {
+fn set<T>(slot: &mut Option<T>, read: T, at: &Place<'_>, key: &str) -> Result<(), Error> {
     match slot.replace(read) {
         None => Ok(()),
         Some(_) => Err(Error::new(format!("{at} has `{key}` twice"))),
     }
 }
 
-fn string(value: Value<'_>, at: &str) -> Result<String, Error> {
+fn string(value: Value<'_>, at: &Place<'_>) -> Result<String, Error> {
     value
         .as_str()
         .map(str::to_owned)
         .ok_or_else(|| wrong(value, at, "a string"))
 }
 
-fn map<'a>(value: Value<'a>, at: &str) -> Result<super::Entries<'a>, Error> {
+fn map<'a>(value: Value<'a>, at: &Place<'_>) -> Result<super::Entries<'a>, Error> {
     match value.kind() {
         Kind::Map => Ok(value.entries()),
         _ => Err(wrong(value, at, "a map")),
     }
 }
 
-fn array<'a>(value: Value<'a>, at: &str) -> Result<super::Items<'a>, Error> {
+fn array<'a>(value: Value<'a>, at: &Place<'_>) -> Result<super::Items<'a>, Error> {
     match value.kind() {
         Kind::Array => Ok(value.items()),
         _ => Err(wrong(value, at, "an array")),
     }
 }
 
-fn wrong(value: Value<'_>, at: &str, wanted: &str) -> Error {
+fn wrong(value: Value<'_>, at: &Place<'_>, wanted: &str) -> Error {
     Error::new(format!("{at} is {}, not {wanted}", value.kind().name()))
 }
 
-fn absent(at: &str, key: &str) -> Error {
+fn absent(at: &Place<'_>, key: &str) -> Error {
     Error::new(format!("{at} has no `{key}`"))
 }
 
-fn unknown(at: &str, key: &str) -> Error {
+fn unknown(at: &Place<'_>, key: &str) -> Error {
     let key: String = key.chars().take(64).collect();
     Error::new(format!("{at} has the unknown key {key:?}"))
 }
