@@ -2,6 +2,7 @@
 
 mod cli;
 mod command;
+mod compile;
 mod crash;
 mod flow;
 mod fuel;

@@ -39,6 +39,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         config.server.listen = listen;
     }
     start_log(&config.log)?;
+    allow_open_files();
     let tenants = Tenant::load_all(&config.server.tenants, &env, config.dispatch.timeout_ms)?;
     if tenants.is_empty() {
         return Err(Failure::Input(format!(
@@ -71,6 +72,23 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             ))
         }
     })
+}
+
+/// Connections and loaded modules each hold an open file, and the usual limit of 1,024 is meant for
+/// other programs: takes as many as this process may have.
+#[allow(unsafe_code)]
+fn allow_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure lives until both calls have returned.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
 }
 
 pub(super) fn start_log(log: &Log) -> Result<(), Failure> {

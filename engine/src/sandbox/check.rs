@@ -237,10 +237,10 @@ const GLOBALS_MAX: u64 = 1_000;
 const TABLES_MAX: u64 = 10;
 /// What the compiler needs grows with these faster than with the module: 8 kB that declare 50,000
 /// locals in each function took 5 s, and one function of 700 kB took 3 minutes. What rustc makes of
-/// a rule is far below.
+/// a rule is far below. Beyond them the limits of the compiling process end it.
 const FUNCTIONS_MAX: u64 = 20_000;
 const LOCALS_MAX: u64 = 200_000;
-const FUNCTION_BYTES_MAX: u64 = 65_536;
+const FUNCTION_BYTES_MAX: u64 = 1 << 20;
 
 const INIT: &str = "hooksieve_init";
 

@@ -11,8 +11,9 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::panic::catch_unwind;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -148,14 +149,14 @@ pub(super) fn compile(
         // It may have ended already; then there is nothing to end.
         let _ = child.kill();
     }
-    let end = End::of(child).map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
     match answer.map_err(failed)? {
-        Some(answer) if end.success => match rmp_serde::from_slice(&answer) {
+        Some(answer) if status.success() => match rmp_serde::from_slice(&answer) {
             Ok(Answer::Compiled(artifact)) => Ok(artifact),
             Ok(Answer::Refused(message)) => Err(Refused::Compiler { message }),
             Err(error) => Err(failed(io::Error::other(error))),
         },
-        Some(_) => Err(end.refused(own)),
+        Some(_) => Err(refused(status, own)),
         None => Err(Refused::CompileTime {
             limit_ms: own.wall_clock_ms,
         }),
@@ -229,56 +230,19 @@ fn read_until(
     }
 }
 
-/// How a child ended, and what it had used.
-struct End {
-    success: bool,
-    signal: Option<i32>,
-    memory_bytes_max: u64,
-}
-
-impl End {
-    #[allow(unsafe_code)]
-    fn of(child: Child) -> io::Result<Self> {
-        let pid = child.id() as libc::pid_t;
-        let mut status = 0;
-        loop {
-            // SAFETY: a structure of integers, for which zeros are a value.
-            let mut used: libc::rusage = unsafe { std::mem::zeroed() };
-            // SAFETY: both structures live until the call returns. The child is ours and was not
-            // waited for: `Child` is not asked to do so here.
-            let waited = unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut used) };
-            if waited == pid {
-                return Ok(Self {
-                    success: libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
-                    signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-                    memory_bytes_max: used.ru_maxrss as u64 * 1_024,
-                });
-            }
-            match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            }
-        }
-    }
-
-    fn refused(&self, own: &CompileLimits) -> Refused {
-        match self.signal {
-            Some(libc::SIGXCPU | libc::SIGKILL) => Refused::CompileCpu { limit_s: own.cpu_s },
-            // Rust aborts when memory runs out. Addresses are what is bounded; of these a good part
-            // was really used by then.
-            Some(libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS)
-                if self.memory_bytes_max > own.memory_bytes / 4 =>
-            {
-                Refused::CompileMemory {
-                    limit_bytes: own.memory_bytes,
-                }
-            }
-            Some(signal) => Refused::Compiler {
-                message: format!("its process was ended by signal {signal}"),
-            },
-            None => Refused::Compiler {
-                message: "its process gave no answer".to_owned(),
-            },
-        }
+/// What the way in which a child ended says about the module.
+fn refused(status: ExitStatus, own: &CompileLimits) -> Refused {
+    match status.signal() {
+        Some(libc::SIGXCPU | libc::SIGKILL) => Refused::CompileCpu { limit_s: own.cpu_s },
+        // Rust aborts when memory runs out, and when a stack does, which is memory as well.
+        Some(libc::SIGABRT) => Refused::CompileMemory {
+            limit_bytes: own.memory_bytes,
+        },
+        Some(signal) => Refused::Compiler {
+            message: format!("its process was ended by signal {signal}"),
+        },
+        None => Refused::Compiler {
+            message: "its process gave no answer".to_owned(),
+        },
     }
 }
