@@ -30,7 +30,7 @@ pub(super) fn compile(count: usize) -> Result<Vec<Program>> {
                 if done.is_multiple_of(1_000) {
                     progress(&format!("{done} of {count} modules compiled"));
                 }
-                program(sandbox.compile(&numbered(number))?)
+                program(sandbox.compile(numbered(number))?)
             })
             .collect()
     };
@@ -65,7 +65,7 @@ pub(super) fn written(body: &str, limits: Limits) -> Result<Program> {
                 i32.add)
             (func (export "hooksieve_decide") (param i32 i32 i32 i32) (result i64) {body}))"#
     );
-    let module = Sandbox::new(limits.clone()).compile(&wat::parse_str(text)?)?;
+    let module = Sandbox::new(limits.clone()).compile(wat::parse_str(text)?)?;
     Ok(Program::new(module, Vec::new(), limits)?)
 }
 

@@ -57,7 +57,7 @@ pub(super) fn churn(count: usize) -> Result<Vec<Held>> {
         if number.is_multiple_of(1_000) && number > 0 {
             modules::progress(&format!("{number} of {count} modules loaded and dropped"));
         }
-        let program = modules::program(sandbox.compile(&modules::numbered(number))?)?;
+        let program = modules::program(sandbox.compile(modules::numbered(number))?)?;
         instances
             .run(&program, &input.event, &input.index)
             .outcome?;

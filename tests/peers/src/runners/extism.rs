@@ -4,7 +4,7 @@
 use super::{FUEL, MEMORY_BYTES, Row, Runner};
 use crate::events::Input;
 use anyhow::{Result, anyhow};
-use extism::{CompiledPlugin, Manifest, Plugin, PluginBuilder, Wasm};
+use extism::{CompiledPlugin, Manifest, Plugin, PluginBuilder, UserData, ValType, Wasm};
 use hooksieve_sdk::wire::Decision;
 
 const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/peers_guest_extism.wasm"));
@@ -16,6 +16,15 @@ pub(super) fn row() -> Result<Row> {
     let manifest = Manifest::new([Wasm::data(GUEST)]).with_memory_max(pages);
     let builder = PluginBuilder::new(manifest)
         .with_wasi(false)
+        // What the rule's SDK imports for a panic's message.
+        .with_function_in_namespace(
+            "hooksieve",
+            "log",
+            [ValType::I32, ValType::I32, ValType::I32],
+            [],
+            UserData::new(()),
+            |_, _, _, _| Ok(()),
+        )
         .with_fuel_limit(FUEL);
     Ok(Row {
         name: "extism, fresh plugin",
