@@ -8,3 +8,4 @@ mod hostile;
 mod mail;
 mod senders;
 mod sizes;
+mod smith;
