@@ -34,13 +34,13 @@ fn script(node: &Node, name: &str, argument: &str, lines: &[Value]) -> Vec<Strin
 }
 
 /// A payload of GitHub's, with its event's name.
-struct Example {
+pub(crate) struct Example {
     event: String,
-    payload: Value,
+    pub(crate) payload: Value,
 }
 
 impl Example {
-    fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         match self.payload["action"].as_str() {
             Some(action) => format!("{}.{action}", self.event),
             None => self.event.clone(),
@@ -48,7 +48,7 @@ impl Example {
     }
 }
 
-fn examples() -> Vec<Example> {
+pub(crate) fn examples() -> Vec<Example> {
     let path =
         tests_folder().join("js/node_modules/@octokit/webhooks-examples/api.github.com/index.json");
     let all: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

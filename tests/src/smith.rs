@@ -15,7 +15,7 @@ use wasm_smith::{Config, InstructionKind, InstructionKinds, MemoryOffsetChoices}
 use wasmparser::{CompositeInnerType, FuncType, Parser, Payload, RefType, ValType};
 
 /// How many of the random functions an event can call.
-const CALLED_MAX: usize = 12;
+const CALLED_MAX: usize = 8;
 
 /// The most pages that a memory starts with. From 17 on an image is kept as a file.
 pub const PAGES_MAX: u64 = 40;
@@ -64,7 +64,7 @@ pub fn event(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut event: Vec<u8> = (0..bytes).map(|at| (at as u8).wrapping_mul(fill)).collect();
     let given = event.len().min(64);
     u.fill_buffer(&mut event[..given])?;
-    // Fewer functions at a time: of twelve that might trap, few reach the end.
+    // Fewer functions at a time: of eight that might trap, few reach the end.
     let mask: u32 = u.arbitrary::<u32>()? | 0xff;
     for (byte, mask) in event.iter_mut().zip(mask.to_le_bytes()) {
         *byte &= mask;
@@ -104,7 +104,7 @@ impl Shape {
             tables_change: u.ratio(1, 3)?,
             traps: u.ratio(1, 2)?,
             floats: u.ratio(2, 3)?,
-            instructions: u.int_in_range(5..=60)?,
+            instructions: u.int_in_range(5..=40)?,
             init: u.ratio(1, 2)?,
         })
     }
@@ -130,7 +130,7 @@ impl Shape {
             max_elements: 12,
             max_exports: 0,
             max_funcs: CALLED_MAX,
-            max_globals: 12,
+            max_globals: 10,
             max_imports: 0,
             max_instructions: self.instructions,
             max_memories: 1,
