@@ -52,7 +52,8 @@ pub struct Limits {
     pub memory_bytes: u64,
     /// Elements in each table.
     pub table_elements: u32,
-    /// The stack that compiled code runs on.
+    /// The stack that compiled code runs on. One size for a process: the stacks are kept, and what
+    /// asks for a smaller one may get one that another left.
     pub stack_bytes: usize,
     /// A module as it is uploaded.
     pub module_bytes: usize,

@@ -652,6 +652,21 @@ fn input_goes_where_there_is_room() {
         Guest::default().fails_within(&with(limit)),
         Error::Input { bytes, limit }
     );
+    // It burns nothing then, whatever the instance did before.
+    let busy = Guest {
+        init: Some("(local.set $n (i32.const 7)) (i64.const 0)".into()),
+        ..Guest::default()
+    };
+    for guest in [Guest::default(), busy] {
+        let program = guest.program(&with(bytes));
+        let mut instances = Instances::new(KEPT);
+        let longer = [event.as_slice(), &[0; 4]].concat();
+        for _ in 0..2 {
+            assert_eq!(program.run(&longer, &index).fuel, 0);
+            assert!(instances.run(&program, &event, &index).fuel > 0);
+            assert_eq!(instances.run(&program, &longer, &index).fuel, 0);
+        }
+    }
     all_is_well();
 }
 

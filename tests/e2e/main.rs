@@ -10,3 +10,4 @@ mod hostile;
 mod mail;
 mod senders;
 mod sizes;
+mod smith;

@@ -16,9 +16,11 @@
 
 mod peers;
 mod program;
+pub mod proof;
 mod receiver;
 mod server;
 pub mod sign;
+pub mod smith;
 
 pub use peers::{Absent, Node, Python, node, python};
 pub use program::{Output, cli, cli_with, program};

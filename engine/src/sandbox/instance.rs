@@ -244,6 +244,9 @@ impl Guest {
         let index_at = event.len().next_multiple_of(4);
         let bytes = index_at + index.len();
         if bytes > self.limits.input_bytes {
+            // Nothing ran: what an earlier call was given or burned is not this event's.
+            self.fuel_given = 0;
+            self.fuel.set(0);
             return Err(Error::Input {
                 bytes,
                 limit: self.limits.input_bytes,
