@@ -333,7 +333,7 @@ fn check_accepts_and_refuses() {
     let file = path(&dir, "bad.wasm");
     std::fs::write(
         &file,
-        wat::parse_str("(module (func (export \"_start\")))").unwrap(),
+        wat::parse_str("(module (func (export \"_initialize\")))").unwrap(),
     )
     .unwrap();
     let bad = cli(&["check", &file]);
@@ -341,7 +341,7 @@ fn check_accepts_and_refuses() {
     assert!(bad.stdout.starts_with("refused "), "{}", bad.stdout);
     assert!(
         bad.stdout
-            .contains("it is a WASI program (it exports `_start`), not a reactor"),
+            .contains("it is a WASI library (it exports `_initialize`)"),
         "{}",
         bad.stdout
     );
@@ -350,7 +350,7 @@ fn check_accepts_and_refuses() {
     let json = &json.json_lines()[0];
     assert_eq!(
         (&json["accepted"], &json["kind"]),
-        (&json!(false), &json!("command"))
+        (&json!(false), &json!("wasi_library"))
     );
     assert!(
         json["fix"]
