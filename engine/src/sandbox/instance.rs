@@ -245,8 +245,7 @@ impl Guest {
         let bytes = index_at + index.len();
         if bytes > self.limits.input_bytes {
             // Nothing ran: what an earlier call was given or burned is not this event's.
-            self.fuel_given = 0;
-            self.fuel.set(0);
+            self.meter.give(0, 0, 0)?;
             return Err(Error::Input {
                 bytes,
                 limit: self.limits.input_bytes,
