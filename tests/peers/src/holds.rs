@@ -1,7 +1,7 @@
 //! What must hold besides the comparison: figures of Hooksieve alone, each part measured in a process
 //! of its own, so that memory and loaded modules are its own.
 
-mod modules;
+pub(crate) mod modules;
 mod rules;
 mod soak;
 mod threads;
@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 /// How much of what is measured.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Counts {
-    /// Different rules in memory at once (the target is stated for 10000; each compiles for 15 ms).
+    /// Different rules in memory at once (stated for 10000; each compiles for 15 ms).
     #[arg(long, global = true, default_value_t = 500)]
     rules: usize,
     /// Decisions in one process, traps and exhausted fuel among them (stated for 10000000).

@@ -48,6 +48,11 @@ enum Inner {
     CallbackServer,
     /// One part of the second table, so that memory and loaded modules are its own.
     Part { name: holds::Part },
+    /// Compiles modules into a cache.
+    FillCache {
+        folder: std::path::PathBuf,
+        count: usize,
+    },
 }
 
 fn main() -> Result<()> {
@@ -55,6 +60,7 @@ fn main() -> Result<()> {
     match &arguments.inner {
         Some(Inner::CallbackServer) => runners::serve(),
         Some(Inner::Part { name }) => holds::run(*name, &arguments.counts),
+        Some(Inner::FillCache { folder, count }) => holds::modules::fill_here(folder, *count),
         None => compare(&arguments),
     }
 }

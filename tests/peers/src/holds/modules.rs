@@ -1,8 +1,10 @@
 //! Many different modules, and hostile ones.
 
 use crate::runners::GUEST;
-use anyhow::{Context as _, Result};
-use hooksieve::sandbox::{Instances, Kept, Limits, Module, Program, Sandbox};
+use anyhow::{Context as _, Result, ensure};
+use hooksieve::sandbox::{Cache, Instances, Kept, Limits, Module, Program, Sandbox};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Keeps everything.
@@ -18,26 +20,51 @@ pub(super) fn numbered(number: usize) -> Vec<u8> {
     [GUEST, &[0, 6, 1, b'n'], &number].concat()
 }
 
-/// Compiles so many different modules on two threads, and says how far it is.
-pub(super) fn compile(count: usize) -> Result<Vec<Program>> {
+/// Where compiled modules are kept, as in a running engine.
+pub(super) fn sandbox(folder: &Path) -> Result<Sandbox> {
+    Ok(Sandbox::new(Limits::default()).cached(Cache::open(folder)?))
+}
+
+/// Compiles so many different modules into a folder, in a process of its own: the compiler leaks.
+pub(super) fn fill(folder: &Path, count: usize) -> Result<()> {
+    let done = Command::new(std::env::current_exe()?)
+        .arg("fill-cache")
+        .arg(folder)
+        .arg(count.to_string())
+        .status()?;
+    ensure!(done.success(), "the modules were not compiled: {done}");
+    Ok(())
+}
+
+/// What [`fill`]'s process does.
+pub(crate) fn fill_here(folder: &Path, count: usize) -> Result<()> {
     let done = AtomicUsize::new(0);
-    let half = |first: usize| -> Result<Vec<Program>> {
-        let sandbox = Sandbox::new(Limits::default());
-        (first..count)
-            .step_by(2)
-            .map(|number| {
-                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                if done.is_multiple_of(1_000) {
-                    progress(&format!("{done} of {count} modules compiled"));
-                }
-                program(sandbox.compile(numbered(number))?)
-            })
-            .collect()
-    };
+    on_two_threads(count, |number| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(1_000) {
+            progress(&format!("{done} of {count} modules compiled"));
+        }
+        sandbox(folder)?.compile(numbered(number))?;
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// The programs of modules that are in the folder, as an engine gets them when it starts.
+pub(super) fn start(folder: &Path, count: usize) -> Result<Vec<Program>> {
+    let sandbox = sandbox(folder)?;
+    on_two_threads(count, |number| program(sandbox.compile(numbered(number))?))
+}
+
+fn on_two_threads<T: Send>(
+    count: usize,
+    work: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let half = |first: usize| -> Result<Vec<T>> { (first..count).step_by(2).map(&work).collect() };
     std::thread::scope(|scope| {
         let second = scope.spawn(|| half(1));
         let mut all = half(0)?;
-        all.extend(second.join().ok().context("a compiling thread")??);
+        all.extend(second.join().ok().context("a second thread")??);
         Ok(all)
     })
 }

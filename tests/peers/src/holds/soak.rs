@@ -48,16 +48,19 @@ pub(super) fn soak(count: usize) -> Result<Vec<Held>> {
     )])
 }
 
-/// Modules that are compiled, asked once and dropped.
+/// Modules that are loaded, asked once and dropped. The same ones come again.
 pub(super) fn churn(count: usize) -> Result<Vec<Held>> {
+    const DIFFERENT: usize = 200;
     let input = &events::all()?[0];
-    let sandbox = Sandbox::new(Limits::default());
+    let folder = tempfile::tempdir()?;
+    modules::fill(folder.path(), DIFFERENT)?;
+    let sandbox = modules::sandbox(folder.path())?;
     let mut instances = modules::instances();
     let mut load = |number: usize| -> Result<()> {
         if number.is_multiple_of(1_000) && number > 0 {
             modules::progress(&format!("{number} of {count} modules loaded and dropped"));
         }
-        let program = modules::program(sandbox.compile(modules::numbered(number))?)?;
+        let program = modules::program(sandbox.compile(modules::numbered(number % DIFFERENT))?)?;
         instances
             .run(&program, &input.event, &input.index)
             .outcome?;
