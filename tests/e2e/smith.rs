@@ -21,7 +21,7 @@ fn from_env(name: &str, default: u64) -> u64 {
 
 #[test]
 fn smith_modules_run_the_same_warm_and_new() {
-    let modules = from_env("HOOKSIEVE_SMITH_MODULES", 500);
+    let modules = from_env("HOOKSIEVE_SMITH_MODULES", 400);
     let first = from_env("HOOKSIEVE_SMITH_SEED", 1);
     let mut proof = Proof::new(None);
     for case in (first..first + modules).filter_map(Case::new) {

@@ -490,7 +490,9 @@ fn write_decide(wat: &mut String, found: &Found, grown_table: Option<usize>) {
                (else (if (result i64) (i32.eq (local.get $what) (i32.const 13))
                  (then (i64.or (i64.shl (i64.extend_i32_u (local.get $from)) (i64.const 32))
                    (i64.extend_i32_u (local.get $len))))
-                 (else (i64.extend_i32_s (i32.sub (i32.const 11) (local.get $what)))))))))))"
+                 (else
+                   (if (i32.eq (local.get $what) (i32.const 15)) (then unreachable))
+                   (i64.const -3)))))))))"
     );
     wat.push(')');
 }
