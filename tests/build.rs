@@ -1,5 +1,9 @@
 fn main() {
-    hooksieve_guest_build::build_programs(&["triage-command"], &["../policies/github-triage/src"]);
+    hooksieve_guest_build::build_program(
+        "github-triage",
+        "command",
+        &["../policies/github-triage"],
+    );
     hooksieve_guest_build::build(
         &[
             "probe",

@@ -6,7 +6,7 @@ use hooksieve::tenant::encode_config;
 use hooksieve_sdk::wire::EventHead;
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_tests::proof::{ALL, Case, Proof};
-use hooksieve_tests::{PROBE, node, say};
+use hooksieve_tests::{PROBE, node, program, say};
 use std::process::Command;
 
 /// A figure from the environment, for who has more time than the default takes.
@@ -207,7 +207,8 @@ fn smith_nothing_leaks() {
         ("--loads", "HOOKSIEVE_SMITH_LOADS", 1_000),
         ("--through-child", "HOOKSIEVE_SMITH_THROUGH_CHILD", 20),
     ];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smith"));
+    // `cargo test` builds examples; `tests/examples/smith.rs` says why it is one.
+    let mut command = Command::new(program().with_file_name("examples").join("smith"));
     for (argument, name, default) in figures {
         command.args([argument, &from_env(name, default).to_string()]);
     }

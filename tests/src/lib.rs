@@ -35,7 +35,7 @@ use tokio::time::Instant;
 pub const PROBE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.wasm"));
 
 /// The policy `github-triage` as a WASI program.
-pub const TRIAGE_COMMAND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/triage_command.wasm"));
+pub const TRIAGE_COMMAND: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/command.wasm"));
 
 /// Rules of the sizes that `guest-sdk/README.md` speaks of, by name.
 pub const LEAN: [(&str, &[u8]); 5] = [

@@ -29,21 +29,29 @@ pub fn build(packages: &[&str], sources: &[&str]) {
     for source in sources {
         println!("cargo::rerun-if-changed={source}");
     }
-    compile(packages, REACTOR);
+    let mut arguments = Vec::new();
+    for package in packages {
+        arguments.extend(["--package", package]);
+    }
+    compile(packages, &arguments, REACTOR, "");
 }
 
-/// As [`build`], for rules that are WASI programs.
+/// As [`build`], for an example of a package that is a WASI program: `$OUT_DIR/<example>.wasm`. An
+/// example, because a second program in a workspace makes a plain `cargo run` ambiguous.
 ///
 /// # Panics
 /// As [`build`].
-pub fn build_programs(packages: &[&str], sources: &[&str]) {
+pub fn build_program(package: &str, example: &str, sources: &[&str]) {
     for source in sources {
         println!("cargo::rerun-if-changed={source}");
     }
-    compile(packages, COMMAND);
+    let arguments = ["--package", package, "--example", example];
+    compile(&[example], &arguments, COMMAND, "examples");
 }
 
-fn compile(packages: &[&str], target: &str) {
+/// Compiles what the arguments name, for a target, and takes the modules of these names out of a
+/// folder of the profile's.
+fn compile(names: &[&str], arguments: &[&str], target: &str, folder: &str) {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     add_target(target);
     // A folder of its own: the outer cargo holds the lock of the usual one.
@@ -61,9 +69,7 @@ fn compile(packages: &[&str], target: &str) {
         ])
         .arg("--target-dir")
         .arg(&target_dir);
-    for package in packages {
-        build.args(["--package", package]);
-    }
+    build.args(arguments);
     // What the outer cargo set for the host is not meant for the guest.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -86,17 +92,13 @@ fn compile(packages: &[&str], target: &str) {
     let output = build.output().expect("cargo starts");
     assert!(
         output.status.success(),
-        "the rules {packages:?} do not compile for {target}:\n{}",
+        "the rules {names:?} do not compile for {target}:\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    for package in packages {
-        let file = format!("{}.wasm", package.replace('-', "_"));
-        // A library's file has `_` in its name, a program's has what the package has.
-        let name = match target {
-            REACTOR => file.clone(),
-            _ => format!("{package}.wasm"),
-        };
-        let built = target_dir.join(target).join(PROFILE).join(name);
+    for name in names {
+        let file = format!("{}.wasm", name.replace('-', "_"));
+        let built = target_dir.join(target).join(PROFILE).join(folder);
+        let built = built.join(&file);
         std::fs::copy(&built, out.join(&file))
             .unwrap_or_else(|error| panic!("{}: {error}", built.display()));
     }

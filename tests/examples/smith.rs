@@ -1,6 +1,8 @@
 //! The long form of the proofs in `e2e/smith.rs`: as many random modules as there is time for, in this
 //! process and through the process that compiles; and whether anything leaks.
 //!
+//! An example and not a program of the workspace, so that a plain `cargo run` knows what it runs.
+//!
 //! ```text
 //! smith [--modules N] [--through-child N] [--decisions N] [--loads N] [--seed S] [--threads N]
 //! ```

@@ -1,9 +1,9 @@
-//! The policy `github-triage` as a WASI program: the command form of the same rule. What a program in
+//! This policy as a WASI program: the command form of the same rule. What a program in
 //! any language does: read the event from standard input, the configuration from the environment, and
 //! write the decision to standard output.
 
 #[allow(unreachable_pub, reason = "it is a crate of its own elsewhere")]
-#[path = "../../../../policies/github-triage/src/lib.rs"]
+#[path = "../src/lib.rs"]
 mod triage;
 
 use hooksieve_sdk::wire::SkipIndex;
