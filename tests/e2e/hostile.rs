@@ -1,7 +1,7 @@
 //! Modules that mean harm, or are broken: each ends in the error that names what it did, each limit
 //! holds from both sides, and the process goes on deciding as before.
 
-use hooksieve::sandbox::{Error, Instances, Kept, Limits, Program, Refused, Run, Sandbox};
+use hooksieve::sandbox::{Cache, Error, Instances, Kept, Limits, Program, Refused, Run, Sandbox};
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{DEPTH_MAX, Decision, EventHead, pack};
 use hooksieve_tests::{PROBE, Receiver, Setup, cli_with};
@@ -1565,6 +1565,34 @@ fn a_module_cannot_keep_the_compiler_busy() {
 }
 
 /// Segments that do not fit their memory or table make an instance that cannot start.
+/// Each thread loads code, runs into a trap, and drops the code, over and over: what one unmaps is
+/// where another's code goes next.
+#[test]
+fn code_comes_and_goes_on_many_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let sandbox = Sandbox::new(limits()).cached(Cache::open(dir.path()).unwrap());
+    let modules: Vec<_> = (0..8)
+        .map(|n| doing(&format!("{} unreachable", "(nop)".repeat(n * 400))).wasm())
+        .collect();
+    let (event, index) = event();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (sandbox, modules, event, index) = (&sandbox, &modules, &event, &index);
+            scope.spawn(move || {
+                for n in 0..500 {
+                    let wasm = modules[(n * 3 + thread) % modules.len()].as_slice();
+                    let module = sandbox.compile(wasm).unwrap();
+                    let program = Program::new(module, vec![0x80], limits()).unwrap();
+                    let what = "it reached `unreachable`, as an abort does";
+                    let outcome = program.run(event, index).outcome;
+                    assert_eq!(outcome, Err(Error::Trapped { what }));
+                }
+            });
+        }
+    });
+    all_is_well();
+}
+
 #[test]
 fn segments_out_of_bounds_do_not_start() {
     for extra in [

@@ -178,7 +178,7 @@ impl Process {
     fn start(program: &Inner, event: &[u8], index: &[u8]) -> Result<Self, Error> {
         let limits = &program.limits;
         let code = program.module.code()?;
-        let mut store = Store::new(code.engine.clone());
+        let mut store = code.store();
         let (output, log) = (
             Captured::new(limits.output_bytes),
             Captured::new(limits.log_bytes),

@@ -7,8 +7,9 @@ use super::{Checked, Form, Limits, Refused};
 use crate::id::Hash;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use wasmer::sys::wasmparser::Operator;
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
@@ -19,9 +20,10 @@ use wasmer_middlewares::Metering;
 pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
     let engine = engine(limits, checked);
     let refused = |message: String| Refused::Compiler { message };
-    let module =
-        wasmer::Module::new(&engine, checked.wasm).map_err(|error| refused(error.to_string()))?;
-    let artifact = module
+    let code = Code::map(engine, |engine| wasmer::Module::new(engine, checked.wasm));
+    let code = code.map_err(|error| refused(error.to_string()))?;
+    let artifact = code
+        .module
         .serialize()
         .map_err(|error| refused(error.to_string()))?;
     Ok(artifact.to_vec())
@@ -62,8 +64,43 @@ fn engine(limits: &Limits, checked: &Checked<'_>) -> wasmer::Engine {
 /// Machine code with the engine that owns it: it lives as long as both.
 #[derive(Debug)]
 pub(super) struct Code {
-    pub(super) module: wasmer::Module,
-    pub(super) engine: wasmer::Engine,
+    pub(super) module: ManuallyDrop<wasmer::Module>,
+    engine: ManuallyDrop<wasmer::Engine>,
+}
+
+/// Written while code is unmapped, read while it is mapped. Wasmer unmaps code and only then takes it
+/// out of its table of what is where; new code that another thread maps there in between would be
+/// found to overlap, and the table be unusable for the whole process.
+static UNMAPPING: RwLock<()> = RwLock::new(());
+
+impl Code {
+    fn map<E>(
+        engine: wasmer::Engine,
+        module: impl FnOnce(&wasmer::Engine) -> Result<wasmer::Module, E>,
+    ) -> Result<Self, E> {
+        let _mapping = UNMAPPING.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(Self {
+            module: ManuallyDrop::new(module(&engine)?),
+            engine: ManuallyDrop::new(engine),
+        })
+    }
+
+    /// For one instance, which must go before this.
+    pub(super) fn store(&self) -> wasmer::Store {
+        wasmer::Store::new(wasmer::Engine::clone(&self.engine))
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for Code {
+    fn drop(&mut self) {
+        let _unmapping = UNMAPPING.write().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: neither is used again.
+        unsafe {
+            ManuallyDrop::drop(&mut self.module);
+            ManuallyDrop::drop(&mut self.engine);
+        }
+    }
 }
 
 /// Loads what [`compile`] made.
@@ -72,12 +109,11 @@ pub(super) struct Code {
 /// It is run as native code: the bytes must be what [`compile`] gave for these limits.
 #[allow(unsafe_code)]
 pub(super) unsafe fn load(artifact: &[u8], limits: &Limits) -> Result<Code, String> {
-    let engine = headless(limits);
     // SAFETY: the caller's promise.
-    match unsafe { wasmer::Module::deserialize(&engine, artifact) } {
-        Ok(module) => Ok(Code { module, engine }),
-        Err(error) => Err(error.to_string()),
-    }
+    let code = Code::map(headless(limits), |engine| unsafe {
+        wasmer::Module::deserialize(engine, artifact)
+    });
+    code.map_err(|error| error.to_string())
 }
 
 /// As [`load`], from a file that begins with it. The file is mapped: of the code, only what runs is in
@@ -89,14 +125,13 @@ pub(super) unsafe fn load(artifact: &[u8], limits: &Limits) -> Result<Code, Stri
 /// position two threads would move under each other.
 #[allow(unsafe_code)]
 pub(super) unsafe fn load_file(file: &File, limits: &Limits) -> Result<Code, String> {
-    let engine = headless(limits);
     // The very file that was looked at, whatever its name leads to by now.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     // SAFETY: the caller's promise.
-    match unsafe { wasmer::Module::deserialize_from_file(&engine, path) } {
-        Ok(module) => Ok(Code { module, engine }),
-        Err(error) => Err(error.to_string()),
-    }
+    let code = Code::map(headless(limits), |engine| unsafe {
+        wasmer::Module::deserialize_from_file(engine, path)
+    });
+    code.map_err(|error| error.to_string())
 }
 
 /// An engine without a compiler, which costs little to make: one for each module.

@@ -150,7 +150,7 @@ impl Guest {
 
     fn new(module: &Module, limits: &Arc<Limits>) -> Result<Self, Error> {
         let code = module.code()?;
-        let mut store = Store::new(code.engine.clone());
+        let mut store = code.store();
         let host = FunctionEnv::new(
             &mut store,
             Host {
