@@ -23,6 +23,7 @@ mod memory;
 mod meter;
 mod module;
 mod program;
+mod stack;
 mod unwind;
 mod warm;
 mod watchdog;

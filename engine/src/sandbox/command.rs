@@ -14,7 +14,7 @@ use super::instance::{Used, engine_error};
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
 use super::program::Inner;
-use super::{Error, Limits};
+use super::{Error, Limits, stack};
 use hooksieve_sdk::wire::{Decision, Event, SkipIndex};
 use sha2::{Digest as _, Sha256};
 use std::io;
@@ -210,6 +210,8 @@ impl Process {
             program.module.globals(),
             limits.clone(),
         )?;
+        // SAFETY: it is this process's, and `decide` is the one place that runs it.
+        unsafe { stack::watch(&mut store, meter.fuel) };
         let state = host.as_mut(&mut store);
         state.linear = Some(linear.clone());
         state.fuel = Some(meter.fuel);
@@ -247,7 +249,10 @@ impl Process {
         let start = self.start.clone();
         let (fuel, limit_ms) = (self.meter.fuel, self.limits.wall_clock_ms);
         fuel.guarded(limit_ms, || {
-            let ended = start.call(&mut self.store);
+            let (ended, too_deep) = stack::call(fuel, || start.call(&mut self.store));
+            if too_deep {
+                return Err(self.meter.stack_overflow());
+            }
             self.exit_code(ended)
         })?;
         let output = self.output.take();

@@ -5,7 +5,7 @@ use super::compile::Code;
 use super::image::Image;
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
-use super::{Error, Limits, LogLine, Module};
+use super::{Error, Limits, LogLine, Module, stack};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -173,6 +173,8 @@ impl Guest {
         let (linear, globals) = memory::take_made();
         let linear = linear.ok_or_else(|| engine_error("the instance has no memory of its own"))?;
         let meter = Meter::new(linear.clone(), &globals, module.globals(), limits.clone())?;
+        // SAFETY: it is this guest's, and `call` is the one place that runs it.
+        unsafe { stack::watch(&mut store, meter.fuel) };
         let exports = &instance.exports;
         let state = host.as_mut(&mut store);
         state.linear = Some(linear.clone());
@@ -345,7 +347,11 @@ impl Guest {
         &mut self,
         guest: impl FnOnce(&mut Store) -> Result<T, RuntimeError>,
     ) -> Result<T, Error> {
-        guest(&mut self.store).map_err(|error| {
+        let (result, too_deep) = stack::call(self.meter.fuel, || guest(&mut self.store));
+        if too_deep {
+            return Err(self.meter.stack_overflow());
+        }
+        result.map_err(|error| {
             let panic = self.host.as_mut(&mut self.store).panic.take();
             self.meter.ended_by(error, panic)
         })

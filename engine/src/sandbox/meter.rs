@@ -84,9 +84,7 @@ impl Meter {
                 (Some(TrapCode::UnreachableCodeReached), Some(message)) => {
                     Error::Panicked { message }
                 }
-                (Some(TrapCode::StackOverflow), _) => Error::Stack {
-                    limit_bytes: self.limits.stack_bytes,
-                },
+                (Some(TrapCode::StackOverflow), _) => return self.stack_overflow(),
                 (Some(code), _) => Error::Trapped {
                     what: trap_name(code),
                 },
@@ -100,6 +98,13 @@ impl Meter {
             return Error::Fuel { limit: self.given };
         }
         self.after_refusal(error)
+    }
+
+    /// The guest needed more stack than there is.
+    pub(super) fn stack_overflow(&self) -> Error {
+        self.after_refusal(Error::Stack {
+            limit_bytes: self.limits.stack_bytes,
+        })
     }
 
     /// A failure after growth was refused is told as that: what the guest did next hides the cause.
@@ -130,6 +135,8 @@ pub(super) struct Place(NonNull<u64>);
 // SAFETY: a place is used by the thread that runs its instance; the store that owns both moves to
 // another thread only as a whole.
 unsafe impl Send for Place {}
+// SAFETY: as above; the signal handler that also holds one runs on that thread.
+unsafe impl Sync for Place {}
 
 impl Place {
     fn u32(self) -> u32 {
@@ -164,12 +171,12 @@ impl Fuel {
         result
     }
 
-    fn left(self) -> u64 {
+    pub(super) fn left(self) -> u64 {
         // SAFETY: as for `Place::u32`. Atomic, because the watchdog may write.
         unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.load(Ordering::Relaxed)
     }
 
-    fn set(self, fuel: u64) {
+    pub(super) fn set(self, fuel: u64) {
         // SAFETY: as for `Fuel::left`.
         unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.store(fuel, Ordering::Relaxed);
     }
