@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use wasmer::sys::wasmparser::Operator;
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
@@ -151,17 +151,24 @@ pub(super) fn key(module: Hash, limits: &Limits) -> Hash {
         include_str!("check.rs"),
         include_str!("memory.rs"),
     ];
-    let mut hasher = Sha256::new();
-    for text in SHAPED_BY {
-        hasher.update((text.len() as u64).to_le_bytes());
-        hasher.update(text);
-    }
-    let target = wasmer::sys::Target::default();
-    hasher.update(format!(
-        "wasmer {}, {} with {:?}, {} pages, {} elements, {} bytes, {module}",
-        wasmer::sys::vm::VERSION,
-        target.triple(),
-        target.cpu_features(),
+    /// Has taken what is the same for every module: the sources are ten times the size of a rule.
+    static SAME: OnceLock<Sha256> = OnceLock::new();
+    let same = SAME.get_or_init(|| {
+        let mut hasher = Sha256::new();
+        for text in SHAPED_BY {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
+        let target = wasmer::sys::Target::default();
+        hasher.chain_update(format!(
+            "wasmer {}, {} with {:?}",
+            wasmer::sys::vm::VERSION,
+            target.triple(),
+            target.cpu_features(),
+        ))
+    });
+    let hasher = same.clone().chain_update(format!(
+        ", {} pages, {} elements, {} bytes, {module}",
         limits.memory_pages(),
         limits.table_elements,
         limits.module_bytes,

@@ -19,8 +19,14 @@ pub(super) fn measure(loaded: usize) -> Result<Vec<Held>> {
         },
     )?;
     let few = [times(&at_once)?, times(&deep)?];
-    // Kept until the end.
-    let _programs = modules::compile(loaded)?;
+    let folder = tempfile::tempdir()?;
+    modules::fill(folder.path(), loaded)?;
+    let input = &events::all()?[0];
+    // Code stays in memory as long as its instances.
+    let mut instances = modules::instances();
+    for program in modules::start(folder.path(), loaded)? {
+        instances.run(&program, &input.event, &input.index).outcome?;
+    }
     let many = [times(&at_once)?, times(&deep)?];
     let how = |few: &Times, many: &Times| {
         format!(
