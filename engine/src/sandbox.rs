@@ -12,7 +12,6 @@
 //! the store, the network or a tenant.
 
 mod cache;
-mod charge;
 mod check;
 mod child;
 mod command;
@@ -21,6 +20,7 @@ mod image;
 mod instance;
 mod memory;
 mod meter;
+mod metering;
 mod module;
 mod program;
 mod stack;

@@ -256,11 +256,7 @@ fn the_contract_is_held_export_by_export() {
             name: "hooksieve_inti".into()
         }
     );
-    for name in [
-        "hooksieve_decide_2",
-        "hooksieve",
-        "wasmer_metering_remaining_points",
-    ] {
+    for name in ["hooksieve_decide_2", "hooksieve"] {
         let guest = Guest {
             extra: format!("(func (export \"{name}\"))"),
             ..Guest::default()

@@ -1,6 +1,6 @@
 fn main() {
     hooksieve_guest_build::build(
-        &["peers-guest", "peers-guest-extism"],
+        &["peers-guest", "peers-guest-large", "peers-guest-extism"],
         &[
             "rule",
             "guests",

@@ -643,13 +643,11 @@ impl Outline {
             }
             None => return Err(self.missing("memory")),
         }
-        // The whole prefix is the contract's, so that a misspelt export is not passed over, and the
-        // meter's own exports cannot be taken.
+        // The whole prefix is the contract's, so that a misspelt export is not passed over.
         let ours =
             |name: &str| name == "memory" || exports.iter().any(|(known, ..)| *known == name);
         for name in self.exports.keys() {
-            let reserved = name.starts_with("hooksieve") || name.starts_with("wasmer_metering");
-            if reserved && !ours(name) {
+            if name.starts_with("hooksieve") && !ours(name) {
                 return Err(Refused::UnknownExport { name: name.clone() });
             }
         }

@@ -267,9 +267,11 @@ impl Process {
 
     /// A program ends well by returning or with the code 0.
     fn exit_code(&self, ended: Result<(), RuntimeError>) -> Result<(), Error> {
-        let Err(error) = ended else { return Ok(()) };
+        let Err(error) = ended else {
+            return self.meter.ended_well();
+        };
         match error.downcast::<WasiError>() {
-            Ok(WasiError::Exit(code)) if code.raw() == 0 => Ok(()),
+            Ok(WasiError::Exit(code)) if code.raw() == 0 => self.meter.ended_well(),
             Ok(WasiError::Exit(code)) => {
                 Err(self.meter.after_refusal(Error::Exit { code: code.raw() }))
             }

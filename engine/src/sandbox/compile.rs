@@ -1,20 +1,17 @@
 //! From a checked module to machine code. [`engine`] holds every compiler setting.
 
-use super::charge::{Charge, cost};
-use super::command::CALL_FUEL;
 use super::memory::Tunables;
-use super::{Checked, Form, Limits, Refused};
+use super::metering::Metering;
+use super::{Checked, Limits, Refused};
 use crate::id::Hash;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use wasmer::sys::wasmparser::Operator;
+use std::sync::{OnceLock, PoisonError, RwLock};
 use wasmer::sys::{
     CompilerConfig, Cranelift, CraneliftOptLevel, EngineBuilder, Features, NativeEngineExt,
 };
-use wasmer_middlewares::Metering;
 
 /// The machine code of a module, as [`load`] takes it.
 pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
@@ -29,8 +26,8 @@ pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>,
     Ok(artifact.to_vec())
 }
 
-/// An engine for one module: every setting of the compiler is here. Metering keeps state of the
-/// module it is compiled into, and an engine frees code only when it is dropped: so, one each.
+/// An engine for one module: every setting of the compiler is here. Metering is made for
+/// one module, and an engine frees code only when it is dropped: so, one each.
 fn engine(limits: &Limits, checked: &Checked<'_>) -> wasmer::Engine {
     let mut compiler = Cranelift::new();
     compiler.opt_level(CraneliftOptLevel::Speed);
@@ -38,17 +35,7 @@ fn engine(limits: &Limits, checked: &Checked<'_>) -> wasmer::Engine {
     compiler.canonicalize_nans(true);
     // An ELF image can be mapped from its file; wasmer's own format is read into memory whole.
     compiler.experimental_artifact(true);
-    // A reactor's one import charges itself.
-    let charged_imports = match checked.form {
-        Form::Reactor => 0,
-        Form::Command => checked.imported,
-    };
-    let cost = move |operator: &Operator<'_>| match operator {
-        Operator::Call { function_index } if *function_index < charged_imports => CALL_FUEL,
-        other => cost(other),
-    };
-    compiler.push_middleware(Arc::new(Metering::new(0, cost)));
-    compiler.push_middleware(Charge::new(checked.globals, limits));
+    compiler.push_middleware(Metering::new(checked, limits));
     let mut features = Features::none();
     features.bulk_memory(true);
     features.multi_value(true);
@@ -147,7 +134,7 @@ pub(super) fn key(module: Hash, limits: &Limits) -> Hash {
     const SHAPED_BY: [&str; 5] = [
         include_str!("compile.rs"),
         include_str!("command.rs"),
-        include_str!("charge.rs"),
+        include_str!("metering.rs"),
         include_str!("check.rs"),
         include_str!("memory.rs"),
     ];

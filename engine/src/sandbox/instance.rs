@@ -19,7 +19,7 @@ use wasmer::{
 const LOG_FUEL: u64 = 100;
 /// Fuel for each page beyond [`FREE_PAGES`] that an event starts with: what it is to get a page
 /// zeroed from the system, as when it is grown.
-const START_PAGE_FUEL: u64 = super::charge::PAGE_FUEL;
+const START_PAGE_FUEL: u64 = super::metering::PAGE_FUEL;
 /// Pages of memory that an event may start with for nothing: putting back so little takes about as
 /// long as a call.
 const FREE_PAGES: u64 = 4;
@@ -351,10 +351,12 @@ impl Guest {
         if too_deep {
             return Err(self.meter.stack_overflow());
         }
-        result.map_err(|error| {
+        let result = result.map_err(|error| {
             let panic = self.host.as_mut(&mut self.store).panic.take();
             self.meter.ended_by(error, panic)
-        })
+        })?;
+        self.meter.ended_well()?;
+        Ok(result)
     }
 }
 

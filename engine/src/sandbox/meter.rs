@@ -2,11 +2,11 @@
 #![allow(unsafe_code)]
 
 use super::memory::Linear;
-use super::module::OurGlobals;
+use super::metering::OurGlobals;
 use super::{Error, Limits, watchdog};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use wasmer::RuntimeError;
 use wasmer::sys::vm::{TrapCode, VMGlobalDefinition};
@@ -32,7 +32,7 @@ impl Meter {
         ours: OurGlobals,
         limits: Arc<Limits>,
     ) -> Result<Self, Error> {
-        let place = |at: usize| match globals.get(at) {
+        let place = |at: u32| match globals.get(at as usize) {
             Some(&place) => Ok(Place(place.cast())),
             None => Err(Error::Engine {
                 message: format!(
@@ -42,10 +42,7 @@ impl Meter {
             }),
         };
         Ok(Self {
-            fuel: Fuel {
-                left: place(ours.fuel)?,
-                exhausted: place(ours.exhausted)?,
-            },
+            fuel: Fuel(place(ours.fuel)?),
             given: 0,
             refused_memory: place(ours.refused_memory)?,
             refused_table: place(ours.refused_table)?,
@@ -58,21 +55,27 @@ impl Meter {
     pub(super) fn give(&mut self, limit: u64, input_bytes: usize, base: u64) -> Result<(), Error> {
         self.given = limit;
         let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL) + base;
-        match limit.checked_sub(price) {
-            Some(left) => {
-                self.fuel.set(left);
-                Ok(())
-            }
-            None => {
-                self.fuel.set(0);
-                Err(Error::Fuel { limit })
-            }
-        }
+        self.fuel.set(limit.min(FUEL_MAX) as i64);
+        self.fuel.spend(price).map_err(|_| self.exhausted())
     }
 
     /// What was burned of what was given.
     pub(super) fn used(&self) -> u64 {
-        self.given - self.fuel.left()
+        self.given - self.fuel.left().max(0) as u64
+    }
+
+    /// More was burned than was given: all of that is used, then.
+    fn exhausted(&self) -> Error {
+        self.fuel.set(0);
+        Error::Fuel { limit: self.given }
+    }
+
+    /// A guest that came to its end can have burned too much since its last check.
+    pub(super) fn ended_well(&self) -> Result<(), Error> {
+        if self.fuel.left() < 0 {
+            return Err(self.exhausted());
+        }
+        Ok(())
     }
 
     /// Names what ended the guest. A panic's message was logged just before, if there was one.
@@ -80,7 +83,7 @@ impl Meter {
         let error = match error.downcast::<Error>() {
             Ok(ours) => ours,
             Err(error) => match (error.to_trap(), panic) {
-                _ if self.fuel.is_exhausted() => Error::Fuel { limit: self.given },
+                _ if self.fuel.left() < 0 => return self.exhausted(),
                 (Some(TrapCode::UnreachableCodeReached), Some(message)) => {
                     Error::Panicked { message }
                 }
@@ -93,11 +96,10 @@ impl Meter {
                 },
             },
         };
-        if matches!(error, Error::Fuel { .. }) {
-            self.fuel.set(0);
-            return Error::Fuel { limit: self.given };
+        match error {
+            Error::Fuel { .. } => self.exhausted(),
+            error => self.after_refusal(error),
         }
-        self.after_refusal(error)
     }
 
     /// The guest needed more stack than there is.
@@ -147,12 +149,12 @@ impl Place {
 
 const _: () = assert!(size_of::<VMGlobalDefinition>() == 16);
 
-/// The fuel of one instance, in its own globals.
+/// The most fuel that an event can be given: what is left is a signed number.
+const FUEL_MAX: u64 = i64::MAX as u64;
+
+/// What is left of one instance's fuel, in its own global.
 #[derive(Clone, Copy)]
-pub(super) struct Fuel {
-    left: Place,
-    exhausted: Place,
-}
+pub(super) struct Fuel(Place);
 
 impl Fuel {
     /// Runs what calls into the guest, for at most this time: the watchdog takes the fuel away then.
@@ -163,7 +165,7 @@ impl Fuel {
     ) -> Result<T, Error> {
         let limit = Duration::from_millis(limit_ms);
         // SAFETY: the fuel lives in the instance, which outlives the calls into it.
-        let (result, struck) = unsafe { watchdog::guarded(self.left.0, limit, calls) };
+        let (result, struck) = unsafe { watchdog::guarded(self, limit, calls) };
         if struck {
             self.set(0);
             return Err(Error::WallClock { limit_ms });
@@ -171,30 +173,34 @@ impl Fuel {
         result
     }
 
-    pub(super) fn left(self) -> u64 {
-        // SAFETY: as for `Place::u32`. Atomic, because the watchdog may write.
-        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.load(Ordering::Relaxed)
+    pub(super) fn left(self) -> i64 {
+        self.place().load(Ordering::Relaxed)
     }
 
-    pub(super) fn set(self, fuel: u64) {
-        // SAFETY: as for `Fuel::left`.
-        unsafe { AtomicU64::from_ptr(self.left.0.as_ptr()) }.store(fuel, Ordering::Relaxed);
+    pub(super) fn set(self, left: i64) {
+        self.place().store(left, Ordering::Relaxed);
     }
 
-    fn is_exhausted(self) -> bool {
-        self.exhausted.u32() != 0
+    /// Has the guest end at its next check.
+    pub(super) fn take_away(self) {
+        self.set(-1);
     }
 
     /// Takes what a host call costs.
     pub(super) fn spend(self, price: u64) -> Result<(), Error> {
-        match self.left().checked_sub(price) {
-            Some(left) => {
-                self.set(left);
-                Ok(())
-            }
+        let left = self.left().saturating_sub_unsigned(price);
+        self.set(left);
+        if left < 0 {
             // The limit is put in by `Meter::ended_by`, which knows it.
-            None => Err(Error::Fuel { limit: 0 }),
+            return Err(Error::Fuel { limit: 0 });
         }
+        Ok(())
+    }
+
+    /// Atomic, because the watchdog may write.
+    fn place<'a>(self) -> &'a AtomicI64 {
+        // SAFETY: as for `Place::u32`.
+        unsafe { AtomicI64::from_ptr(self.0.0.as_ptr().cast()) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::cache::Cache;
 use super::compile::{self, Code};
+use super::metering::OurGlobals;
 use super::{Checked, Compiler, Error, Form, Limits, Refused};
 use crate::id::Hash;
 use serde::{Deserialize, Serialize};
@@ -207,25 +208,4 @@ fn keep(cache: &Cache, key: Hash, facts: Facts, artifact: &[u8]) -> bool {
 fn load(artifact: &[u8], limits: &Limits) -> Result<Code, Refused> {
     // SAFETY: the bytes come from our compiler.
     unsafe { compile::load(artifact, limits) }.map_err(|message| Refused::Compiler { message })
-}
-
-/// Where the globals that we add stand among the instance's: after the module's own.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct OurGlobals {
-    pub(super) fuel: usize,
-    pub(super) exhausted: usize,
-    pub(super) refused_memory: usize,
-    pub(super) refused_table: usize,
-}
-
-impl OurGlobals {
-    fn after(declared: u32) -> Self {
-        let first = declared as usize;
-        Self {
-            fuel: first,
-            exhausted: first + 1,
-            refused_memory: first + 4,
-            refused_table: first + 5,
-        }
-    }
 }

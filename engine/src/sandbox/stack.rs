@@ -24,7 +24,7 @@ const GUARD_BYTES: usize = 4_096;
 
 thread_local! {
     /// The guard page that was opened, and the fuel that the guest had left.
-    static OPENED: Cell<Option<(usize, u64)>> = const { Cell::new(None) };
+    static OPENED: Cell<Option<(usize, i64)>> = const { Cell::new(None) };
     /// This thread's own stack, where nothing is opened.
     static OWN_STACK: OnceCell<Range<usize>> = const { OnceCell::new() };
 }
@@ -105,7 +105,7 @@ unsafe fn open(
     let opened = unsafe { libc::mprotect(page as *mut c_void, GUARD_BYTES, access) } == 0;
     if opened {
         OPENED.set(Some((page, fuel.left())));
-        fuel.set(0);
+        fuel.take_away();
     }
     opened
 }

@@ -5,8 +5,7 @@
 //! costs far more than it is charged. It needs no signal and nothing from the compiled code.
 #![allow(unsafe_code)]
 
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::meter::Fuel;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -22,14 +21,10 @@ pub(super) struct Watch {
 }
 
 struct Running {
-    fuel: NonNull<u64>,
+    fuel: Fuel,
     until: Instant,
     struck: bool,
 }
-
-// SAFETY: the pointer is used under the lock only, and only between `arm` and `disarm`, while the
-// instance that holds the fuel is alive.
-unsafe impl Send for Running {}
 
 static WATCHES: OnceLock<Mutex<Vec<Weak<Watch>>>> = OnceLock::new();
 
@@ -51,9 +46,9 @@ thread_local! {
 /// Runs `guest` for at most `limit`; tells whether the watchdog struck.
 ///
 /// # Safety
-/// `fuel` must be valid for reads and writes until `guest` has returned.
+/// The instance that has this fuel must be alive until `guest` has returned.
 pub(super) unsafe fn guarded<T>(
-    fuel: NonNull<u64>,
+    fuel: Fuel,
     limit: Duration,
     guest: impl FnOnce() -> T,
 ) -> (T, bool) {
@@ -102,10 +97,10 @@ fn patrol() {
                 && running.until <= now
             {
                 running.struck = true;
-                // SAFETY: the instance lives until `guarded` has taken this entry under the lock.
-                // The guest may be storing to the same place; both stores are whole, and one that
-                // is lost to the guest's own is repeated at the next tick.
-                unsafe { AtomicU64::from_ptr(running.fuel.as_ptr()) }.store(0, Ordering::Relaxed);
+                // The instance lives until `guarded` has taken this entry under the lock. The guest
+                // may be storing to the same place; both stores are whole, and one that is lost to
+                // the guest's own is repeated at the next tick.
+                running.fuel.take_away();
             }
             true
         });

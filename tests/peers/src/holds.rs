@@ -6,6 +6,7 @@ mod rules;
 mod soak;
 mod threads;
 mod traps;
+mod upload;
 
 use crate::measure::Times;
 use anyhow::{Context as _, Result, ensure};
@@ -44,15 +45,17 @@ pub(crate) enum Part {
     Threads,
     Traps,
     Rules,
+    Upload,
     Soak,
     Churn,
 }
 
 impl Part {
-    pub(crate) const ALL: [Part; 5] = [
+    pub(crate) const ALL: [Part; 6] = [
         Part::Threads,
         Part::Traps,
         Part::Rules,
+        Part::Upload,
         Part::Soak,
         Part::Churn,
     ];
@@ -62,6 +65,7 @@ impl Part {
             Part::Threads => "threads",
             Part::Traps => "traps",
             Part::Rules => "rules",
+            Part::Upload => "upload",
             Part::Soak => "soak",
             Part::Churn => "churn",
         }
@@ -220,6 +224,7 @@ pub(crate) fn run(part: Part, counts: &Counts) -> Result<()> {
         Part::Threads => threads::measure()?,
         Part::Traps => traps::measure(counts.rules)?,
         Part::Rules => rules::measure(counts.rules)?,
+        Part::Upload => upload::measure()?,
         Part::Soak => soak::soak(counts.soak)?,
         Part::Churn => soak::churn(counts.churn)?,
     };

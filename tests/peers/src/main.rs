@@ -56,6 +56,8 @@ enum Inner {
 }
 
 fn main() -> Result<()> {
+    // Modules are compiled in a process of their own, which is this program.
+    hooksieve::sandbox::compile_if_asked();
     let arguments = Arguments::parse();
     match &arguments.inner {
         Some(Inner::CallbackServer) => runners::serve(),

@@ -17,6 +17,10 @@ use hooksieve_sdk::wire::Decision;
 /// The rule as a Hooksieve module.
 pub(crate) const GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/peers_guest.wasm"));
 
+/// A rule of about 100 kB.
+pub(crate) const LARGE_GUEST: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/peers_guest_large.wasm"));
+
 /// Fuel for one event, as in Hooksieve's default limits.
 const FUEL: u64 = 10_000_000;
 /// Memory for one event, likewise.

@@ -15,9 +15,13 @@ pub(super) const ALL: Kept = Kept {
 
 /// The benchmark's rule as a module of its own: a custom section with a number makes its hash another.
 pub(super) fn numbered(number: usize) -> Vec<u8> {
+    with_number(GUEST, number)
+}
+
+pub(super) fn with_number(module: &[u8], number: usize) -> Vec<u8> {
     let number = u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
     // Section 0 of 6 bytes: a name of one byte, and the number.
-    [GUEST, &[0, 6, 1, b'n'], &number].concat()
+    [module, &[0, 6, 1, b'n'], &number].concat()
 }
 
 /// Where compiled modules are kept, as in a running engine.
