@@ -23,16 +23,18 @@ mod meter;
 mod metering;
 mod module;
 mod program;
+mod refused;
 mod stack;
 mod unwind;
 mod warm;
 mod watchdog;
 
 pub use cache::Cache;
-pub use check::{Checked, Form, Refused};
+pub use check::{Checked, Form};
 pub use child::{CompileLimits, compile_if_asked};
 pub use module::Module;
 pub use program::{LogLine, Program, Run};
+pub use refused::Refused;
 pub use warm::{Instances, Kept};
 
 use serde::{Deserialize, Serialize};
@@ -243,6 +245,10 @@ impl Sandbox {
     pub fn compile_in_child(mut self, limits: CompileLimits) -> Self {
         if child::can_be() {
             self.compiler = Compiler::Child(limits);
+        } else {
+            tracing::warn!(
+                "modules are compiled in this process, without limits: `sandbox::compile_if_asked` was not called first in `main`"
+            );
         }
         self
     }

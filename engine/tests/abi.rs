@@ -125,9 +125,10 @@ fn fuel_is_charged_as_the_contract_says() {
     assert_eq!(more("(drop (memory.grow (i32.const 3)))"), 22 + 3 * 16_384);
     assert_eq!(more("(drop (memory.grow (i32.const -1)))"), 22);
     let table = "(table.fill $table (i32.const 0) (ref.null func) (i32.const 100))";
-    // Such a module cannot be put back: its new instance is paid for by elements, functions and size.
+    // Such a module cannot be put back: its new instance is paid for by elements, segments, functions,
+    // exports and size.
     let bytes = wat::parse_str(doing(table)).unwrap().len() as u64;
-    let start = 100 + 4 + bytes.div_ceil(8);
+    let start = 100 + 1 + 4 + 4 * 500 + bytes.div_ceil(8);
     assert_eq!(more(table), 23 + 100 + start);
     // Memory beyond the first 4 pages is paid for by whoever begins with it.
     let larger = doing("").replace("(export \"memory\") 4)", "(export \"memory\") 6)");

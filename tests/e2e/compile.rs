@@ -4,7 +4,7 @@
 use hooksieve_tests::{PROBE, Setup, cli_with};
 
 /// A module within every limit on what it declares, on which the compiler works for long and takes
-/// much: one function of half a megabyte whose values all depend on each other.
+/// much: one function of almost a megabyte whose values all depend on each other.
 fn bomb() -> Vec<u8> {
     let step = "(local.set $n (i32.add (local.get $n) (i32.load (local.get $n))))";
     let wat = format!(
@@ -14,7 +14,7 @@ fn bomb() -> Vec<u8> {
           (func (export "hooksieve_reserve") (param i32) (result i32) (i32.const 256))
           (func (export "hooksieve_decide") (param i32 i32 i32 i32) (result i64)
             (local $n i32) {} (i64.const 0)))"#,
-        step.repeat(50_000)
+        step.repeat(100_000)
     );
     wat::parse_str(wat).unwrap()
 }

@@ -2,7 +2,7 @@
 //! holds from both sides, and the process goes on deciding as before.
 
 use crate::guest::{
-    FOREVER, FUEL, Guest, KEPT, LOG, OK, all_is_well, doing, escaped, event, limits, ok,
+    FOREVER, FUEL, Guest, KEPT, LOG, OK, OK_AT, all_is_well, doing, escaped, event, limits, ok,
 };
 use hooksieve::sandbox::{Cache, Error, Instances, Limits, Program, Sandbox};
 use hooksieve_sdk::wire::{DEPTH_MAX, Decision, pack};
@@ -471,6 +471,22 @@ fn a_panic_is_told_with_its_message() {
     all_is_well();
 }
 
+/// What `hooksieve_init` logs as a panic is no event's, be it the first of an instance or a later one.
+#[test]
+fn a_panic_that_init_got_over_is_not_told_of_an_event() {
+    let guest = Guest {
+        imports: LOG.into(),
+        init: Some(format!(
+            "(call $log (i32.const 1) (i32.const {OK_AT}) (i32.const 6)) (i64.const 0)"
+        )),
+        decide: "unreachable".into(),
+        ..Guest::default()
+    };
+    let what = "it reached `unreachable`, as an abort does";
+    assert_eq!(guest.fails(), Error::Trapped { what });
+    all_is_well();
+}
+
 #[test]
 fn traps_are_named() {
     let callee = "(type $v (func)) (table $t 2 funcref) (elem (i32.const 1) $takes) (func $takes (param i32))";
@@ -790,27 +806,6 @@ fn code_comes_and_goes_on_many_threads() {
             });
         }
     });
-    all_is_well();
-}
-
-/// Segments that do not fit their memory or table make an instance that cannot start.
-#[test]
-fn segments_out_of_bounds_do_not_start() {
-    for extra in [
-        "(data (i32.const 65535) \"xx\")",
-        "(table 1 funcref) (elem (i32.const 1) $f) (func $f)",
-    ] {
-        let guest = Guest {
-            extra: extra.into(),
-            ..Guest::default()
-        };
-        let sandbox = Sandbox::new(limits());
-        // Whether the check, the compiler or the start finds it: it never runs.
-        if let Ok(module) = sandbox.compile(guest.wasm()) {
-            let started = Program::new(module, vec![0x80], limits());
-            assert!(started.is_err(), "{extra}");
-        }
-    }
     all_is_well();
 }
 

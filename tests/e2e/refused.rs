@@ -458,6 +458,41 @@ fn what_a_module_declares_is_limited() {
             limit: 10
         }
     );
+    // Four of them are the contract's.
+    let exports = |count: usize| {
+        let one = |n: usize| format!("(export \"e{n}\" (memory 0))");
+        extra((4..count).map(one).collect())
+    };
+    exports(1_000).decides();
+    assert_eq!(
+        refused(&exports(1_001).wasm()),
+        Refused::Count {
+            what: "exports",
+            count: 1_001,
+            limit: 1_000
+        }
+    );
+    // One of them is the guest's own.
+    let segments = |count: usize| extra("(data \"\")".repeat(count - 1));
+    segments(10_000).decides();
+    assert_eq!(
+        refused(&segments(10_001).wasm()),
+        Refused::Count {
+            what: "segments",
+            count: 10_001,
+            limit: 10_000
+        }
+    );
+    let elements = |count: usize| extra(format!("(func $f) (elem func {})", "$f ".repeat(count)));
+    elements(100_000).decides();
+    assert_eq!(
+        refused(&elements(100_001).wasm()),
+        Refused::Count {
+            what: "elements in segments",
+            count: 100_001,
+            limit: 100_000
+        }
+    );
     let globals = |count: usize| extra("(global (mut i64) (i64.const 1))".repeat(count));
     globals(1_000).decides();
     assert_eq!(
@@ -511,5 +546,27 @@ fn a_module_cannot_keep_the_compiler_busy() {
         accepted(policy.wasm, &limits());
     }
     accepted(PROBE, &limits());
+    all_is_well();
+}
+
+/// What is valid and yet nothing can be made of.
+#[test]
+fn what_cannot_become_an_instance_is_refused() {
+    let sandbox = Sandbox::new(limits());
+    for extra in [
+        "(data (i32.const 65535) \"xx\")",
+        "(table 1 funcref) (elem (i32.const 1) $f) (func $f)",
+    ] {
+        let guest = Guest {
+            extra: extra.into(),
+            ..Guest::default()
+        };
+        let refused = sandbox.compile(guest.wasm()).err();
+        assert!(matches!(refused, Some(Refused::Link { .. })), "{refused:?}");
+    }
+    let program = "(module (import \"wasi_snapshot_preview1\" \"fd_write\" (func (param f64)))
+        (memory (export \"memory\") 1) (func (export \"_start\")))";
+    let refused = sandbox.compile(wasm(program)).err();
+    assert!(matches!(refused, Some(Refused::Link { .. })), "{refused:?}");
     all_is_well();
 }

@@ -194,8 +194,13 @@ impl Proof {
         }
         let module = match sandbox.compile(case.wasm.as_slice()) {
             Ok(module) => module,
-            // What the lower limits are for. Everything else is within the contract.
-            Err(refused @ (Refused::MemoryStart { .. } | Refused::TableStart { .. })) => {
+            // What the lower limits are for, and segments that do not fit. Everything else is within
+            // the contract.
+            Err(
+                refused @ (Refused::MemoryStart { .. }
+                | Refused::TableStart { .. }
+                | Refused::Link { .. }),
+            ) => {
                 shares.add("module", refused.kind(), 1);
                 return Ok(());
             }

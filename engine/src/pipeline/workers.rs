@@ -1,29 +1,55 @@
 //! The threads that run rules. A guest blocks its thread for as long as it has fuel, so rules never
 //! run on the threads that serve sockets.
 //!
-//! Each thread keeps the instances of the rules that it runs. Work comes with a key, its tenant's:
-//! the same key goes to the same thread, where its instances wait, unless that thread has a backlog
-//! and another has nothing to do.
+//! Each thread keeps the instances of the rules that it runs. Work comes with a key, its tenant's: the
+//! same key goes to the same thread, where its instances wait. Work that waits there longer than a
+//! moment is taken by a thread that has nothing to do, at the price of an instance more: one tenant's
+//! slow rules hold up no other while there is a thread.
 
 use crate::sandbox::{Instances, Kept};
-use crossbeam_channel::{Sender, bounded};
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use tokio::sync::oneshot;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 type Job = Box<dyn FnOnce(&mut Instances) + Send>;
 
-/// How many jobs wait for each thread; beyond it, whoever brings one waits.
+/// How many jobs may wait, for each thread; beyond it, whoever brings one waits.
 const WAITING_PER_THREAD: usize = 64;
 
-/// A backlog from which on work goes to an idle thread, at the price of an instance more.
-const LENT_FROM: usize = 8;
+/// How long a job waits for the thread that it belongs to. To start an instance elsewhere takes about
+/// as long.
+const PATIENCE: Duration = Duration::from_millis(1);
 
-/// A fixed number of threads, each with a bounded queue.
+/// A fixed number of threads, each with a queue.
 pub struct Workers {
-    queues: Vec<Sender<Job>>,
+    shared: Arc<Shared>,
+    /// One permit for each job that may wait.
+    room: Arc<Semaphore>,
     threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// One for each thread.
+    wake: Vec<Condvar>,
+}
+
+struct State {
+    /// One for each thread.
+    queues: Vec<VecDeque<Waiting>>,
+    /// Which threads have nothing to do.
+    idle: Vec<bool>,
+    stopping: bool,
+}
+
+struct Waiting {
+    since: Instant,
+    job: Job,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Workers {
@@ -41,16 +67,24 @@ impl Workers {
             bytes_max: kept.bytes_max / count,
         };
         let mut workers = Self {
-            queues: Vec::with_capacity(count),
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    queues: (0..count).map(|_| VecDeque::new()).collect(),
+                    idle: vec![false; count],
+                    stopping: false,
+                }),
+                wake: (0..count).map(|_| Condvar::new()).collect(),
+            }),
+            room: Arc::new(Semaphore::new(count * WAITING_PER_THREAD)),
             threads: Vec::with_capacity(count),
         };
         for n in 0..count {
-            let (queue, jobs) = bounded::<Job>(WAITING_PER_THREAD);
+            let shared = workers.shared.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("decide-{n}"))
                 .spawn(move || {
                     let mut instances = Instances::new(kept);
-                    for job in jobs {
+                    while let Some(job) = shared.next(n) {
                         // A panic here is our own bug: its job's receiver learns of it, and the
                         // thread goes on, with instances that nothing was half done to.
                         if catch_unwind(AssertUnwindSafe(|| job(&mut instances))).is_err() {
@@ -58,15 +92,14 @@ impl Workers {
                         }
                     }
                 })?;
-            workers.queues.push(queue);
             workers.threads.push(thread);
         }
         Ok(workers)
     }
 
     /// Runs `work` on one of the threads, for one key on the same one where load allows. It is queued
-    /// at once; the future only waits for the result. `None` when `work` panicked, which is a bug of
-    /// ours: the caller must go on all the same.
+    /// at once where there is room. `None` when `work` panicked, which is a bug of ours: the caller
+    /// must go on all the same.
     pub fn run<T: Send + 'static>(
         &self,
         key: &impl Hash,
@@ -77,39 +110,100 @@ impl Workers {
             // Nobody waits any more when the engine is stopping.
             let _ = answer.send(work(instances));
         });
-        let refused = match self.queue(key) {
-            Some(queue) => match queue.try_send(job) {
-                Ok(()) => None,
-                Err(full) => Some((queue.clone(), full.into_inner())),
-            },
-            None => None,
+        let home = self.home(key);
+        let refused = match self.room.clone().try_acquire_owned() {
+            Ok(room) => {
+                self.shared.queue(home, job, room);
+                None
+            }
+            Err(_) => Some((self.shared.clone(), self.room.clone(), job)),
         };
         async move {
-            if let Some((queue, job)) = refused {
-                // The queue is full: the waiting is done where waiting is allowed.
-                let _ = tokio::task::spawn_blocking(move || queue.send(job)).await;
+            if let Some((shared, room, job)) = refused {
+                // Never closed.
+                shared.queue(home, job, room.acquire_owned().await.ok()?);
             }
             answered.await.ok()
         }
     }
 
-    fn queue(&self, key: &impl Hash) -> Option<&Sender<Job>> {
+    /// The thread that a key belongs to.
+    fn home(&self, key: &impl Hash) -> usize {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
-        let home = self
-            .queues
-            .get(hasher.finish() as usize % self.queues.len().max(1))?;
-        if home.len() < LENT_FROM {
-            return Some(home);
+        hasher.finish() as usize % self.threads.len()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self, home: usize, job: Job, room: OwnedSemaphorePermit) {
+        let mut state = self.lock();
+        state.queues[home].push_back(Waiting {
+            since: Instant::now(),
+            job,
+            _room: room,
+        });
+        // If its own thread is busy, an idle one looks after it.
+        let whom = if state.idle[home] {
+            Some(home)
+        } else {
+            state.idle.iter().position(|idle| *idle)
+        };
+        drop(state);
+        if let Some(thread) = whom {
+            self.wake[thread].notify_one();
         }
-        let idle = self.queues.iter().find(|queue| queue.is_empty());
-        Some(idle.unwrap_or(home))
+    }
+
+    /// What a thread does next; waits for it. `None` when nothing is left to do and none will come.
+    fn next(&self, thread: usize) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if let Some(own) = state.queues[thread].pop_front() {
+                return Some(own.job);
+            }
+            let waiting = |queue: &VecDeque<Waiting>| queue.front().map(|oldest| oldest.since);
+            let oldest = state
+                .queues
+                .iter()
+                .enumerate()
+                .filter_map(|(home, queue)| Some((waiting(queue)?, home)))
+                .min();
+            let patience = match oldest {
+                Some((since, home)) => {
+                    let patience = PATIENCE.saturating_sub(since.elapsed());
+                    if patience.is_zero() || state.stopping {
+                        return state.queues[home].pop_front().map(|taken| taken.job);
+                    }
+                    Some(patience)
+                }
+                None if state.stopping => return None,
+                None => None,
+            };
+            state.idle[thread] = true;
+            let wake = &self.wake[thread];
+            state = match patience {
+                Some(patience) => {
+                    let waited = wake.wait_timeout(state, patience);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.idle[thread] = false;
+        }
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.queues.clear();
+        self.shared.lock().stopping = true;
+        for wake in &self.shared.wake {
+            wake.notify_all();
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -146,8 +240,9 @@ mod tests {
         assert_eq!(used.len(), 4);
     }
 
+    /// However few wait, and whatever came before them there: another key's as well as its own.
     #[tokio::test]
-    async fn a_backlog_is_lent_to_an_idle_thread() {
+    async fn what_waits_for_a_busy_thread_is_taken_by_an_idle_one() {
         let workers = Workers::start(2, KEPT).unwrap();
         let home = where_is(&workers, 7).await;
         let gate = Arc::new(Barrier::new(2));
@@ -155,18 +250,38 @@ mod tests {
             let gate = gate.clone();
             workers.run(&7, move |_| gate.wait())
         };
-        // One that runs, as many as make a backlog, and one more.
-        let behind: Vec<_> = (0..LENT_FROM + 2)
-            .map(|_| workers.run(&7, |_| current().id()))
-            .collect();
+        let mut neighbour = 8;
+        while workers.home(&neighbour) != workers.home(&7) {
+            neighbour += 1;
+        }
+        for key in [7, neighbour] {
+            assert_ne!(where_is(&workers, key).await, home);
+        }
         gate.wait();
         blocked.await.unwrap();
-        let mut threads = HashSet::new();
-        for ran in behind {
-            threads.insert(ran.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_and_no_more() {
+        let workers = Workers::start(1, KEPT).unwrap();
+        let gate = Arc::new(Barrier::new(2));
+        let begun = Arc::new(Barrier::new(2));
+        let blocked = {
+            let (gate, begun) = (gate.clone(), begun.clone());
+            workers.run(&1, move |_| (begun.wait(), gate.wait()))
+        };
+        begun.wait();
+        let mut behind: Vec<_> = (0..WAITING_PER_THREAD + 1)
+            .map(|n| workers.run(&1, move |_| n))
+            .collect();
+        assert_eq!(workers.shared.lock().queues[0].len(), WAITING_PER_THREAD);
+        gate.wait();
+        blocked.await.unwrap();
+        // The last one is queued by whoever waits for it.
+        assert_eq!(behind.pop().unwrap().await, Some(WAITING_PER_THREAD));
+        for (n, ran) in behind.into_iter().enumerate() {
+            assert_eq!(ran.await, Some(n));
         }
-        assert!(threads.contains(&home));
-        assert_eq!(threads.len(), 2);
     }
 
     #[tokio::test]

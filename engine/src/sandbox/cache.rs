@@ -21,11 +21,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 const SECRET_FILE: &str = "secret";
 const MAC_BYTES: usize = 32;
 /// Facts are a few numbers: with their mac they fit into this.
 const TAIL_BYTES_MAX: u64 = 256;
+/// What the name of a file ends in that is being written.
+const UNFINISHED: &str = ".new";
+/// How often it is noted that a file is in use.
+const NOTED_EVERY: Duration = Duration::from_secs(24 * 3_600);
+/// How long a file is kept that nothing uses.
+const UNUSED_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// How much of a file is read at once.
 const PART_BYTES: usize = 64 << 10;
 
@@ -54,16 +61,16 @@ impl Cache {
             .recursive(true)
             .mode(0o700)
             .create(folder)?;
-        let secret = match secret(folder) {
-            Ok(secret) => secret,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let secret = match secret(folder)? {
+            Some(secret) => secret,
+            None => {
                 let fresh: [u8; 32] = rand::random();
                 write(folder, SECRET_FILE, &[&fresh])?;
                 // What stands there now counts, should two have made one at once.
-                secret(folder)?
+                secret(folder)?.unwrap_or(fresh)
             }
-            Err(error) => return Err(error),
         };
+        sweep(folder)?;
         Ok(Self {
             folder: folder.to_owned(),
             keyed: Hmac::new_from_slice(&secret).map_err(io::Error::other)?,
@@ -78,20 +85,27 @@ impl Cache {
     pub(super) fn facts(&self, key: Hash) -> Option<Facts> {
         let file = File::open(self.path(key)).ok()?;
         match self.tail(key, &file) {
-            Ok(Some((facts, _))) => Some(facts),
+            Ok(Some((facts, _))) => {
+                in_use(&file);
+                Some(facts)
+            }
             Ok(None) => self.damaged(key),
             Err(_) => None,
         }
     }
 
-    /// A file that begins with the machine code that is kept under this key.
-    pub(super) fn artifact(&self, key: Hash) -> Option<File> {
-        let file = File::open(self.path(key)).ok()?;
-        match self.fits(key, &file) {
-            Ok(true) => Some(file),
-            Ok(false) => self.damaged(key),
-            Err(_) => None,
-        }
+    /// A file that begins with the machine code that is kept under this key. `None` when there is
+    /// none, or only a damaged one.
+    pub(super) fn artifact(&self, key: Hash) -> io::Result<Option<File>> {
+        let file = match File::open(self.path(key)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        Ok(if self.fits(key, &file)? {
+            Some(file)
+        } else {
+            self.damaged(key)
+        })
     }
 
     pub(super) fn keep(&self, key: Hash, facts: Facts, artifact: &[u8]) -> io::Result<()> {
@@ -173,21 +187,54 @@ impl Cache {
     }
 }
 
-fn secret(folder: &Path) -> io::Result<[u8; 32]> {
+/// `None` where there is none. One that is damaged, as by a power cut, is as good as none: every module
+/// is compiled once more.
+fn secret(folder: &Path) -> io::Result<Option<[u8; 32]>> {
     let path = folder.join(SECRET_FILE);
-    let bytes = std::fs::read(&path)?;
-    bytes.try_into().map_err(|_| {
-        io::Error::other(format!(
-            "{} is damaged; remove it, and every module is compiled once more",
-            path.display()
-        ))
-    })
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes?,
+    };
+    let secret = bytes.try_into().ok();
+    if secret.is_none() {
+        tracing::warn!(file = %path.display(), "the secret of the cache of compiled modules is damaged: making a new one, and every module is compiled once more");
+    }
+    Ok(secret)
+}
+
+/// Notes that a file is in use, about once a day.
+fn in_use(file: &File) {
+    let now = SystemTime::now();
+    let noted = file.metadata().and_then(|about| about.modified());
+    if noted.is_ok_and(|noted| now.duration_since(noted).is_ok_and(|age| age > NOTED_EVERY)) {
+        // Otherwise it is compiled once more some day.
+        let _ = file.set_modified(now);
+    }
+}
+
+/// Removes what no start asked for in a long time: modules that rules no longer use, code that another
+/// version of the engine or other limits shaped, and files that were not written to their end.
+fn sweep(folder: &Path) -> io::Result<()> {
+    let now = SystemTime::now();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let kept_for = match entry.file_name().to_string_lossy() {
+            name if name == SECRET_FILE => continue,
+            name if name.ends_with(UNFINISHED) => NOTED_EVERY,
+            _ => UNUSED_MAX,
+        };
+        let changed = entry.metadata().and_then(|about| about.modified());
+        if changed.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > kept_for)) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file whole or not at all. It is not flushed to the disk: what a power cut damages is
 /// found by its mac.
 fn write(folder: &Path, name: &str, parts: &[&[u8]]) -> io::Result<()> {
-    let fresh = folder.join(format!("{name}.{:016x}.new", rand::random::<u64>()));
+    let fresh = folder.join(format!("{name}.{:016x}{UNFINISHED}", rand::random::<u64>()));
     let written = (|| {
         let mut options = OpenOptions::new();
         let mut file = options
@@ -228,19 +275,19 @@ mod tests {
         let path = cache.path(key);
         let good = std::fs::read(&path).unwrap();
         assert!(cache.facts(key).is_some());
-        assert!(cache.artifact(key).is_some());
+        assert!(cache.artifact(key).unwrap().is_some());
 
         let end = good.len();
         for at in [0, 4_000, end / 2, end - 80, end - 40, end - 30, end - 1] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             std::fs::write(&path, bad).unwrap();
-            assert!(cache.artifact(key).is_none(), "byte {at}");
+            assert!(cache.artifact(key).unwrap().is_none(), "byte {at}");
             assert!(!path.exists());
         }
         for length in [0, 3, 35, 60, end / 2, end - 1] {
             std::fs::write(&path, &good[..length]).unwrap();
-            assert!(cache.artifact(key).is_none(), "{length} bytes");
+            assert!(cache.artifact(key).unwrap().is_none(), "{length} bytes");
         }
         let other = Hash::of(b"another");
         std::fs::write(cache.path(other), &good).unwrap();
@@ -254,14 +301,43 @@ mod tests {
         let cache = Arc::new(Cache::open(folder.path()).unwrap());
         assert!(cache.facts(key).is_none());
         assert!(get(&cache).code().is_ok());
-        assert!(cache.artifact(key).is_some());
+        assert!(cache.artifact(key).unwrap().is_some());
     }
 
     #[test]
-    fn a_damaged_secret_is_said() {
+    fn a_damaged_secret_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(SECRET_FILE), "short").unwrap();
-        let error = Cache::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("is damaged; remove it"), "{error}");
+        let path = folder.path().join(SECRET_FILE);
+        std::fs::write(&path, "short").unwrap();
+        Cache::open(folder.path()).unwrap();
+        let fresh = std::fs::read(&path).unwrap();
+        assert_eq!(fresh.len(), 32);
+        Cache::open(folder.path()).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), fresh);
+    }
+
+    #[test]
+    fn what_nothing_uses_is_removed_some_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let days = |days: u64| SystemTime::now() - Duration::from_secs(days * 24 * 3_600);
+        let file = |name: &str, age: u64| {
+            let file = File::create(folder.path().join(name)).unwrap();
+            file.set_modified(days(age)).unwrap();
+        };
+        std::fs::write(folder.path().join(SECRET_FILE), [7; 32]).unwrap();
+        file("used", 29);
+        file("unused", 31);
+        file("a.new", 2);
+        file("b.new", 0);
+        Cache::open(folder.path()).unwrap();
+        let mut left: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["b.new", "secret", "used"]);
+        let used = File::open(folder.path().join("used")).unwrap();
+        in_use(&used);
+        assert!(used.metadata().unwrap().modified().unwrap() > days(1));
     }
 }

@@ -3,7 +3,7 @@
 //! Limits on what a module *declares* are checked here (size, initial memory and tables); limits on
 //! what it *does* belong to the running instance.
 
-use super::{Limits, PAGE_BYTES, command};
+use super::{Limits, PAGE_BYTES, Refused, command};
 use std::collections::BTreeMap;
 use wasmparser::{
     CompositeInnerType, ElementItems, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef,
@@ -27,6 +27,8 @@ pub struct Checked<'a> {
     pub keepable: bool,
     /// What a new instance costs, for a module that needs one for every event.
     pub(super) start_fuel: u64,
+    /// What an instance and its code hold in memory besides linear memory, about.
+    pub(super) instance_bytes: usize,
     /// Pages of memory it starts with.
     pub memory_pages: u64,
 }
@@ -38,157 +40,6 @@ pub enum Form {
     Reactor,
     /// As a WASI program: event on standard input, decision on standard output.
     Command,
-}
-
-/// Why a module is not accepted. Says what is wrong; [`Refused::fix`] says what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("the module is {bytes} bytes, the limit is {limit}")]
-    Size { bytes: usize, limit: usize },
-    #[error("it is not a WebAssembly module: it does not begin with `\\0asm` and version 1")]
-    NotWasm,
-    #[error("it is a WebAssembly component, and rules are core modules")]
-    Component,
-    #[error("it uses the WebAssembly feature `{feature}`, which is off")]
-    Feature { feature: &'static str },
-    #[error("it is not valid WebAssembly: {message} (byte {offset:#x})")]
-    Invalid { message: String, offset: u64 },
-    #[error("it has a start function")]
-    Start,
-    #[error("it is a WASI library (it exports `_initialize`), neither a program nor a reactor")]
-    WasiLibrary,
-    #[error("it takes the address of an imported function, whose calls could not be charged then")]
-    ImportAddress,
-    #[error("it speaks version {found} of the contract, this engine speaks {known}")]
-    Abi { found: String, known: u32 },
-    #[error("it does not export `{name}`{}", near(.nearest))]
-    MissingExport {
-        name: &'static str,
-        nearest: Option<String>,
-    },
-    #[error("its export `{name}` is {found}, not {expected}")]
-    ExportType {
-        name: String,
-        found: String,
-        expected: &'static str,
-    },
-    #[error("it exports `{name}`, and the contract has no such export")]
-    UnknownExport { name: String },
-    #[error("it imports `{module}.{name}`, and a rule may import {allowed}")]
-    UnknownImport {
-        module: String,
-        name: String,
-        allowed: &'static str,
-    },
-    #[error("its import `hooksieve.log` is {found}, not {expected}")]
-    ImportType {
-        found: String,
-        expected: &'static str,
-    },
-    #[error("it starts with {pages} pages of memory, the limit is {limit}")]
-    MemoryStart { pages: u64, limit: u32 },
-    #[error("it has a table of {elements} elements, the limit is {limit}")]
-    TableStart { elements: u64, limit: u32 },
-    #[error("it has {count} {what}, the limit is {limit}")]
-    Count {
-        what: &'static str,
-        count: u64,
-        limit: u64,
-    },
-    #[error("compiling it took more than the {limit_s} s of processor time that it may take")]
-    CompileCpu { limit_s: u64 },
-    #[error("compiling it took more than the {limit_ms} ms that it may take")]
-    CompileTime { limit_ms: u64 },
-    #[error("compiling it took more than the {limit_bytes} bytes of memory that it may take")]
-    CompileMemory { limit_bytes: u64 },
-    #[error("the compiler refused it: {message}")]
-    Compiler { message: String },
-}
-
-fn near(nearest: &Option<String>) -> String {
-    match nearest {
-        Some(name) => format!("; is `{name}` meant to be it?"),
-        None => String::new(),
-    }
-}
-
-impl Refused {
-    /// What the author can do about it.
-    pub fn fix(&self) -> &'static str {
-        match self {
-            Refused::Size { .. } => {
-                "build in release mode with opt-level = \"s\", lto = true and strip = true, and avoid large tables of data"
-            }
-            Refused::NotWasm => {
-                "pass the .wasm file that cargo left in target/wasm32-unknown-unknown/release"
-            }
-            Refused::Component => "build for wasm32-unknown-unknown, without a component adapter",
-            Refused::Feature { .. } => {
-                "build for wasm32-unknown-unknown without extra target features (no -C target-feature, no -C target-cpu)"
-            }
-            Refused::Invalid { .. } => {
-                "rebuild it: the file is damaged, or was made by a tool that writes newer WebAssembly"
-            }
-            Refused::Start => "move what runs at start into `hooksieve_init`",
-            Refused::WasiLibrary => {
-                "build a program with `_start` for wasm32-wasip1, or a library (crate-type = [\"cdylib\"]) for wasm32-unknown-unknown with #[rule]"
-            }
-            Refused::ImportAddress => {
-                "call imported functions directly, or through a function of your own"
-            }
-            Refused::Abi { .. } => "rebuild it with the hooksieve-sdk of this engine's version",
-            Refused::MissingExport { .. } => {
-                "mark the rule's function with #[rule], and set crate-type = [\"cdylib\"]; other languages find the exports in ABI.md"
-            }
-            Refused::ExportType { .. } | Refused::ImportType { .. } => {
-                "ABI.md lists the exports and the import with their types"
-            }
-            Refused::UnknownExport { .. } => {
-                "names that begin with `hooksieve` belong to the contract: rename the export"
-            }
-            Refused::UnknownImport { .. } => {
-                "build a reactor for wasm32-unknown-unknown without wasm-bindgen, or a program for WASI preview 1 (wasm32-wasip1) without sockets and threads; ABI.md lists what may be imported"
-            }
-            Refused::MemoryStart { .. } => {
-                "ask for a smaller stack (-C link-arg=-zstack-size=65536) and smaller statics"
-            }
-            Refused::TableStart { .. }
-            | Refused::Count { .. }
-            | Refused::CompileCpu { .. }
-            | Refused::CompileTime { .. }
-            | Refused::CompileMemory { .. } => "split the rule, or drop unused dependencies",
-            Refused::Compiler { .. } => {
-                "report it with the module: the check should have found this"
-            }
-        }
-    }
-
-    /// A stable word for the kind of refusal, for programs.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Refused::Size { .. } => "size",
-            Refused::NotWasm => "not_wasm",
-            Refused::Component => "component",
-            Refused::Feature { .. } => "feature",
-            Refused::Invalid { .. } => "invalid",
-            Refused::Start => "start",
-            Refused::WasiLibrary => "wasi_library",
-            Refused::ImportAddress => "import_address",
-            Refused::Abi { .. } => "abi",
-            Refused::MissingExport { .. } => "missing_export",
-            Refused::ExportType { .. } => "export_type",
-            Refused::UnknownExport { .. } => "unknown_export",
-            Refused::UnknownImport { .. } => "unknown_import",
-            Refused::ImportType { .. } => "import_type",
-            Refused::MemoryStart { .. } => "memory_start",
-            Refused::TableStart { .. } => "table_start",
-            Refused::Count { .. } => "count",
-            Refused::CompileCpu { .. } => "compile_cpu",
-            Refused::CompileTime { .. } => "compile_time",
-            Refused::CompileMemory { .. } => "compile_memory",
-            Refused::Compiler { .. } => "compiler",
-        }
-    }
 }
 
 /// What the contract allows: what rustc emits, and nothing whose cost or determinism is not settled.
@@ -235,12 +86,18 @@ const OFF: [(&str, WasmFeatures); 13] = [
 /// engine memory for every instance.
 const GLOBALS_MAX: u64 = 1_000;
 const TABLES_MAX: u64 = 10;
+const EXPORTS_MAX: u64 = 1_000;
+const SEGMENTS_MAX: u64 = 10_000;
+const SEGMENT_ELEMENTS_MAX: u64 = 100_000;
 /// What the compiler needs grows with these faster than with the module: 8 kB that declare 50,000
 /// locals in each function took 5 s, and one function of 700 kB took 3 minutes. What rustc makes of
 /// a rule is far below. Beyond them the limits of the compiling process end it.
 const FUNCTIONS_MAX: u64 = 20_000;
 const LOCALS_MAX: u64 = 200_000;
 const FUNCTION_BYTES_MAX: u64 = 1 << 20;
+
+/// Fuel for each export of a new instance: wasmer makes an object with a name of it.
+const EXPORT_FUEL: u64 = 500;
 
 const INIT: &str = "hooksieve_init";
 
@@ -339,6 +196,10 @@ struct Outline {
     memories: Vec<u64>,
     tables: Vec<u64>,
     globals: u32,
+    /// Segments, of data and of elements.
+    segments: u64,
+    /// Elements in all segments.
+    segment_elements: u64,
     /// Locals of all functions together.
     locals: u64,
     /// Bytes of the largest function.
@@ -407,14 +268,17 @@ impl Outline {
                 }
             }
             Payload::ElementSection(section) => {
+                self.segments += u64::from(section.count());
                 for element in section {
                     match element?.items {
                         ElementItems::Functions(functions) => {
+                            self.segment_elements += u64::from(functions.count());
                             for function in functions {
                                 self.address(function?);
                             }
                         }
                         ElementItems::Expressions(_, expressions) => {
+                            self.segment_elements += u64::from(expressions.count());
                             for expression in expressions {
                                 self.addresses(expression?)?;
                             }
@@ -429,6 +293,7 @@ impl Outline {
                         .insert(export.name.to_owned(), (export.kind, export.index));
                 }
             }
+            Payload::DataSection(section) => self.segments += u64::from(section.count()),
             Payload::StartSection { .. } => self.start = true,
             Payload::CodeSectionEntry(body) => {
                 let range = body.range();
@@ -510,6 +375,13 @@ impl Outline {
         for (what, count, limit) in [
             ("globals", u64::from(self.globals), GLOBALS_MAX),
             ("tables", self.tables.len() as u64, TABLES_MAX),
+            ("exports", self.exports.len() as u64, EXPORTS_MAX),
+            ("segments", self.segments, SEGMENTS_MAX),
+            (
+                "elements in segments",
+                self.segment_elements,
+                SEGMENT_ELEMENTS_MAX,
+            ),
             ("functions", self.functions.len() as u64, FUNCTIONS_MAX),
             ("locals", self.locals, LOCALS_MAX),
             (
@@ -529,12 +401,33 @@ impl Outline {
             imported: self.imports.len() as u32,
             init,
             keepable: form == Form::Reactor && !self.changes_tables,
-            start_fuel: self.tables.iter().sum::<u64>()
-                + self.functions.len() as u64
-                + u64::from(self.globals)
-                + (wasm.len() as u64).div_ceil(8),
+            start_fuel: self.start_fuel(wasm.len() as u64),
+            instance_bytes: self.instance_bytes(wasm.len()),
             memory_pages,
         })
+    }
+
+    /// About what wasmer does to make an instance, which runs outside of any guest.
+    fn start_fuel(&self, wasm_bytes: u64) -> u64 {
+        self.tables.iter().sum::<u64>()
+            + self.segment_elements
+            + self.segments
+            + self.functions.len() as u64
+            + u64::from(self.globals)
+            + self.exports.len() as u64 * EXPORT_FUEL
+            + wasm_bytes.div_ceil(8)
+    }
+
+    /// Measured: a small rule's instance and the part of its code that is in memory, what larger ones
+    /// add to that, and what wasmer keeps of each declaration for every instance.
+    fn instance_bytes(&self, wasm_bytes: usize) -> usize {
+        let declared = self.tables.iter().sum::<u64>() * 16
+            + self.segment_elements * 8
+            + self.segments * 64
+            + self.functions.len() as u64 * 48
+            + u64::from(self.globals) * 64
+            + self.exports.len() as u64 * 256;
+        (64 << 10) + 4 * wasm_bytes + declared as usize
     }
 
     /// Tells a reactor from a WASI program, and another version of the contract from either.

@@ -2,7 +2,7 @@
 //! engine does not notice.
 //!
 //! The child is this same program, started under another name of its first argument. It bounds
-//! itself before it reads a byte: CPU time, memory, no files, no core dump. The request is on its
+//! itself before it reads a byte: CPU time, memory, nothing written to files, no core dump. The request is on its
 //! standard input as a file, the answer comes on its standard output; the wall clock is the parent's.
 
 use super::{Checked, Limits, Refused};
@@ -32,8 +32,9 @@ pub struct CompileLimits {
 /// The first argument by which the child knows what it is.
 const ARGUMENT: &str = "compile-module";
 
-/// Machine code is at most this many times as long as what it was made of, and a constant.
-const CODE_BYTES_MAX: u64 = 1 << 30;
+/// An answer is at most so long, and besides so many times as long as the module. Ten times is usual.
+const ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_BYTES_PER_BYTE: usize = 256;
 
 /// The compiler's own stack: it goes as deep as a module nests.
 const STACK_BYTES: usize = 64 << 20;
@@ -48,7 +49,6 @@ pub(super) fn can_be() -> bool {
 #[derive(Serialize, Deserialize)]
 struct Request {
     limits: Limits,
-    own: CompileLimits,
     #[serde(with = "serde_bytes")]
     wasm: Vec<u8>,
 }
@@ -67,18 +67,22 @@ pub fn compile_if_asked() {
     if std::env::args_os().nth(1).as_deref() != Some(OsStr::new(ARGUMENT)) {
         return;
     }
-    let code = match serve() {
+    let bounds = std::env::args().skip(2).map(|bound| bound.parse().ok());
+    let code = match serve(&bounds.collect::<Vec<_>>()) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     std::process::exit(code);
 }
 
-fn serve() -> io::Result<()> {
+fn serve(bounds: &[Option<u64>]) -> io::Result<()> {
+    let &[Some(cpu_s), Some(memory_bytes)] = bounds else {
+        return Err(io::Error::other("its bounds are not two numbers"));
+    };
+    bound(cpu_s, memory_bytes)?;
     let mut request = Vec::new();
     io::stdin().lock().read_to_end(&mut request)?;
     let request: Request = rmp_serde::from_slice(&request).map_err(io::Error::other)?;
-    bound(&request.own)?;
     // The answer says what went wrong; the text that a panic prints goes nowhere.
     std::panic::set_hook(Box::new(|_| {}));
     let worker = std::thread::Builder::new().stack_size(STACK_BYTES);
@@ -103,10 +107,10 @@ fn serve() -> io::Result<()> {
 
 /// Takes from this process what it does not need.
 #[allow(unsafe_code)]
-fn bound(own: &CompileLimits) -> io::Result<()> {
+fn bound(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     let limits = [
-        (libc::RLIMIT_CPU, own.cpu_s),
-        (libc::RLIMIT_AS, own.memory_bytes),
+        (libc::RLIMIT_CPU, cpu_s),
+        (libc::RLIMIT_AS, memory_bytes),
         (libc::RLIMIT_FSIZE, 0),
         (libc::RLIMIT_CORE, 0),
     ];
@@ -134,17 +138,19 @@ pub(super) fn compile(
     };
     let request = Request {
         limits: limits.clone(),
-        own: *own,
         wasm: checked.wasm.to_vec(),
     };
     let started = Instant::now();
-    let mut child = start(&request).map_err(failed)?;
+    let mut child = start(&request, own).map_err(failed)?;
     let until = started + Duration::from_millis(own.wall_clock_ms);
     let answer = child
         .stdout
         .take()
         .ok_or_else(|| io::Error::other("it has no output"))
-        .and_then(|output| read_until(output, until));
+        .and_then(|output| {
+            let most = ANSWER_BYTES + ANSWER_BYTES_PER_BYTE * checked.wasm.len();
+            read_until(output, until, most)
+        });
     if !matches!(answer, Ok(Some(_))) {
         // It may have ended already; then there is nothing to end.
         let _ = child.kill();
@@ -163,7 +169,7 @@ pub(super) fn compile(
     }
 }
 
-fn start(request: &Request) -> io::Result<Child> {
+fn start(request: &Request, own: &CompileLimits) -> io::Result<Child> {
     let mut input = memory_file()?;
     input.write_all(&rmp_serde::to_vec(request).map_err(io::Error::other)?)?;
     input.rewind()?;
@@ -175,6 +181,8 @@ fn start(request: &Request) -> io::Result<Child> {
     };
     Command::new(program)
         .arg(ARGUMENT)
+        .arg(own.cpu_s.to_string())
+        .arg(own.memory_bytes.to_string())
         .env_clear()
         .stdin(Stdio::from(input))
         .stdout(Stdio::piped())
@@ -200,6 +208,7 @@ pub(super) fn memory_file() -> io::Result<File> {
 fn read_until(
     mut output: std::process::ChildStdout,
     until: Instant,
+    most: usize,
 ) -> io::Result<Option<Vec<u8>>> {
     let mut all = Vec::new();
     let mut part = vec![0; 64 << 10];
@@ -222,7 +231,7 @@ fn read_until(
         }
         match output.read(&mut part)? {
             0 => return Ok(Some(all)),
-            read if (all.len() + read) as u64 > CODE_BYTES_MAX => {
+            read if all.len() + read > most => {
                 return Err(io::Error::other("its answer has no end"));
             }
             read => all.extend_from_slice(&part[..read]),

@@ -14,7 +14,7 @@ use super::instance::{Used, engine_error};
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
 use super::program::Inner;
-use super::{Error, Limits, stack};
+use super::{Error, Limits, Module, stack};
 use hooksieve_sdk::wire::{Decision, Event, SkipIndex};
 use sha2::{Digest as _, Sha256};
 use std::io;
@@ -139,10 +139,14 @@ pub(super) fn config(messagepack: &[u8]) -> Result<String, Error> {
     Ok(json)
 }
 
-/// Finds out whether the program can be started, without running it.
+/// Finds out whether the program can be given its configuration.
 pub(super) fn try_start(program: &Inner) -> Result<(), Error> {
-    config(&program.config)?;
-    Process::start(program, &[], &[]).map(|_| ())
+    config(&program.config).map(|_| ())
+}
+
+/// Whether an instance can be made of this module.
+pub(super) fn try_instance(module: &Module, limits: &Arc<Limits>) -> Result<(), Error> {
+    Process::start(module, limits, String::new(), &[], &[]).map(|_| ())
 }
 
 /// Runs the program on one event.
@@ -151,7 +155,9 @@ pub(super) fn decide(
     event: &[u8],
     index: &[u8],
 ) -> (Result<Decision, Error>, Used) {
-    match Process::start(program, event, index) {
+    let started = config(&program.config)
+        .and_then(|config| Process::start(&program.module, &program.limits, config, event, index));
+    match started {
         Ok(mut process) => {
             let outcome = process.decide(program, event);
             (outcome, process.used())
@@ -175,9 +181,14 @@ struct Process {
 }
 
 impl Process {
-    fn start(program: &Inner, event: &[u8], index: &[u8]) -> Result<Self, Error> {
-        let limits = &program.limits;
-        let code = program.module.code()?;
+    fn start(
+        module: &Module,
+        limits: &Arc<Limits>,
+        config: String,
+        event: &[u8],
+        index: &[u8],
+    ) -> Result<Self, Error> {
+        let code = module.code()?;
         let mut store = code.store();
         let (output, log) = (
             Captured::new(limits.output_bytes),
@@ -186,7 +197,7 @@ impl Process {
         let env = WasiEnv::builder("rule")
             .runtime(runtime())
             .fs(Arc::new(EmptyFileSystem::default()) as Arc<_>)
-            .env(CONFIG_VARIABLE, config(&program.config)?)
+            .env(CONFIG_VARIABLE, config)
             .stdin(Box::new(Input {
                 bytes: event.into(),
                 at: 0,
@@ -204,12 +215,7 @@ impl Process {
         let instance = Instance::new(&mut store, &code.module, &imports).map_err(engine_error)?;
         let (linear, globals) = memory::take_made();
         let linear = linear.ok_or_else(|| engine_error("the instance has no memory of its own"))?;
-        let meter = Meter::new(
-            linear.clone(),
-            &globals,
-            program.module.globals(),
-            limits.clone(),
-        )?;
+        let meter = Meter::new(linear.clone(), &globals, module.globals(), limits.clone())?;
         // SAFETY: it is this process's, and `decide` is the one place that runs it.
         unsafe { stack::watch(&mut store, meter.fuel) };
         let state = host.as_mut(&mut store);

@@ -80,6 +80,7 @@ pub(super) struct Warm {
     log: Log,
     /// The most pages that an event ended with.
     pages_max: u32,
+    instance_bytes: usize,
 }
 
 impl Warm {
@@ -108,13 +109,9 @@ impl Warm {
 
     /// The memory that this instance holds while it waits, at most.
     pub(super) fn bytes(&self) -> usize {
-        self.image.bytes(self.pages_max) + INSTANCE_BYTES
+        self.image.bytes(self.pages_max) + self.instance_bytes
     }
 }
-
-/// What an instance and its code take besides its memory, about: 78 kB of a small rule's artifact,
-/// and wasmer's objects.
-const INSTANCE_BYTES: usize = 96 << 10;
 
 impl Guest {
     /// A new instance that has read its configuration.
@@ -125,6 +122,8 @@ impl Guest {
     ) -> Result<Self, Error> {
         let mut guest = Self::new(module, limits)?;
         guest.init(config)?;
+        // What `init` told of a panic it got over is not the first event's.
+        guest.host.as_mut(&mut guest.store).panic = None;
         guest.base_fuel = start_pages_fuel(guest.linear.pages());
         if !module.keepable() {
             // A module that cannot be put back reads its configuration for every event.
@@ -135,12 +134,13 @@ impl Guest {
 
     /// Takes its image, so that it can serve more than one event. Gives it back as it is when there
     /// is no room for the image.
-    pub(super) fn keep(mut self) -> Result<Warm, Box<Self>> {
+    pub(super) fn keep(mut self, module: &Module) -> Result<Warm, Box<Self>> {
         // SAFETY: these are this instance's own memory and globals, and it does not run.
         match unsafe { Image::take(&self.linear, &self.globals.0) } {
             Some(image) => Ok(Warm {
                 log: self.host.as_mut(&mut self.store).log.clone(),
                 pages_max: self.linear.pages(),
+                instance_bytes: module.instance_bytes(),
                 image,
                 guest: self,
             }),
@@ -358,6 +358,11 @@ impl Guest {
         self.meter.ended_well()?;
         Ok(result)
     }
+}
+
+/// Whether an instance can be made of this module.
+pub(super) fn try_instance(module: &Module, limits: &Arc<Limits>) -> Result<(), Error> {
+    Guest::new(module, limits).map(|_| ())
 }
 
 /// The import `hooksieve.log(level, text, len)`: level 0 is a line, level 1 the message of a panic.

@@ -337,8 +337,10 @@ impl Linear {
             .mapping
             .as_ref()
             .is_some_and(|mapping| mapping.clear(from, to));
-        self.size.store(pages, Ordering::Relaxed);
-        self.publish();
+        if cleared {
+            self.size.store(pages, Ordering::Relaxed);
+            self.publish();
+        }
         cleared
     }
 

@@ -284,8 +284,8 @@ impl FunctionMetering {
 
     /// Notes that a block's end is reached by a branch.
     fn branches_to(&mut self, relative_depth: u32) {
-        let outward = self.blocks.iter_mut().rev();
-        if let Some(block @ Block::Plain) = outward.skip(relative_depth as usize).next() {
+        let mut outward = self.blocks.iter_mut().rev();
+        if let Some(block @ Block::Plain) = outward.nth(relative_depth as usize) {
             *block = Block::Joined;
         }
     }

@@ -30,6 +30,7 @@ pub(super) struct Facts {
     command: bool,
     keepable: bool,
     start_fuel: u64,
+    instance_bytes: usize,
 }
 
 impl From<&Checked<'_>> for Facts {
@@ -41,6 +42,7 @@ impl From<&Checked<'_>> for Facts {
             command: checked.form == Form::Command,
             keepable: checked.keepable,
             start_fuel: checked.start_fuel,
+            instance_bytes: checked.instance_bytes,
         }
     }
 }
@@ -81,12 +83,18 @@ impl Module {
                 let checked = super::check::check(&wasm, limits)?;
                 let facts = Facts::from(&checked);
                 let artifact = compiler.compile(&checked, limits)?;
+                let held = Source::Held(Arc::new(load(&artifact, limits)?));
+                let held = Self(Arc::new(Inner {
+                    hash,
+                    facts,
+                    source: held,
+                }));
+                held.try_instance(limits)?;
                 let kept = cache.filter(|cache| keep(cache, key, facts, &artifact));
-                let source = match kept {
-                    Some(cache) => cached(cache, key, wasm.clone(), compiler, limits),
-                    None => Source::Held(Arc::new(load(&artifact, limits)?)),
+                let Some(cache) = kept else {
+                    return Ok(held);
                 };
-                (facts, source)
+                (facts, cached(cache, key, wasm, compiler, limits))
             }
         };
         Ok(Self(Arc::new(Inner {
@@ -94,6 +102,21 @@ impl Module {
             facts,
             source,
         })))
+    }
+
+    /// Makes an instance, which finds segments that do not fit and imports of the wrong type.
+    fn try_instance(&self, limits: &Arc<Limits>) -> Result<(), Refused> {
+        let tried = if self.is_command() {
+            super::command::try_instance(self, limits)
+        } else {
+            super::instance::try_instance(self, limits)
+        };
+        tried.map_err(|error| Refused::Link {
+            message: match error {
+                Error::Engine { message } => message,
+                error => error.to_string(),
+            },
+        })
     }
 
     /// The SHA-256 of the wasm: the module's name.
@@ -115,6 +138,11 @@ impl Module {
     /// What a new instance costs an event of a module that cannot be put back.
     pub(super) fn start_fuel(&self) -> u64 {
         self.0.facts.start_fuel
+    }
+
+    /// What an instance and its code hold in memory besides linear memory, about.
+    pub(super) fn instance_bytes(&self) -> usize {
+        self.0.facts.instance_bytes
     }
 
     /// Whether it is a WASI program and not a reactor.
@@ -162,7 +190,11 @@ impl Cached {
 
     #[allow(unsafe_code)]
     fn load(&self, module: &Module) -> Result<Code, Refused> {
-        if let Some(file) = self.cache.artifact(self.key) {
+        let kept = self.cache.artifact(self.key);
+        let kept = kept.map_err(|error| Refused::Compiler {
+            message: format!("its machine code cannot be read: {error}"),
+        })?;
+        if let Some(file) = kept {
             // SAFETY: the cache gives back only what it can authenticate, under a key that holds the
             // limits; it never writes to a file that it has kept. `code` keeps the threads apart.
             let loaded = unsafe { compile::load_file(&file, &self.limits) };

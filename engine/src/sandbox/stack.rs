@@ -55,20 +55,39 @@ pub(super) fn call<T>(fuel: Fuel, guest: impl FnOnce() -> T) -> (T, bool) {
     OWN_STACK.with(|own| {
         own.get_or_init(own_stack);
     });
+    // Also if a panic of ours comes through here.
+    let closing = Closing(fuel);
     let result = guest();
-    let Some((page, left)) = OPENED.take() else {
-        return (result, false);
-    };
-    // SAFETY: the page is the guard of the stack that this thread keeps for its next guest.
-    let closed = unsafe { libc::mprotect(page as *mut c_void, GUARD_BYTES, libc::PROT_NONE) } == 0;
-    if !closed {
-        // The next guest on this stack could write over what lies below it.
-        let error = std::io::Error::last_os_error();
-        tracing::error!(%error, "the guard of a stack cannot be put back");
-        std::process::abort();
+    (result, closing.close())
+}
+
+/// What closes the guard page again if it was opened.
+struct Closing(Fuel);
+
+impl Closing {
+    /// Whether it was opened.
+    fn close(&self) -> bool {
+        let Some((page, left)) = OPENED.take() else {
+            return false;
+        };
+        // SAFETY: the page is the guard of the stack that this thread keeps for its next guest.
+        let closed =
+            unsafe { libc::mprotect(page as *mut c_void, GUARD_BYTES, libc::PROT_NONE) } == 0;
+        if !closed {
+            // The next guest on this stack could write over what lies below it.
+            let error = std::io::Error::last_os_error();
+            tracing::error!(%error, "the guard of a stack cannot be put back");
+            std::process::abort();
+        }
+        self.0.set(left);
+        true
     }
-    fuel.set(left);
-    (result, true)
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 /// In a signal handler: true if the guard page was opened, and the call can go on.

@@ -7,7 +7,8 @@
 //! a trap costs the same everywhere. What a trap *is* comes from the address it happened at and does
 //! not need the tables. A panic of ours inside an import is caught before it reaches compiled code.
 //!
-//! Tables of ordinary code are found by the dynamic linker and are not concerned.
+//! Tables of ordinary code are found by the dynamic linker and are not concerned. But a program that
+//! embeds this engine beside another compiler of its own loses backtraces through that one's code.
 #![allow(unsafe_code)]
 
 #[unsafe(no_mangle)]

@@ -1,6 +1,7 @@
 //! The instances that a thread keeps between events: each is put back to its image after an event
 //! and so serves the next. Those that were not used for longest make room when there are too many.
 
+use super::compile::Code;
 use super::instance::{Guest, Warm};
 use super::program::{Inner, Program, Run};
 use super::{Error, instance::Used};
@@ -31,10 +32,17 @@ pub struct Instances {
 }
 
 struct Waiting {
-    warm: Warm,
+    held: Held,
     bytes: usize,
     /// An instance whose program is gone will not be asked again.
     program: Weak<Inner>,
+}
+
+enum Held {
+    Instance(Box<Warm>),
+    /// Of a program that gets a new instance for every event: it is not read and authenticated each
+    /// time.
+    Code(#[expect(dead_code, reason = "held so that it stays loaded")] Arc<Code>),
 }
 
 impl Instances {
@@ -63,9 +71,12 @@ impl Instances {
         let started = Instant::now();
         let id = program.inner().id;
         if let Some(waiting) = self.waiting.get_mut(&id) {
-            let outcome = waiting.warm.decide(event, index);
-            let (used, fit) = waiting.warm.reset();
-            let before = std::mem::replace(&mut waiting.bytes, waiting.warm.bytes());
+            let Held::Instance(warm) = &mut waiting.held else {
+                return program.run(event, index);
+            };
+            let outcome = warm.decide(event, index);
+            let (used, fit) = warm.reset();
+            let before = std::mem::replace(&mut waiting.bytes, warm.bytes());
             self.bytes = self.bytes - before + waiting.bytes;
             if !fit {
                 self.remove(id);
@@ -73,7 +84,11 @@ impl Instances {
             self.shrink(self.max.count_max, self.max.bytes_max);
             return Run::ended(outcome, used, started.elapsed());
         }
-        if program.module().is_command() {
+        let module = program.module();
+        if module.is_command() || !module.keepable() {
+            if let Ok(code) = module.code() {
+                self.add(program, Held::Code(code), module.instance_bytes());
+            }
             return program.run(event, index);
         }
         let (outcome, used) = match self.start(program) {
@@ -88,11 +103,12 @@ impl Instances {
     #[doc(hidden)]
     pub fn run_without_reset(&mut self, program: &Program, event: &[u8], index: &[u8]) -> Run {
         let started = Instant::now();
-        let Some(waiting) = self.waiting.get_mut(&program.inner().id) else {
+        let waiting = self.waiting.get_mut(&program.inner().id);
+        let Some(Held::Instance(warm)) = waiting.map(|waiting| &mut waiting.held) else {
             return self.run(program, event, index);
         };
-        let outcome = waiting.warm.decide(event, index);
-        Run::ended(outcome, waiting.warm.used(), started.elapsed())
+        let outcome = warm.decide(event, index);
+        Run::ended(outcome, warm.used(), started.elapsed())
     }
 
     /// The first event of a new instance, which is kept if it can be.
@@ -103,17 +119,13 @@ impl Instances {
         event: &[u8],
         index: &[u8],
     ) -> (Result<hooksieve_sdk::wire::Decision, Error>, Used) {
-        let kept = if program.module().keepable() {
-            guest.keep()
-        } else {
-            Err(Box::new(guest))
-        };
-        match kept {
+        match guest.keep(program.module()) {
             Ok(mut warm) => {
                 let outcome = warm.decide(event, index);
                 let (used, fit) = warm.reset();
                 if fit {
-                    self.add(program, warm);
+                    let bytes = warm.bytes();
+                    self.add(program, Held::Instance(Box::new(warm)), bytes);
                 }
                 (outcome, used)
             }
@@ -137,8 +149,7 @@ impl Instances {
         }
     }
 
-    fn add(&mut self, program: &Program, warm: Warm) {
-        let bytes = warm.bytes();
+    fn add(&mut self, program: &Program, held: Held, bytes: usize) {
         if bytes > self.max.bytes_max || self.max.count_max == 0 {
             return;
         }
@@ -148,7 +159,7 @@ impl Instances {
         self.waiting.put(
             program.inner().id,
             Waiting {
-                warm,
+                held,
                 bytes,
                 program: Arc::downgrade(program.inner()),
             },

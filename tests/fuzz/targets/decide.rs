@@ -7,7 +7,7 @@
 mod smith;
 
 use arbitrary::Unstructured;
-use hooksieve::sandbox::{Error, Instances, Kept, Limits, Program, Sandbox};
+use hooksieve::sandbox::{Error, Instances, Kept, Limits, Program, Refused, Sandbox};
 use libfuzzer_sys::fuzz_target;
 
 const KEPT: Kept = Kept {
@@ -38,6 +38,7 @@ fn decide(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let sandbox = Sandbox::new(limits.clone());
     let module = match sandbox.compile(wasm) {
         Ok(module) => module,
+        Err(Refused::Link { .. }) => return Ok(()),
         Err(refused) if made => panic!("refused: {refused}"),
         Err(_) => return Ok(()),
     };
