@@ -9,8 +9,12 @@
 //!
 //! What a channel deliberately does not do: retry, wait, know the store, or follow a redirect.
 
+pub mod discord;
 pub mod email;
+pub mod guard;
+pub mod lark;
 pub mod outgoing;
+pub mod pagerduty;
 pub mod slack;
 mod text;
 pub mod webhook;
@@ -23,7 +27,10 @@ use std::time::Duration;
 
 /// A destination that a tenant configured.
 pub enum Channel {
+    Discord(discord::Discord),
     Email(email::Email),
+    Lark(lark::Lark),
+    PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
     Webhook(webhook::Webhook),
 }
@@ -74,7 +81,10 @@ impl Channel {
         // The pipeline asked `takes` before it stored anything; the settings may have changed since.
         self.takes(&delivery.payload).map_err(Failure::never)?;
         match self {
+            Channel::Discord(discord) => discord.send(client, delivery).await,
             Channel::Email(email) => email.send(client, delivery).await,
+            Channel::Lark(lark) => lark.send(client, delivery).await,
+            Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
         }
@@ -83,7 +93,10 @@ impl Channel {
     /// How long one attempt may take.
     pub fn timeout(&self) -> Duration {
         match self {
+            Channel::Discord(discord) => discord.timeout,
             Channel::Email(email) => email.timeout,
+            Channel::Lark(lark) => lark.timeout,
+            Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
         }
@@ -92,7 +105,10 @@ impl Channel {
     /// The name of its kind, as tenant files spell it.
     pub fn kind(&self) -> &'static str {
         match self {
+            Channel::Discord(_) => "discord",
             Channel::Email(_) => "email",
+            Channel::Lark(_) => "lark",
+            Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
             Channel::Webhook(_) => "webhook",
         }
@@ -105,6 +121,7 @@ impl Channel {
     pub fn takes(&self, payload: &Payload) -> Result<(), String> {
         match (self, payload) {
             (Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
+            (Channel::PagerDuty(_), Payload::Body(body)) => pagerduty::takes(body),
             (_, Payload::Body(_)) => Err(format!(
                 "channel kind {} takes a message, not a body",
                 self.kind()
@@ -134,8 +151,9 @@ impl Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::channel::guard::Guard;
     use crate::id::{DeliveryId, EventId};
     use crate::secret::Secret;
     use crate::store::{About, State};
@@ -165,6 +183,23 @@ mod tests {
         }
     }
 
+    /// A receiver on this machine that answers everything alike; gives its address.
+    pub(super) async fn answering(
+        answer: impl axum::response::IntoResponse + Clone + Send + Sync + 'static,
+    ) -> String {
+        let app = axum::Router::new().fallback(move || async move { answer });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        format!("http://{address}")
+    }
+
+    /// Clients for receivers on this machine.
+    pub(crate) fn outgoing(ca_pem: Option<&[u8]>) -> Outgoing {
+        let here = Guard::new(&["127.0.0.0/8".parse().unwrap()]);
+        Outgoing::new(ca_pem, here).unwrap()
+    }
+
     pub(super) fn delivery(payload: Payload) -> Delivery {
         let event = EventId::from_bytes(b"an event");
         let rule = "triage".parse().unwrap();
@@ -190,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_webhook_takes_a_body() {
+    fn a_chat_takes_no_body() {
         let slack = Channel::Slack(
             slack::Slack::new(slack::Settings {
                 url: Secret::new("https://hooks.slack.com/services/T/B/x"),

@@ -4,6 +4,7 @@
 
 pub mod read;
 
+use crate::channel::guard::Network;
 use crate::sandbox::{CompileLimits, Limits};
 use crate::secret::Secret;
 use read::{Problem, Source, did_you_mean};
@@ -92,6 +93,7 @@ pub struct Dispatch {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Egress {
+    pub allow: Vec<Network>,
     pub ca_file: PathBuf,
 }
 
@@ -120,6 +122,15 @@ impl Config {
         settings.environment(env)?;
         settings.finish(env)
     }
+}
+
+/// A list in a variable: its items with commas between them.
+fn listed(text: &str) -> Vec<Value> {
+    let items = text.split(',').map(str::trim);
+    items
+        .filter(|item| !item.is_empty())
+        .map(|item| Value::String(item.to_owned()))
+        .collect()
 }
 
 /// The merged tables, with the place where each setting was set.
@@ -208,6 +219,7 @@ impl Settings {
             let value = match default {
                 Value::Integer(_) => text.replace('_', "").parse().ok().map(Value::Integer),
                 Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
+                Value::Array(_) => Some(Value::Array(listed(text))),
                 _ => Some(Value::String(text.clone())),
             };
             let Some(value) = value else {

@@ -7,6 +7,7 @@
 mod listener;
 
 use crate::channel::Outgoing;
+use crate::channel::guard::Guard;
 use crate::config::Config;
 use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher};
@@ -251,7 +252,8 @@ fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
                 .map_err(|error| failed(format!("ca_file cannot be read: {error}")))?,
         )
     };
-    Outgoing::new(pem.as_deref()).map_err(failed)
+    let guard = Guard::new(&config.egress.allow);
+    Outgoing::new(pem.as_deref(), guard).map_err(failed)
 }
 
 /// Modules are compiled in processes of their own and kept in the data folder.

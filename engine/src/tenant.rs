@@ -2,7 +2,7 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, email, slack, webhook};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, webhook};
 use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
@@ -213,6 +213,9 @@ fn known<'n>(
     Err(problem(format!("there is no {what} `{name}`{hint}")))
 }
 
+/// The kinds of channels.
+const CHANNELS: [&str; 6] = ["discord", "email", "lark", "pagerduty", "slack", "webhook"];
+
 struct Reader<'a> {
     file: &'a File,
     env: &'a BTreeMap<String, String>,
@@ -289,34 +292,48 @@ impl<'a> Reader<'a> {
             Some(timeout) => timeout.value,
             None => self.timeout_ms,
         };
-        let channel = match kind.value {
-            "email" => Channel::Email(
-                email::Email::new(self.email(&section, timeout_ms)?)
-                    .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
-            ),
-            "slack" => Channel::Slack(
-                slack::Slack::new(slack::Settings {
-                    url: self.need_secret(&section, "url")?,
-                    timeout_ms,
-                })
-                .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
-            ),
-            "webhook" => Channel::Webhook(
-                webhook::Webhook::new(webhook::Settings {
-                    url: section.need_str("url")?.value.to_owned(),
-                    secret: self.secret(&section, "secret")?,
-                    timeout_ms,
-                })
-                .map_err(|error| section.problem(format!("{}: {error}", section.title())))?,
-            ),
+        let made = match kind.value {
+            "discord" => discord::Discord::new(discord::Settings {
+                url: self.need_secret(&section, "url")?,
+                timeout_ms,
+            })
+            .map(Channel::Discord),
+            "email" => email::Email::new(self.email(&section, timeout_ms)?).map(Channel::Email),
+            "lark" => lark::Lark::new(lark::Settings {
+                url: self.need_secret(&section, "url")?,
+                secret: self.secret(&section, "secret")?,
+                timeout_ms,
+            })
+            .map(Channel::Lark),
+            "pagerduty" => pagerduty::PagerDuty::new(pagerduty::Settings {
+                routing_key: self.need_secret(&section, "routing_key")?,
+                severity: section.str("severity")?.map(|given| given.value.to_owned()),
+                url: section.str("url")?.map(|given| given.value.to_owned()),
+                timeout_ms,
+            })
+            .map(Channel::PagerDuty),
+            "slack" => slack::Slack::new(slack::Settings {
+                url: self.need_secret(&section, "url")?,
+                timeout_ms,
+            })
+            .map(Channel::Slack),
+            "webhook" => webhook::Webhook::new(webhook::Settings {
+                url: section.need_str("url")?.value.to_owned(),
+                secret: self.secret(&section, "secret")?,
+                timeout_ms,
+            })
+            .map(Channel::Webhook),
             other => {
-                let mean = did_you_mean(other, ["email", "slack", "webhook"]);
+                let mean = did_you_mean(other, CHANNELS);
                 return Err(kind.problem(format!(
-                    "{} has the kind {other:?}; there are `email`, `slack` and `webhook`{mean}",
-                    section.title()
+                    "{} has the kind {other:?}; there are `{}`{mean}",
+                    section.title(),
+                    CHANNELS.join("`, `")
                 )));
             }
         };
+        let channel =
+            made.map_err(|error| section.problem(format!("{}: {error}", section.title())))?;
         section.finish()?;
         Ok((name, channel, section))
     }

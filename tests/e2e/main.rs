@@ -4,6 +4,7 @@ mod cli;
 mod command;
 mod compile;
 mod crash;
+mod egress;
 mod flow;
 mod fuel;
 mod guest;

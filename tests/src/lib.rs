@@ -25,7 +25,7 @@ pub mod smith;
 pub use peers::{Absent, Node, Python, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
-pub use server::{Answer, Server, Setup, TOKEN};
+pub use server::{ALLOW, Answer, Server, Setup, TOKEN};
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -23,6 +23,10 @@ pub struct Setup {
 /// The operator token of every test's engine. Made up, like every secret here.
 pub const TOKEN: &str = "a-token-for-tests-alone";
 
+/// The variable that says where an engine may send to besides the internet: every test's receivers are
+/// on this machine.
+pub const ALLOW: &str = "HOOKSIEVE_EGRESS__ALLOW";
+
 impl Default for Setup {
     fn default() -> Self {
         Self::new()
@@ -36,7 +40,10 @@ impl Setup {
         Self {
             dir: Arc::new(dir),
             config: String::new(),
-            env: vec![("HOOKSIEVE_OPERATOR_TOKEN".into(), TOKEN.into())],
+            env: vec![
+                ("HOOKSIEVE_OPERATOR_TOKEN".into(), TOKEN.into()),
+                (ALLOW.into(), "127.0.0.0/8, ::1".into()),
+            ],
         }
         .file("probe.wasm", PROBE)
     }

@@ -1,16 +1,18 @@
 //! The clients that all channels share: one for HTTP, and the TLS settings for SMTP.
 //!
-//! No redirect is followed, no proxy is taken from the environment, every request has a timeout and
-//! every answer is read to a cap. Certificates are checked against the platform's roots and the
+//! Nothing is sent where [`Guard`] says no. No redirect is followed, no proxy is taken from the
+//! environment, every request has a timeout and every answer is read to a cap. Certificates are checked against the platform's roots and the
 //! operator's extra ones, the same for HTTP and SMTP. There is no setting that skips the check.
 
+use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
 use lettre::transport::smtp::client as smtp;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use url::Url;
 
@@ -24,6 +26,7 @@ const IDLE_PER_HOST_MAX: usize = 64;
 /// The shared clients of one engine.
 pub struct Outgoing {
     http: reqwest::Client,
+    guard: Guard,
     ca: Option<smtp::Certificate>,
     /// By host: each holds the parsed roots, so making one costs milliseconds.
     smtp_tls: Mutex<HashMap<String, smtp::TlsParameters>>,
@@ -38,12 +41,12 @@ pub(super) struct Answer {
 }
 
 impl Outgoing {
-    /// Makes the clients, with the operator's extra roots (PEM, one certificate or several) if there
+    /// Makes the clients, which connect where the guard lets them, with the operator's extra roots (PEM, one certificate or several) if there
     /// are any. Sets the process's TLS provider unless an embedding program did.
     ///
     /// # Errors
     /// When the PEM holds no certificate, or the platform has no roots and no others were given.
-    pub fn new(ca_pem: Option<&[u8]>) -> Result<Self, String> {
+    pub fn new(ca_pem: Option<&[u8]>, guard: Guard) -> Result<Self, String> {
         // Fails only where a provider is installed already, and then that one serves.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut roots = Vec::new();
@@ -61,6 +64,7 @@ impl Outgoing {
             .user_agent(concat!("hooksieve/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
+            .dns_resolver(Arc::new(guard.clone()))
             // The schedule is what retries.
             .retry(reqwest::retry::never())
             .connect_timeout(CONNECT_TIMEOUT)
@@ -75,6 +79,7 @@ impl Outgoing {
             })?;
         Ok(Self {
             http,
+            guard,
             ca,
             smtp_tls: Mutex::default(),
         })
@@ -89,6 +94,7 @@ impl Outgoing {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
+        self.may_reach(url)?;
         let request = self.http.post(url.clone()).headers(headers).body(body);
         let mut response = request
             .timeout(timeout)
@@ -112,6 +118,42 @@ impl Outgoing {
             status: response.status().as_u16(),
             retry_after,
             body,
+        })
+    }
+
+    /// Posts JSON; see [`Outgoing::post`].
+    pub(super) async fn post_json(
+        &self,
+        url: &Url,
+        body: &serde_json::Value,
+        timeout: Duration,
+    ) -> Result<Answer, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let body = body.to_string().into_bytes();
+        self.post(url, headers, body, timeout).await
+    }
+
+    /// An address that stands in a URL as such is never resolved, so it is checked here.
+    fn may_reach(&self, url: &Url) -> Result<(), Failure> {
+        let address = match url.host() {
+            Some(url::Host::Ipv4(address)) => IpAddr::V4(address),
+            Some(url::Host::Ipv6(address)) => IpAddr::V6(address),
+            Some(url::Host::Domain(_)) | None => return Ok(()),
+        };
+        let checked = self.guard.check(address);
+        checked.map_err(|refused| Failure::never(guarded(&host(url), &refused.to_string())))
+    }
+
+    /// Where a mail server is.
+    pub(super) async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+        let resolved = self.guard.resolve(host, port).await;
+        resolved.map_err(|error| {
+            let cause = Cause::of(&error);
+            Failure::later(match cause.guarded {
+                true => guarded(host, &cause.text),
+                false => format!("no connection to {host}: {}", cause.text),
+            })
         })
     }
 
@@ -171,6 +213,8 @@ pub(super) fn web_address(text: &str) -> Result<Url, String> {
 pub(super) struct Cause {
     /// The certificate was at fault.
     pub(super) certificate: bool,
+    /// The guard said no.
+    pub(super) guarded: bool,
     pub(super) text: String,
 }
 
@@ -178,6 +222,7 @@ impl Cause {
     pub(super) fn of(error: &(dyn StdError + 'static)) -> Self {
         let mut cause = Cause {
             certificate: false,
+            guarded: false,
             text: String::new(),
         };
         let mut next = Some(error);
@@ -185,7 +230,15 @@ impl Cause {
             if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref() {
                 return Cause {
                     certificate: true,
+                    guarded: false,
                     text: why.to_string(),
+                };
+            }
+            if let Some(refused) = error.downcast_ref::<Refused>() {
+                return Cause {
+                    certificate: false,
+                    guarded: true,
+                    text: refused.to_string(),
                 };
             }
             let io = error.downcast_ref::<io::Error>();
@@ -211,6 +264,8 @@ fn sending(host: &str, error: &reqwest::Error, timeout: Duration) -> String {
     let cause = Cause::of(error);
     if cause.certificate {
         format!("the certificate of {host} is not trusted: {}", cause.text)
+    } else if cause.guarded {
+        guarded(host, &cause.text)
     } else if error.is_timeout() && error.is_connect() {
         format!(
             "no connection to {host} within {:?}",
@@ -223,6 +278,10 @@ fn sending(host: &str, error: &reqwest::Error, timeout: Duration) -> String {
     } else {
         format!("the connection to {host} broke: {}", cause.text)
     }
+}
+
+fn guarded(host: &str, refused: &str) -> String {
+    format!("nothing was sent to {host}: {refused}")
 }
 
 /// Reads a Retry-After: seconds or an HTTP date (RFC 9110, section 10.2.3). A date that has passed
@@ -272,7 +331,7 @@ mod tests {
 
     #[test]
     fn extra_certificates_must_be_certificates() {
-        let refused = |pem: &[u8]| Outgoing::new(Some(pem)).err().unwrap();
+        let refused = |pem: &[u8]| Outgoing::new(Some(pem), Guard::default()).err().unwrap();
         assert_eq!(
             refused(b"no pem at all"),
             "the extra certificates hold no PEM certificate"

@@ -13,7 +13,6 @@ use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
 use hooksieve_sdk::wire::{Message, Payload};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use std::time::Duration;
 use url::Url;
@@ -59,10 +58,8 @@ impl Slack {
         let Payload::Message(message) = &delivery.payload else {
             return Err(Failure::never("slack takes a message, not a body"));
         };
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let body = payload(delivery, message).to_string().into_bytes();
-        let answer = client.post(&self.url, headers, body, self.timeout).await?;
+        let body = payload(delivery, message);
+        let answer = client.post_json(&self.url, &body, self.timeout).await?;
         let host = outgoing::host(&self.url);
         if answer.status != 200 {
             let error = match word(&answer.body) {
@@ -125,13 +122,9 @@ fn payload(delivery: &Delivery, message: &Message) -> Value {
     if let Some(link) = link {
         blocks.push(section(link));
     }
-    let footer = match text::one_line(&delivery.reason, 500) {
-        reason if reason.is_empty() => format!("{} from {}", about.kind, about.source),
-        reason => format!("{reason} · {} from {}", about.kind, about.source),
-    };
     blocks.push(json!({
         "type": "context",
-        "elements": [verbatim(escape(&footer, FIELD_CHARS_MAX))],
+        "elements": [verbatim(escape(&text::footer(delivery), FIELD_CHARS_MAX))],
     }));
     json!({"text": escape(&title, TEXT_CHARS_MAX), "blocks": blocks})
 }
@@ -172,8 +165,7 @@ fn word(body: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::tests::{delivery, hostile_message};
-    use axum::Router;
+    use crate::channel::tests::{answering, delivery, hostile_message, outgoing};
     use axum::http::StatusCode;
     use axum::response::IntoResponse;
     use hooksieve_sdk::wire::{Field, Link};
@@ -253,16 +245,13 @@ mod tests {
         async fn answered(
             answer: impl IntoResponse + Clone + Send + Sync + 'static,
         ) -> Result<Sent, Failure> {
-            let app = Router::new().fallback(move || async move { answer });
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap();
-            tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+            let address = answering(answer).await.replace("http://", "");
             let slack = Slack::new(Settings {
                 url: Secret::new(format!("http://{address}/services/T/B/secret")),
                 timeout_ms: 2000,
             })
             .unwrap();
-            let client = Outgoing::new(None).unwrap();
+            let client = outgoing(None);
             let delivery = delivery(Payload::Message(hostile_message()));
             let result = slack.send(&client, &delivery).await;
             result.map_err(|mut failure| {

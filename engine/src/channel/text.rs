@@ -1,6 +1,7 @@
 //! What several channels do with the plain text of a message. Pure, and no receiver's syntax: each
 //! channel escapes for its own.
 
+use crate::store::Delivery;
 use hooksieve_sdk::wire::Link;
 use url::Url;
 
@@ -87,6 +88,15 @@ pub(super) fn web_link(link: &Link) -> Option<(Url, String)> {
         label
     };
     Some((url, label))
+}
+
+/// The last line of a message: why it was sent, and what of.
+pub(super) fn footer(delivery: &Delivery) -> String {
+    let about = &delivery.about;
+    match one_line(&delivery.reason, 500) {
+        reason if reason.is_empty() => format!("{} from {}", about.kind, about.source),
+        reason => format!("{reason} · {} from {}", about.kind, about.source),
+    }
 }
 
 fn cut(mut text: String, chars_max: usize) -> String {

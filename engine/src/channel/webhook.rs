@@ -171,7 +171,7 @@ fn key(secret: &Secret) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::tests::{delivery, hostile_message};
+    use crate::channel::tests::{delivery, hostile_message, outgoing};
     use crate::channel::{Channel, Retry};
     use axum::Router;
     use axum::extract::{Request, State};
@@ -210,7 +210,7 @@ mod tests {
         let url = serve(Router::new().fallback(move || async move { answer })).await;
         let channel =
             Channel::Webhook(webhook(&format!("{url}/hidden?token=hidden"), None).unwrap());
-        let client = Outgoing::new(None).unwrap();
+        let client = outgoing(None);
         let result = channel.send(&client, &delivery(body_of("{}"))).await;
         if let Err(failure) = &result {
             assert!(failure.error.starts_with("127.0.0.1:"), "{}", failure.error);
@@ -289,7 +289,7 @@ mod tests {
         let json = r#"{"z":1,"a":["<&>",null,1.5],"ä":true}"#;
         let delivery = delivery(body_of(json));
         let channel = Channel::Webhook(webhook(&url, Some(SECRET)).unwrap());
-        let client = Outgoing::new(None).unwrap();
+        let client = outgoing(None);
         let sent = channel.send(&client, &delivery).await.unwrap();
         assert_eq!(sent.status, Some(202));
 
@@ -371,7 +371,7 @@ mod tests {
         let url = serve(endless).await;
         let channel = webhook(&url, None).unwrap();
         let sent = channel
-            .send(&Outgoing::new(None).unwrap(), &delivery(body_of("{}")))
+            .send(&outgoing(None), &delivery(body_of("{}")))
             .await;
         assert_eq!(sent.unwrap().status, Some(200));
     }
@@ -380,7 +380,7 @@ mod tests {
     async fn silence_refusal_and_bad_certificates_are_told_apart() {
         async fn failure(url: String) -> Failure {
             let channel = webhook(&url, None).unwrap();
-            let client = Outgoing::new(None).unwrap();
+            let client = outgoing(None);
             channel
                 .send(&client, &delivery(body_of("{}")))
                 .await
@@ -425,7 +425,7 @@ mod tests {
     async fn an_extra_root_is_trusted() {
         let (port, pem) = self_signed().await;
         let channel = webhook(&format!("https://localhost:{port}/a"), None).unwrap();
-        let client = Outgoing::new(Some(pem.as_bytes())).unwrap();
+        let client = outgoing(Some(pem.as_bytes()));
         let failure = channel
             .send(&client, &delivery(body_of("{}")))
             .await

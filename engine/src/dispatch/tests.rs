@@ -106,7 +106,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     let dispatcher = Dispatcher::new(
         store.clone(),
         HashMap::from(channels),
-        Outgoing::new(None).unwrap(),
+        crate::channel::tests::outgoing(None),
         settings,
         Arc::new(now_ms),
     );

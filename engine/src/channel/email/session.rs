@@ -53,11 +53,16 @@ impl Email {
             Tls::StartTls => (None, tls),
             Tls::Tls | Tls::None => (tls, None),
         };
-        let server = (self.host.as_str(), self.port);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(server, Some(self.timeout), &me, wrapper, None)
-                .await
-                .map_err(|error| failed("turned the connection away", &error))?;
+        let addresses = client.resolve(&self.host, self.port).await?;
+        let mut connection = AsyncSmtpConnection::connect_tokio1(
+            addresses.as_slice(),
+            Some(self.timeout),
+            &me,
+            wrapper,
+            None,
+        )
+        .await
+        .map_err(|error| failed("turned the connection away", &error))?;
         if let Some(tls) = upgrade {
             if !connection.can_starttls() {
                 return Err(Failure::later(format!(

@@ -1,7 +1,7 @@
 //! Against a scripted SMTP peer; a real server is in the end-to-end tests.
 
 use super::*;
-use crate::channel::tests::{delivery, hostile_message};
+use crate::channel::tests::{delivery, hostile_message, outgoing};
 use crate::store::Attempt;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
@@ -101,7 +101,7 @@ fn email(port: u16) -> Email {
 }
 
 async fn send(email: &Email, delivery: &Delivery) -> Result<Sent, Failure> {
-    email.send(&Outgoing::new(None).unwrap(), delivery).await
+    email.send(&outgoing(None), delivery).await
 }
 
 fn hostile() -> Delivery {
