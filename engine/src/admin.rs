@@ -1,15 +1,18 @@
-//! The operator's calls: held events, dead letters, an event's story; and the two probes.
+//! The operator's calls: held events, dead letters, an event's story, a channel's test; and the two
+//! probes.
 //!
 //! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
 //! process answers, `/readyz` that it can store.
 
+use crate::channel::Outgoing;
+use crate::dispatch::Channels;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::verify::json::{bearer, same};
 use crate::pipeline::{Pipeline, ReleaseError, now_ms};
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::store::{
-    self, Attempt, DecisionRecord, Delivery, Held, Outcome, State as DeliveryState, Store,
+    self, About, Attempt, DecisionRecord, Delivery, Held, Outcome, State as DeliveryState, Store,
     StoredEvent, Then,
 };
 use axum::extract::rejection::QueryRejection;
@@ -19,14 +22,18 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use hooksieve_sdk::wire::{Event, Payload, SkipIndex};
+use hooksieve_sdk::wire::{Event, Message, Payload, SkipIndex};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 
-struct Admin {
-    store: Arc<dyn Store>,
-    pipeline: Arc<Pipeline>,
-    token: Secret,
+/// What the operator's calls need.
+pub struct Admin {
+    pub store: Arc<dyn Store>,
+    pub pipeline: Arc<Pipeline>,
+    pub channels: Arc<Channels>,
+    pub outgoing: Arc<Outgoing>,
+    pub token: Secret,
 }
 
 type Shared = State<Arc<Admin>>;
@@ -35,28 +42,27 @@ type Answer<T> = Result<Json<T>, Problem>;
 /// How many rows a list returns at most.
 const LIST_MAX: usize = 1_000;
 
-pub fn router(store: Arc<dyn Store>, pipeline: Arc<Pipeline>, token: Secret) -> Router {
-    let admin = Arc::new(Admin {
-        store,
-        pipeline,
-        token,
-    });
-    Router::new()
-        .route("/v1/events/{id}", get(story))
-        .route("/v1/held", get(held))
-        .route(
-            "/v1/held/{tenant}/{event}/{rule}",
-            get(held_one).delete(drop_held),
-        )
-        .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
-        .route("/v1/dead", get(dead))
-        .route("/v1/deliveries/{id}", get(delivery))
-        .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
-        .route("/readyz", get(ready))
-        .route("/healthz", get(async || "ok"))
-        .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(admin)
+impl Admin {
+    pub fn router(self) -> Router {
+        let admin = Arc::new(self);
+        Router::new()
+            .route("/v1/events/{id}", get(story))
+            .route("/v1/held", get(held))
+            .route(
+                "/v1/held/{tenant}/{event}/{rule}",
+                get(held_one).delete(drop_held),
+            )
+            .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
+            .route("/v1/dead", get(dead))
+            .route("/v1/deliveries/{id}", get(delivery))
+            .route("/v1/channels/{tenant}/{channel}/test", post(test))
+            .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
+            .route("/readyz", get(ready))
+            .route("/healthz", get(async || "ok"))
+            .fallback(unknown)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(admin)
+    }
 }
 
 async fn authorised(
@@ -345,6 +351,88 @@ async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<Delive
     let delivery = admin.store.delivery(id).await.map_err(store_problem)?;
     let delivery = delivery.ok_or_else(|| not_found("delivery", &id.to_string()))?;
     Ok(Json(delivery_view(&delivery, true)))
+}
+
+/// What came of a channel's test.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TestView {
+    /// The kind of channel.
+    pub kind: String,
+    pub delivered: bool,
+    /// The HTTP status or SMTP code, where there was an answer.
+    pub status: Option<u16>,
+    pub error: Option<String>,
+    pub refused: Vec<String>,
+    pub duration_ms: u64,
+}
+
+/// Sends one real message. It is an attempt of no event, so nothing of it is stored or tried again.
+async fn test(
+    State(admin): Shared,
+    Path((tenant, channel)): Path<(String, String)>,
+) -> Answer<TestView> {
+    let key = (
+        parse::<Name>(&tenant, "tenant")?,
+        parse::<Name>(&channel, "channel")?,
+    );
+    let Some(found) = admin.channels.get(&key) else {
+        let (tenant, channel) = key;
+        return Err(not_found("channel", &format!("{channel} of {tenant}")));
+    };
+    let (tenant, channel) = key;
+    tracing::info!(%tenant, %channel, "a channel is tested");
+    let began = Instant::now();
+    let sent = found.send(&admin.outgoing, &a_test(tenant, channel)).await;
+    let duration_ms = began.elapsed().as_millis() as u64;
+    let (status, error, refused) = match sent {
+        Ok(sent) => (sent.status, None, sent.refused),
+        Err(failure) => (failure.status, Some(failure.error), failure.refused),
+    };
+    Ok(Json(TestView {
+        kind: found.kind().to_owned(),
+        delivered: error.is_none(),
+        status,
+        error,
+        refused,
+        duration_ms,
+    }))
+}
+
+fn a_test(tenant: Name, channel: Name) -> Delivery {
+    let now_ms = now_ms();
+    let event = EventId::next(now_ms, None);
+    let name = |text: &str| -> Name {
+        match text.parse() {
+            Ok(name) => name,
+            Err(_) => unreachable!("{text} is a name"),
+        }
+    };
+    let (rule, source) = (name("channel-test"), name("hooksieve"));
+    let message = Message {
+        title: format!("A test of {channel}"),
+        text: format!("Hooksieve can deliver to the channel {channel} of {tenant}."),
+        link: None,
+        fields: Vec::new(),
+    };
+    Delivery {
+        id: DeliveryId::new(event, &rule, 0),
+        event,
+        rule,
+        position: 0,
+        reason: "somebody tests this channel".to_owned(),
+        payload: Payload::Message(message),
+        about: About {
+            source,
+            kind: "hooksieve.channel.test".to_owned(),
+            subject: Some(tenant.to_string()),
+            time: moment(now_ms),
+        },
+        state: DeliveryState::Pending { due_ms: now_ms },
+        attempts: Vec::new(),
+        created_ms: now_ms,
+        tenant,
+        channel,
+    }
 }
 
 fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Problem> {

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Results go to standard output, the rest to standard
 //! error; a broken pipe is success.
 
+mod channel;
 mod check;
 mod client;
 mod dead;
@@ -47,6 +48,8 @@ enum Command {
     Held(held::Args),
     /// Look at deliveries that were given up
     Dead(dead::Args),
+    /// Find out whether a channel works
+    Channel(channel::Args),
     /// Tell what became of an event: rules, decisions, deliveries, attempts
     Explain(explain::Args),
 }
@@ -103,6 +106,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Policies(args) => policies::run(args),
         Command::Held(args) => held::run(args),
         Command::Dead(args) => dead::run(args),
+        Command::Channel(args) => channel::run(args),
         Command::Explain(args) => explain::run(args),
     };
     let (code, sentence) = match done {

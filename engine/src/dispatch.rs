@@ -73,8 +73,8 @@ pub struct Dispatcher {
 /// What every attempt needs.
 struct Shared {
     store: Arc<dyn Store>,
-    channels: Channels,
-    outgoing: Outgoing,
+    channels: Arc<Channels>,
+    outgoing: Arc<Outgoing>,
     schedule: Schedule,
     clock: Clock,
 }
@@ -102,8 +102,8 @@ struct Line {
 impl Dispatcher {
     pub fn new(
         store: Arc<dyn Store>,
-        channels: Channels,
-        outgoing: Outgoing,
+        channels: Arc<Channels>,
+        outgoing: Arc<Outgoing>,
         settings: Settings,
         clock: Clock,
     ) -> Self {

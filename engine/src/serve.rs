@@ -130,8 +130,8 @@ impl Engine {
             let own = tenant.channels.iter();
             own.map(|(name, channel)| ((tenant.name.clone(), name.clone()), channel.clone()))
         });
-        let channels = channels.collect();
-        let outgoing = outgoing(config)?;
+        let channels: Arc<dispatch::Channels> = Arc::new(channels.collect());
+        let outgoing = Arc::new(outgoing(config)?);
 
         let store = open_store(config).await?;
         let token = match &config.server.operator_token {
@@ -163,11 +163,14 @@ impl Engine {
             pipeline.clone(),
             &config.server,
         );
-        let app = Router::new().merge(ingest.router()).merge(admin::router(
-            store.clone(),
-            pipeline.clone(),
-            token.clone(),
-        ));
+        let admin = admin::Admin {
+            store: store.clone(),
+            pipeline: pipeline.clone(),
+            channels: channels.clone(),
+            outgoing: outgoing.clone(),
+            token: token.clone(),
+        };
+        let app = Router::new().merge(ingest.router()).merge(admin.router());
 
         let engine = Self {
             addr,

@@ -487,6 +487,11 @@ async fn probes_and_the_operators_token() {
     for (method, path, known) in [
         (Method::GET, "/v1/held".to_owned(), 200),
         (Method::GET, "/v1/dead".to_owned(), 200),
+        (
+            Method::POST,
+            "/v1/channels/acme/nowhere/test".to_owned(),
+            404,
+        ),
         (Method::GET, format!("/v1/events/{id}"), 404),
         (Method::GET, format!("/v1/deliveries/{id}"), 404),
         (Method::GET, held.clone(), 404),
@@ -1278,4 +1283,39 @@ async fn mistakes_are_found_before_anything_runs() {
         said.ends_with("holds no tenant: put a file <tenant>.toml there\n"),
         "{said}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_is_tested_with_one_real_message() {
+    let hook = Receiver::answering(|n, _| Reply::status(if n == 0 { 204 } else { 410 })).await;
+    let server = setup(&hook, ONE).start().await;
+    let run = |args: &[&str]| {
+        let mut all = vec!["channel", "test", "acme"];
+        all.extend(args);
+        all.extend(["--url", &server.base]);
+        cli_with(&all, &[("HOOKSIEVE_OPERATOR_TOKEN", TOKEN)], b"")
+    };
+    let good = run(&["hook"]);
+    assert_eq!(good.code, 0, "{}", good.stderr);
+    assert!(good.stdout.contains("delivered through hook (webhook)"));
+    assert!(good.stdout.contains("answer   204"), "{}", good.stdout);
+    let got = hook.received().remove(0).json();
+    assert_eq!(got["type"], "hooksieve.channel.test");
+    assert_eq!(got["data"]["message"]["title"], "A test of hook");
+    // It is not tried again, and not kept.
+    let bad = run(&["hook", "--json"]);
+    assert_eq!(bad.code, 1);
+    let line = &bad.json_lines()[0];
+    assert_eq!(line["status"], 410);
+    assert!(line["error"].as_str().unwrap().contains("answered 410"));
+    let unknown = run(&["nowhere"]);
+    assert_eq!(unknown.code, 1);
+    assert!(
+        unknown
+            .stderr
+            .contains("there is no channel nowhere of acme")
+    );
+    assert_eq!(server.get("/v1/dead").await.json(), json!([]));
+    server.stop().await;
+    assert_eq!(hook.count(), 2);
 }

@@ -105,8 +105,8 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     };
     let dispatcher = Dispatcher::new(
         store.clone(),
-        HashMap::from(channels),
-        crate::channel::tests::outgoing(None),
+        Arc::new(HashMap::from(channels)),
+        Arc::new(crate::channel::tests::outgoing(None)),
         settings,
         Arc::new(now_ms),
     );

@@ -226,39 +226,41 @@ mod tests {
         workers.run(&key, |_| current().id()).await.unwrap()
     }
 
-    #[tokio::test]
-    async fn a_key_stays_on_its_thread_and_keys_spread() {
+    /// Whether it runs there is a matter of load, so no test of its own.
+    #[test]
+    fn a_key_belongs_to_one_thread_and_keys_spread() {
         let workers = Workers::start(4, KEPT).unwrap();
-        let mut used = HashSet::new();
-        for key in 0..32 {
-            let home = where_is(&workers, key).await;
-            used.insert(home);
-            for _ in 0..3 {
-                assert_eq!(where_is(&workers, key).await, home);
-            }
-        }
-        assert_eq!(used.len(), 4);
+        let homes: HashSet<usize> = (0..32).map(|key| workers.home(&key)).collect();
+        assert_eq!(homes.len(), 4);
+        assert!((0..32).all(|key| workers.home(&key) == workers.home(&key)));
     }
 
     /// However few wait, and whatever came before them there: another key's as well as its own.
     #[tokio::test]
     async fn what_waits_for_a_busy_thread_is_taken_by_an_idle_one() {
         let workers = Workers::start(2, KEPT).unwrap();
-        let home = where_is(&workers, 7).await;
         let gate = Arc::new(Barrier::new(2));
+        let (begun, at) = oneshot::channel();
         let blocked = {
             let gate = gate.clone();
-            workers.run(&7, move |_| gate.wait())
+            workers.run(&7, move |_| {
+                let _ = begun.send(current().id());
+                gate.wait()
+            })
         };
+        let busy = at.await.unwrap();
         let mut neighbour = 8;
         while workers.home(&neighbour) != workers.home(&7) {
             neighbour += 1;
         }
+        let mut threads = Vec::new();
         for key in [7, neighbour] {
-            assert_ne!(where_is(&workers, key).await, home);
+            threads.push(where_is(&workers, key).await);
         }
+        // Before anything is asserted: a thread that waits forever would be waited for.
         gate.wait();
         blocked.await.unwrap();
+        assert!(!threads.contains(&busy));
     }
 
     #[tokio::test]
