@@ -54,6 +54,7 @@ impl Admin {
             )
             .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
             .route("/v1/dead", get(dead))
+            .route("/v1/dead/{id}/redrive", post(redrive))
             .route("/v1/deliveries/{id}", get(delivery))
             .route("/v1/channels/{tenant}/{channel}/test", post(test))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
@@ -170,13 +171,19 @@ pub struct DeliveryView {
     pub r#type: String,
     pub rule: Name,
     pub channel: Name,
-    /// `pending`, `delivered` or `dead`.
+    /// `pending`, `delivered`, `dead`, or `redriven`: dead, and taken up again.
     pub state: String,
     /// When it was delivered or given up, or when it is due.
     pub at: String,
     /// Why it was given up.
     pub reason: Option<String>,
     pub attempts: Vec<AttemptView>,
+    /// The dead letter that this one takes up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redrive_of: Option<String>,
+    /// The delivery that took this one up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redriven_as: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Payload>,
 }
@@ -346,6 +353,15 @@ async fn dead(State(admin): Shared, query: ListOrNot) -> Answer<Vec<DeliveryView
     ))
 }
 
+async fn redrive(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
+    let id = parse::<DeliveryId>(&id, "delivery")?;
+    let redriven = admin.store.redrive(id, now_ms()).await;
+    let redriven = redriven.map_err(store_problem)?;
+    let new = redriven.ok_or_else(|| not_found("dead letter", &id.to_string()))?;
+    tracing::info!(delivery = %id, new = %new.id, "a dead letter is redriven");
+    Ok(Json(delivery_view(&new, false)))
+}
+
 async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
     let id = parse::<DeliveryId>(&id, "delivery")?;
     let delivery = admin.store.delivery(id).await.map_err(store_problem)?;
@@ -430,6 +446,7 @@ fn a_test(tenant: Name, channel: Name) -> Delivery {
         state: DeliveryState::Pending { due_ms: now_ms },
         attempts: Vec::new(),
         created_ms: now_ms,
+        redrive_of: None,
         tenant,
         channel,
     }
@@ -520,6 +537,11 @@ fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
         DeliveryState::Pending { due_ms } => ("pending", *due_ms, None),
         DeliveryState::Delivered { at_ms } => ("delivered", *at_ms, None),
         DeliveryState::Dead { at_ms, reason } => ("dead", *at_ms, Some(reason.clone())),
+        DeliveryState::Redriven { at_ms, reason, .. } => ("redriven", *at_ms, Some(reason.clone())),
+    };
+    let redriven_as = match &delivery.state {
+        DeliveryState::Redriven { to, .. } => Some(to.to_string()),
+        _ => None,
     };
     DeliveryView {
         id: delivery.id.to_string(),
@@ -532,6 +554,8 @@ fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
         at: moment(at),
         reason,
         attempts: delivery.attempts.iter().map(attempt_view).collect(),
+        redrive_of: delivery.redrive_of.as_ref().map(|of| of.id.to_string()),
+        redriven_as,
         payload: with_payload.then(|| delivery.payload.clone()),
     }
 }

@@ -221,6 +221,7 @@ pub(crate) mod tests {
             state: State::Pending { due_ms: 0 },
             attempts: Vec::new(),
             created_ms: 1_748_779_201_000,
+            redrive_of: None,
         }
     }
 

@@ -129,8 +129,18 @@ impl DeliveryId {
             rule.as_str().as_bytes(),
             &(position as u64).to_be_bytes(),
         ]);
+        Self::beside(hash, event.0)
+    }
+
+    /// The id under which this delivery is redriven: another one, and always the same.
+    pub fn redriven(self) -> Self {
+        Self::beside(hashed(&[b"redrive", self.0.as_bytes()]), self.0)
+    }
+
+    /// With the moment of another id, so that their rows stand together.
+    fn beside(hash: Uuid, other: Uuid) -> Self {
         let mut bytes = *hash.as_bytes();
-        bytes[..6].copy_from_slice(&event.0.as_bytes()[..6]);
+        bytes[..6].copy_from_slice(&other.as_bytes()[..6]);
         Self(Uuid::from_bytes(bytes))
     }
 }

@@ -241,6 +241,7 @@ impl Rules {
             state: State::Pending { due_ms: now_ms },
             attempts: Vec::new(),
             created_ms: now_ms,
+            redrive_of: None,
         };
         let outcome = match outcome {
             Ok(decision) => {

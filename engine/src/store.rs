@@ -162,6 +162,52 @@ pub struct Delivery {
     pub state: State,
     pub attempts: Vec<Attempt>,
     pub created_ms: i64,
+    /// The dead letter that this one takes up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redrive_of: Option<RedriveOf>,
+}
+
+/// A dead letter, as the delivery knows it that took it up again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RedriveOf {
+    pub id: DeliveryId,
+    /// Who has it all the same, of its attempts.
+    pub accepted: Vec<String>,
+}
+
+impl Delivery {
+    /// Recipients who have it already, from earlier attempts.
+    pub fn accepted(&self) -> impl Iterator<Item = &str> {
+        let before = self.redrive_of.iter().flat_map(|of| &of.accepted);
+        let own = self.attempts.iter().flat_map(|attempt| &attempt.accepted);
+        before.chain(own).map(String::as_str)
+    }
+
+    /// Takes a dead letter up again: gives the new delivery, due at once, and notes its id in the old
+    /// one. `None` for what is no dead letter.
+    fn redrive(&mut self, now_ms: i64) -> Option<Self> {
+        let State::Dead { at_ms, reason } = &self.state else {
+            return None;
+        };
+        let id = self.id.redriven();
+        let new = Self {
+            id,
+            state: State::Pending { due_ms: now_ms },
+            attempts: Vec::new(),
+            created_ms: now_ms,
+            redrive_of: Some(RedriveOf {
+                id: self.id,
+                accepted: self.accepted().map(str::to_owned).collect(),
+            }),
+            ..self.clone()
+        };
+        self.state = State::Redriven {
+            at_ms: *at_ms,
+            reason: reason.clone(),
+            to: id,
+        };
+        Some(new)
+    }
 }
 
 /// The attributes of an event that go out with its deliveries.
@@ -177,8 +223,8 @@ pub struct About {
 ///
 /// ```text
 /// commit -> pending --claim--> leased (in memory) --settle--> delivered
-///              ^                   |                       -> dead
-///              +---- retry at -----+ (lease ends: pending again)
+///              ^                   |                       -> dead --redrive--> redriven
+///              +---- retry at -----+ (lease ends: pending again)       (and a new delivery: pending)
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -193,6 +239,12 @@ pub enum State {
     Dead {
         at_ms: i64,
         reason: String,
+    },
+    /// Given up, and taken up again as another delivery.
+    Redriven {
+        at_ms: i64,
+        reason: String,
+        to: DeliveryId,
     },
 }
 
@@ -338,6 +390,10 @@ pub trait Outbox: Send + Sync {
 
     /// Dead letters of one tenant or of all, oldest first.
     async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error>;
+
+    /// Takes a dead letter up again, as a new delivery under an id of its own; gives the new one.
+    /// `None` when there is no such dead letter (any more).
+    async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error>;
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error>;
 

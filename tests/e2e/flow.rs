@@ -942,8 +942,47 @@ async fn what_cannot_be_delivered_is_kept_as_a_dead_letter() {
     assert_eq!(listed[0].as_array().unwrap().len(), 2);
     assert!(run(&["show", id]).stdout.contains("answered 400"));
     assert_eq!(run(&["show", "nonsense"]).code, 1);
+    // Taken up again they have ids of their own, so that the receiver sees no repeat.
+    let again = run(&["redrive", id]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    assert!(
+        again.stdout.contains("goes out again as"),
+        "{}",
+        again.stdout
+    );
+    let story = server.settled(&refused).await;
+    let (old, new) = (&story["deliveries"][0], &story["deliveries"][1]);
+    assert_eq!(
+        (&old["state"], &new["state"]),
+        (&json!("redriven"), &json!("dead"))
+    );
+    assert_eq!(
+        (&old["redriven_as"], &new["redrive_of"]),
+        (&new["id"], &old["id"])
+    );
+    let got = hook.received();
+    assert_eq!((got.len(), got[5].id()), (6, new["id"].as_str().unwrap()));
+    assert_ne!(got[5].id(), got[0].id());
+    assert_eq!(got[5].body, got[0].body);
+    let unknown = run(&["redrive", id]);
+    assert_eq!(unknown.code, 1);
+    assert!(
+        unknown.stderr.contains("there is no dead letter"),
+        "{}",
+        unknown.stderr
+    );
+    let none = run(&["redrive", "--all", "--channel", "nowhere"]);
+    assert!(
+        none.stdout.contains("nothing to redrive"),
+        "{}",
+        none.stdout
+    );
+    let all = run(&["redrive", "--all", "--tenant", "acme", "--json"]);
+    assert_eq!(all.json_lines()[0].as_array().unwrap().len(), 2);
+    server.settled(&refused).await;
+    server.settled(&broken).await;
     server.stop().await;
-    assert_eq!(hook.count(), 5);
+    assert_eq!(hook.count(), 11);
 }
 
 /// Redirects are not followed, and nobody at home is worth another try.

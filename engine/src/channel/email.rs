@@ -159,11 +159,7 @@ impl Email {
         let Payload::Message(message) = &delivery.payload else {
             return Err(Failure::never("email takes a message, not a body"));
         };
-        let have_it: HashSet<&str> = delivery
-            .attempts
-            .iter()
-            .flat_map(|attempt| attempt.accepted.iter().map(String::as_str))
-            .collect();
+        let have_it: HashSet<&str> = delivery.accepted().collect();
         let to: Vec<&Mailbox> = self
             .to
             .iter()

@@ -1,4 +1,4 @@
-//! `hooksieve dead`: deliveries that were given up.
+//! `hooksieve dead`: deliveries that were given up, and how they are taken up again.
 
 use super::client::Remote;
 use super::explain::attempts;
@@ -17,26 +17,53 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// List them, oldest first
-    List {
-        /// Only this tenant's
-        #[arg(long, value_name = "NAME")]
-        tenant: Option<String>,
-    },
+    List(Filter),
     /// Show one, with every attempt and what was to be sent
     Show {
         #[arg(value_name = "DELIVERY_ID")]
         delivery: String,
     },
+    /// Take them up again, each as a new delivery under an id of its own
+    Redrive {
+        #[arg(value_name = "DELIVERY_ID", required_unless_present = "all")]
+        deliveries: Vec<String>,
+        /// All that `list` shows with the same options
+        #[arg(long, conflicts_with = "deliveries")]
+        all: bool,
+        #[command(flatten)]
+        filter: Filter,
+    },
+}
+
+#[derive(clap::Args)]
+struct Filter {
+    /// Only this tenant's
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// Only this channel's
+    #[arg(long, value_name = "NAME")]
+    channel: Option<String>,
+}
+
+impl Filter {
+    fn list(&self, remote: &Remote) -> Result<Vec<DeliveryView>, Failure> {
+        let query = match &self.tenant {
+            Some(tenant) => format!("?tenant={tenant}"),
+            None => String::new(),
+        };
+        let mut dead: Vec<DeliveryView> = remote.call(Method::GET, &format!("/v1/dead{query}"))?;
+        if let Some(channel) = &self.channel {
+            dead.retain(|dead| dead.channel.as_str() == channel);
+        }
+        Ok(dead)
+    }
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
     match command {
-        Command::List { tenant } => {
-            let query = tenant
-                .map(|tenant| format!("?tenant={tenant}"))
-                .unwrap_or_default();
-            let dead: Vec<DeliveryView> = remote.call(Method::GET, &format!("/v1/dead{query}"))?;
+        Command::List(filter) => {
+            let dead = filter.list(&remote)?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(dead));
                 return Ok(());
@@ -80,9 +107,39 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             anstream::println!("tenant   {}, rule {}", delivery.tenant, delivery.rule);
             anstream::println!("channel  {}", delivery.channel);
             attempts(&delivery);
+            if let Some(of) = &delivery.redrive_of {
+                anstream::println!("of       {of}, which was given up");
+            }
+            if let Some(as_what) = &delivery.redriven_as {
+                anstream::println!("redriven as {as_what}");
+            }
             let payload =
                 serde_json::to_string_pretty(&delivery.payload).map_err(Failure::outcome)?;
             anstream::println!("payload  {payload}");
+        }
+        Command::Redrive {
+            mut deliveries,
+            all,
+            filter,
+        } => {
+            if all {
+                let listed = filter.list(&remote)?;
+                deliveries = listed.into_iter().map(|dead| dead.id).collect();
+            }
+            let mut redriven = Vec::new();
+            for id in &deliveries {
+                let path = format!("/v1/dead/{id}/redrive");
+                let new: DeliveryView = remote.call(Method::POST, &path)?;
+                if !remote.json {
+                    anstream::println!("{id} goes out again as {}", new.id);
+                }
+                redriven.push(new);
+            }
+            if remote.json {
+                anstream::println!("{}", serde_json::json!(redriven));
+            } else if redriven.is_empty() {
+                anstream::println!("There was nothing to redrive.");
+            }
         }
     }
     Ok(())

@@ -155,6 +155,7 @@ impl Stage {
             state: State::Pending { due_ms: now_ms() },
             attempts: Vec::new(),
             created_ms: now_ms(),
+            redrive_of: None,
         };
         let deliveries: Vec<_> = channels.iter().enumerate().map(delivery).collect();
         let ids = deliveries.iter().map(|delivery| delivery.id).collect();

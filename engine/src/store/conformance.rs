@@ -28,6 +28,7 @@ macro_rules! conformance {
             claims_are_earliest_first,
             settled_is_settled,
             dead_letters_are_listed,
+            a_dead_letter_is_redriven_once,
             held_events_are_resolved_once,
             next_due_is_the_earliest_that_can_happen,
             waiters_are_told,
@@ -141,6 +142,7 @@ pub(super) fn delivery(
         state: State::Pending { due_ms },
         attempts: Vec::new(),
         created_ms: NOW_MS,
+        redrive_of: None,
     }
 }
 
@@ -445,6 +447,48 @@ pub(super) async fn dead_letters_are_listed(store: TestStore) {
     let state = store.delivery(b[0]).await.unwrap().unwrap().state;
     let reason = "gone".to_owned();
     assert_eq!(state, State::Dead { at_ms: 20, reason });
+}
+
+pub(super) async fn a_dead_letter_is_redriven_once(store: TestStore) {
+    let ids = given(&store, "a", &[NOW_MS, NOW_MS]).await;
+    let (dead, alive) = (ids[0], ids[1]);
+    let reason = || "gone".to_owned();
+    let give_up = async |id: DeliveryId, at_ms: i64, accepted: &[&str]| {
+        let mut tried = attempt(at_ms, Some("410"));
+        tried.accepted = accepted.iter().map(|who| (*who).to_owned()).collect();
+        let settlement = Settlement::Dead { reason: reason() };
+        store.settle(id, tried, settlement).await.unwrap();
+    };
+    give_up(dead, 30, &["a@example.com"]).await;
+    for no_dead_letter in [alive, DeliveryId(uuid::Uuid::nil())] {
+        assert_eq!(store.redrive(no_dead_letter, 40).await.unwrap(), None);
+    }
+    let new = store.redrive(dead, 40).await.unwrap().unwrap();
+    assert_eq!(store.redrive(dead, 40).await.unwrap(), None);
+    // The old one knows the new one and keeps its story; the new one begins afresh.
+    let old = store.delivery(dead).await.unwrap().unwrap();
+    let redriven = State::Redriven {
+        at_ms: 30,
+        reason: reason(),
+        to: new.id,
+    };
+    assert_eq!((old.state, old.attempts.len()), (redriven, 1));
+    assert_ne!(new.id, dead);
+    assert_eq!(new.state, State::Pending { due_ms: 40 });
+    assert_eq!(new.redrive_of.as_ref().map(|of| of.id), Some(dead));
+    assert!(new.attempts.is_empty());
+    assert_eq!(new.payload, old.payload);
+    assert_eq!(store.delivery(new.id).await.unwrap(), Some(new.clone()));
+    assert!(store.dead(None, 9).await.unwrap().is_empty());
+    let story = store.story(new.event).await.unwrap().unwrap();
+    assert!(story.deliveries.iter().any(|it| it.id == new.id));
+    assert_eq!(claimed(&store, 40, 9).await, [new.id]);
+    // It can die and be redriven as well, and nobody who has it is asked a second time.
+    give_up(new.id, 50, &["b@example.com"]).await;
+    let third = store.redrive(new.id, 60).await.unwrap().unwrap();
+    assert!(third.id != dead && third.id != new.id);
+    let accepted: Vec<_> = third.accepted().collect();
+    assert_eq!(accepted, ["a@example.com", "b@example.com"]);
 }
 
 pub(super) async fn held_events_are_resolved_once(store: TestStore) {

@@ -243,6 +243,20 @@ impl Outbox for MemoryStore {
         Ok(oldest.map(|(_, delivery)| delivery.clone()).collect())
     }
 
+    async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error> {
+        let mut rows = self.rows();
+        let Some(new) = rows
+            .deliveries
+            .get_mut(&id)
+            .and_then(|dead| dead.redrive(now_ms))
+        else {
+            return Ok(None);
+        };
+        rows.add(new.event, new.clone());
+        self.changed.notify_one();
+        Ok(Some(new))
+    }
+
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         Ok(self.rows().deliveries.get(&id).cloned())
     }

@@ -325,6 +325,11 @@ impl Outbox for SledStore {
         .await
     }
 
+    async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error> {
+        self.write(|answer| Command::Redrive { id, now_ms, answer })
+            .await
+    }
+
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         self.read(move |shared| shared.row(&keys::delivery(id)))
             .await

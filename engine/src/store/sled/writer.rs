@@ -50,6 +50,11 @@ pub(super) enum Command {
         deliveries: Vec<Delivery>,
         answer: Answer<bool>,
     },
+    Redrive {
+        id: DeliveryId,
+        now_ms: i64,
+        answer: Answer<Option<Delivery>>,
+    },
 }
 
 /// The row of what was made of an event.
@@ -122,6 +127,10 @@ impl Writer {
                 answer,
             } => {
                 let done = self.resolve_held(group, &tenant, *decision, deliveries);
+                group.answer(answer, done);
+            }
+            Command::Redrive { id, now_ms, answer } => {
+                let done = self.redrive(group, id, now_ms);
                 group.answer(answer, done);
             }
         }
@@ -277,6 +286,34 @@ impl Writer {
         self.encode(&mut rows, key, &made)?;
         group.take(rows);
         Ok(true)
+    }
+
+    fn redrive(
+        &self,
+        group: &mut Group,
+        id: DeliveryId,
+        now_ms: i64,
+    ) -> Result<Option<Delivery>, Error> {
+        let key = keys::delivery(id);
+        let Some(mut dead) = self.read::<Delivery>(group, &key)? else {
+            return Ok(None);
+        };
+        let State::Dead { at_ms, .. } = dead.state else {
+            return Ok(None);
+        };
+        let Some(new) = dead.redrive(now_ms) else {
+            return Ok(None);
+        };
+        let mut rows = Staged::default();
+        rows.remove(keys::dead(&dead.tenant, at_ms, id));
+        self.encode(&mut rows, key, &dead)?;
+        self.add_delivery(group, &mut rows, &new)?;
+        let key = keys::decisions(new.event);
+        let mut made: Made = self.read(group, &key)?.unwrap_or_default();
+        made.deliveries.push(new.id);
+        self.encode(&mut rows, key, &made)?;
+        group.take(rows);
+        Ok(Some(new))
     }
 
     /// Adds a delivery unless it is there.
