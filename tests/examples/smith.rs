@@ -4,9 +4,10 @@
 //! An example and not a program of the workspace, so that a plain `cargo run` knows what it runs.
 //!
 //! ```text
-//! smith [--modules N] [--through-child N] [--decisions N] [--loads N] [--seed S] [--threads N]
+//! smith [--once N] [--modules N] [--through-child N] [--decisions N] [--loads N] [--seed S] [--threads N]
 //! ```
 //!
+//! `--once` are only checked, compiled and asked about one event; `--modules` are compared, warm and new.
 //! `--decisions` are of one rule, warm and new, with traps, refused growth and exhausted fuel among
 //! them. `--loads` are of modules that are in the cache, each run once and dropped.
 //!
@@ -35,6 +36,7 @@ const WARM_UP: u64 = 1_000;
 const LINKER_LEAK_BYTES: u64 = 16 << 10;
 
 struct Arguments {
+    once: u64,
     modules: u64,
     through_child: u64,
     decisions: u64,
@@ -53,12 +55,20 @@ fn main() -> ExitCode {
         }
     };
     let child = Config::built_in().compile;
-    let passed = run("in this process", &arguments, arguments.modules, None)
+    let passed = run("once each", &arguments, arguments.once, None, Proof::once)
+        && run(
+            "in this process",
+            &arguments,
+            arguments.modules,
+            None,
+            Proof::check,
+        )
         && run(
             "through a process that compiles",
             &arguments,
             arguments.through_child,
             Some(child),
+            Proof::check,
         )
         && stays_flat("decisions", arguments.decisions, decisions)
         && stays_flat("loads", arguments.loads, loads);
@@ -72,6 +82,7 @@ fn main() -> ExitCode {
 impl Arguments {
     fn read(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut read = Self {
+            once: 0,
             modules: 0,
             through_child: 0,
             decisions: 0,
@@ -81,6 +92,7 @@ impl Arguments {
         };
         while let Some(name) = words.next() {
             let place = match name.as_str() {
+                "--once" => &mut read.once,
                 "--modules" => &mut read.modules,
                 "--through-child" => &mut read.through_child,
                 "--decisions" => &mut read.decisions,
@@ -105,7 +117,13 @@ struct Progress {
 }
 
 /// Whether all of these modules ran as they should.
-fn run(how: &str, arguments: &Arguments, modules: u64, compiler: Option<CompileLimits>) -> bool {
+fn run(
+    how: &str,
+    arguments: &Arguments,
+    modules: u64,
+    compiler: Option<CompileLimits>,
+    prove: fn(&mut Proof, &Case) -> Result<(), String>,
+) -> bool {
     if modules == 0 {
         return true;
     }
@@ -125,7 +143,7 @@ fn run(how: &str, arguments: &Arguments, modules: u64, compiler: Option<CompileL
             .map(|thread| {
                 scope.spawn({
                     let progress = &progress;
-                    move || work(thread, progress, compiler)
+                    move || work(thread, progress, compiler, prove)
                 })
             })
             .collect();
@@ -144,7 +162,12 @@ fn run(how: &str, arguments: &Arguments, modules: u64, compiler: Option<CompileL
     flat && !progress.failed.load(Ordering::Relaxed)
 }
 
-fn work(thread: u64, progress: &Progress, compiler: Option<CompileLimits>) {
+fn work(
+    thread: u64,
+    progress: &Progress,
+    compiler: Option<CompileLimits>,
+    prove: fn(&mut Proof, &Case) -> Result<(), String>,
+) {
     let current = std::env::temp_dir().join(format!("smith-current-{thread}"));
     let mut proof = Proof::new(compiler);
     while !progress.failed.load(Ordering::Relaxed) {
@@ -157,7 +180,7 @@ fn work(thread: u64, progress: &Progress, compiler: Option<CompileLimits>) {
         let Some(case) = Case::new(seed) else {
             continue;
         };
-        if let Err(message) = proof.check(&case) {
+        if let Err(message) = prove(&mut proof, &case) {
             progress.failed.store(true, Ordering::Relaxed);
             eprintln!("module {seed} ({}): {message}", kept(&case).display());
         }

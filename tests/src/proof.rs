@@ -181,11 +181,52 @@ impl Proof {
         }
     }
 
-    /// Checks, compiles and runs a case.
+    /// Checks, compiles and runs a case: each event in new instances and in ones that served before.
     ///
     /// # Errors
     /// What was not the same, or went wrong in another way.
     pub fn check(&mut self, case: &Case) -> Result<(), String> {
+        let Some(program) = self.start(case)? else {
+            return Ok(());
+        };
+        let known = Known::new(program, &case.events, &mut self.shares)?;
+        known.runs_the_same(&mut self.wide, 0..case.events.len())?;
+        known.runs_the_same(&mut self.wide, (0..case.events.len()).rev())?;
+        for n in 0..case.events.len() {
+            known.runs_the_same(&mut self.narrow, [n, n])?;
+            if let Some(before) = &self.before {
+                let n = n % before.events.len();
+                for instances in [&mut self.narrow, &mut self.wide] {
+                    before.runs_the_same(instances, [n])?;
+                }
+            }
+        }
+        self.shares.add("run", ALL, 8 * case.events.len() as u64);
+        self.before = Some(known);
+        Ok(())
+    }
+
+    /// Checks and compiles a case, and has it decide one event: for as many modules as can be.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn once(&mut self, case: &Case) -> Result<(), String> {
+        let Some(program) = self.start(case)? else {
+            return Ok(());
+        };
+        for event in case.events.iter().take(1) {
+            let run = self.wide.run(&program, event, &[]);
+            if let Err(Error::Engine { message }) = &run.outcome {
+                return Err(format!("the engine failed: {message}"));
+            }
+            self.shares.add_event(&run, run.memory_bytes);
+            self.shares.add("run", ALL, 1);
+        }
+        Ok(())
+    }
+
+    /// The program of a case, where there is one.
+    fn start(&mut self, case: &Case) -> Result<Option<Program>, String> {
         let shares = &mut self.shares;
         shares.add("module", ALL, 1);
         let mut sandbox = Sandbox::new(case.limits.clone());
@@ -202,7 +243,7 @@ impl Proof {
                 | Refused::Link { .. }),
             ) => {
                 shares.add("module", refused.kind(), 1);
-                return Ok(());
+                return Ok(None);
             }
             Err(refused) => return Err(format!("refused: {refused}")),
         };
@@ -217,24 +258,13 @@ impl Proof {
         }
         let program = match new(config) {
             Ok(program) => program,
-            Err(error) => return self.fails_to_start(&error, new(config).err()),
+            Err(error) => {
+                self.fails_to_start(&error, new(config).err())?;
+                return Ok(None);
+            }
         };
         shares.add("start", "decides", 1);
-        let known = Known::new(program, &case.events, &mut self.shares)?;
-        known.runs_the_same(&mut self.wide, 0..case.events.len())?;
-        known.runs_the_same(&mut self.wide, (0..case.events.len()).rev())?;
-        for n in 0..case.events.len() {
-            known.runs_the_same(&mut self.narrow, [n, n])?;
-            if let Some(before) = &self.before {
-                let n = n % before.events.len();
-                for instances in [&mut self.narrow, &mut self.wide] {
-                    before.runs_the_same(instances, [n])?;
-                }
-            }
-        }
-        self.shares.add("run", ALL, 8 * case.events.len() as u64);
-        self.before = Some(known);
-        Ok(())
+        Ok(Some(program))
     }
 
     fn fails_to_start(&mut self, error: &Error, again: Option<Error>) -> Result<(), String> {
