@@ -70,29 +70,33 @@ impl Instances {
     pub fn run(&mut self, program: &Program, event: &[u8], index: &[u8]) -> Run {
         let started = Instant::now();
         let id = program.inner().id;
-        if let Some(waiting) = self.waiting.get_mut(&id) {
-            let Held::Instance(warm) = &mut waiting.held else {
-                return program.run(event, index);
-            };
+        if let Some(Waiting {
+            held: Held::Instance(warm),
+            bytes,
+            ..
+        }) = self.waiting.get_mut(&id)
+        {
             let outcome = warm.decide(event, index);
             let (used, fit) = warm.reset();
-            let before = std::mem::replace(&mut waiting.bytes, warm.bytes());
-            self.bytes = self.bytes - before + waiting.bytes;
+            let before = std::mem::replace(bytes, warm.bytes());
+            self.bytes = self.bytes - before + *bytes;
             if !fit {
                 self.remove(id);
             }
             self.shrink(self.max.count_max, self.max.bytes_max);
             return Run::ended(outcome, used, started.elapsed());
         }
-        let module = program.module();
-        if module.is_command() || !module.keepable() {
-            if let Ok(code) = module.code() {
-                self.add(program, Held::Code(code), module.instance_bytes());
-            }
+        if program.module().is_command() {
+            self.hold_code(program);
             return program.run(event, index);
         }
         let (outcome, used) = match self.start(program) {
-            Ok(guest) => self.first(program, guest, event, index),
+            Ok(guest) if program.module().keepable() => self.first(program, guest, event, index),
+            Ok(mut guest) => {
+                self.hold_code(program);
+                let outcome = guest.decide(event, index);
+                (outcome, guest.used())
+            }
             Err(error) => (Err(error), Used::default()),
         };
         Run::ended(outcome, used, started.elapsed())
@@ -133,6 +137,18 @@ impl Instances {
                 let outcome = guest.decide(event, index);
                 (outcome, guest.used())
             }
+        }
+    }
+
+    /// Keeps what a program runs that gets a new instance for every event.
+    fn hold_code(&mut self, program: &Program) {
+        if self.waiting.contains(&program.inner().id) {
+            return;
+        }
+        let module = program.module();
+        // Where it cannot be loaded, the event fails with the reason.
+        if let Ok(code) = module.code() {
+            self.add(program, Held::Code(code), module.instance_bytes());
         }
     }
 
