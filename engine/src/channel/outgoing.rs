@@ -1,8 +1,9 @@
 //! The clients that all channels share: one for HTTP, and the TLS settings for SMTP.
 //!
 //! Nothing is sent where [`Guard`] says no. No redirect is followed, no proxy is taken from the
-//! environment, every request has a timeout and every answer is read to a cap. Certificates are checked against the platform's roots and the
-//! operator's extra ones, the same for HTTP and SMTP. There is no setting that skips the check.
+//! environment, every request has a timeout and every answer is read to a cap. Certificates are checked
+//! against the platform's roots and the operator's extra ones, the same for HTTP and SMTP. There is no
+//! setting that skips the check.
 
 use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
@@ -41,8 +42,9 @@ pub(super) struct Answer {
 }
 
 impl Outgoing {
-    /// Makes the clients, which connect where the guard lets them, with the operator's extra roots (PEM, one certificate or several) if there
-    /// are any. Sets the process's TLS provider unless an embedding program did.
+    /// Makes the clients, which connect where the guard lets them, with the operator's extra roots (PEM,
+    /// one certificate or several) if there are any. Sets the process's TLS provider unless an embedding
+    /// program did.
     ///
     /// # Errors
     /// When the PEM holds no certificate, or the platform has no roots and no others were given.

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List them, oldest first
+    /// List the oldest 1,000
     List(Filter),
     /// Show one, with every attempt and what was to be sent
     Show {
@@ -25,7 +25,11 @@ enum Command {
     },
     /// Take them up again, each as a new delivery under an id of its own
     Redrive {
-        #[arg(value_name = "DELIVERY_ID", required_unless_present = "all")]
+        #[arg(
+            value_name = "DELIVERY_ID",
+            required_unless_present = "all",
+            conflicts_with_all = ["tenant", "channel"]
+        )]
         deliveries: Vec<String>,
         /// All that `list` shows with the same options
         #[arg(long, conflicts_with = "deliveries")]
@@ -40,7 +44,7 @@ struct Filter {
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// Only this channel's
+    /// Of those, only this channel's
     #[arg(long, value_name = "NAME")]
     channel: Option<String>,
 }
