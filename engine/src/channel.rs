@@ -194,6 +194,25 @@ pub(crate) mod tests {
         format!("http://{address}")
     }
 
+    /// What one attempt comes to through the channel that is made for a receiver's address, when the
+    /// receiver answers this. Whatever it comes to, no part of an address but its host is told.
+    pub(super) async fn attempted(
+        status: u16,
+        body: &'static str,
+        channel: impl FnOnce(String) -> Channel,
+    ) -> Result<Sent, Failure> {
+        let status = axum::http::StatusCode::from_u16(status).unwrap();
+        let url = answering((status, body)).await;
+        let delivery = delivery(Payload::Message(hostile_message()));
+        let sent = channel(format!("{url}/hidden"))
+            .send(&outgoing(None), &delivery)
+            .await;
+        if let Err(failure) = &sent {
+            assert!(!failure.error.contains("hidden"), "{}", failure.error);
+        }
+        sent
+    }
+
     /// Clients for receivers on this machine.
     pub(crate) fn outgoing(ca_pem: Option<&[u8]>) -> Outgoing {
         let here = Guard::new(&["127.0.0.0/8".parse().unwrap()]);

@@ -169,8 +169,8 @@ fn escape(text: &str, chars_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::tests::{answering, delivery, hostile_message, outgoing};
-    use axum::http::StatusCode;
+    use crate::channel::Channel;
+    use crate::channel::tests::{attempted, delivery, hostile_message};
     use hooksieve_sdk::wire::{Field, Link};
 
     #[test]
@@ -215,23 +215,20 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_posted_message_is_success() {
-        async fn answered(status: u16, body: &'static str) -> Result<Sent, Failure> {
-            let status = StatusCode::from_u16(status).unwrap();
-            let url = answering((status, body)).await;
-            let discord = Discord::new(Settings {
-                url: Secret::new(format!("{url}/api/webhooks/1/secret")),
-                timeout_ms: 2000,
-            })
-            .unwrap();
-            let delivery = delivery(Payload::Message(hostile_message()));
-            let sent = discord.send(&outgoing(None), &delivery).await;
-            if let Err(failure) = &sent {
-                assert!(!failure.error.contains("webhooks"), "{}", failure.error);
-            }
-            sent
-        }
+        let channel = |url: String| {
+            Channel::Discord(
+                Discord::new(Settings {
+                    url: Secret::new(url),
+                    timeout_ms: 2000,
+                })
+                .unwrap(),
+            )
+        };
         let posted = r#"{"id":"1","type":0,"content":""}"#;
-        assert_eq!(answered(200, posted).await.unwrap().status, Some(200));
+        assert_eq!(
+            attempted(200, posted, channel).await.unwrap().status,
+            Some(200)
+        );
         for (status, body, retry, error) in [
             (
                 404,
@@ -249,7 +246,7 @@ mod tests {
             (204, "", Retry::Never, "answered 204"),
             (502, "<html>", Retry::Later, "answered 502"),
         ] {
-            let failure = answered(status, body).await.unwrap_err();
+            let failure = attempted(status, body, channel).await.unwrap_err();
             assert_eq!((failure.status, failure.retry), (Some(status), retry));
             assert!(failure.error.contains(error), "{}", failure.error);
         }

@@ -154,8 +154,8 @@ fn payload(delivery: &Delivery, message: &Message) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::tests::{answering, delivery, hostile_message, outgoing};
-    use axum::http::StatusCode;
+    use crate::channel::Channel;
+    use crate::channel::tests::{attempted, delivery, hostile_message};
 
     #[test]
     fn a_hostile_message_stays_text() {
@@ -191,25 +191,22 @@ mod tests {
 
     #[tokio::test]
     async fn only_code_0_is_success() {
-        async fn answered(status: u16, body: &'static str) -> Result<Sent, Failure> {
-            let status = StatusCode::from_u16(status).unwrap();
-            let url = answering((status, body)).await;
-            let lark = Lark::new(Settings {
-                url: Secret::new(format!("{url}/open-apis/bot/v2/hook/secret")),
-                secret: Some(Secret::new("s")),
-                timeout_ms: 2000,
-            })
-            .unwrap();
-            let delivery = delivery(Payload::Message(hostile_message()));
-            let sent = lark.send(&outgoing(None), &delivery).await;
-            if let Err(failure) = &sent {
-                assert!(!failure.error.contains("hook"), "{}", failure.error);
-            }
-            sent
-        }
+        let channel = |url: String| {
+            Channel::Lark(
+                Lark::new(Settings {
+                    url: Secret::new(url),
+                    secret: Some(Secret::new("s")),
+                    timeout_ms: 2000,
+                })
+                .unwrap(),
+            )
+        };
         let good =
             r#"{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"success"}"#;
-        assert_eq!(answered(200, good).await.unwrap().status, Some(200));
+        assert_eq!(
+            attempted(200, good, channel).await.unwrap().status,
+            Some(200)
+        );
         for (status, body, retry, error) in [
             (
                 200,
@@ -232,7 +229,7 @@ mod tests {
             ),
             (500, "", Retry::Later, "answered 500"),
         ] {
-            let failure = answered(status, body).await.unwrap_err();
+            let failure = attempted(status, body, channel).await.unwrap_err();
             assert_eq!((failure.status, failure.retry), (Some(status), retry));
             assert!(failure.error.contains(error), "{}", failure.error);
         }

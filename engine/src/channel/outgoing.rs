@@ -152,10 +152,15 @@ impl Outgoing {
         let resolved = self.guard.resolve(host, port).await;
         resolved.map_err(|error| {
             let cause = Cause::of(&error);
-            Failure::later(match cause.guarded {
-                true => guarded(host, &cause.text),
-                false => format!("no connection to {host}: {}", cause.text),
-            })
+            if !cause.guarded {
+                return Failure::later(format!("no connection to {host}: {}", cause.text));
+            }
+            let error = guarded(host, &cause.text);
+            // A name can lead elsewhere tomorrow, as for HTTP; an address stays what it is.
+            match host.parse::<IpAddr>() {
+                Ok(_) => Failure::never(error),
+                Err(_) => Failure::later(error),
+            }
         })
     }
 

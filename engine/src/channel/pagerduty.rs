@@ -242,8 +242,8 @@ fn read(body: &Body) -> Result<Asked, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::tests::{answering, delivery, hostile_message, outgoing};
-    use axum::http::StatusCode;
+    use crate::channel::Channel;
+    use crate::channel::tests::{attempted, delivery, hostile_message};
     use hooksieve_sdk::wire::json::Data;
 
     fn pagerduty(url: &str) -> PagerDuty {
@@ -325,14 +325,12 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_word_success_is_success() {
-        async fn answered(status: u16, body: &'static str) -> Result<Sent, Failure> {
-            let status = StatusCode::from_u16(status).unwrap();
-            let url = answering((status, body)).await;
-            let delivery = delivery(Payload::Message(hostile_message()));
-            pagerduty(&url).send(&outgoing(None), &delivery).await
-        }
+        let channel = |url: String| Channel::PagerDuty(pagerduty(&url));
         let good = r#"{"status":"success","message":"Event processed","dedup_key":"x"}"#;
-        assert_eq!(answered(202, good).await.unwrap().status, Some(202));
+        assert_eq!(
+            attempted(202, good, channel).await.unwrap().status,
+            Some(202)
+        );
         let invalid = r#"{"status":"invalid event","message":"Event object is invalid","errors":["'summary' is missing"]}"#;
         for (status, body, retry, error) in [
             (
@@ -346,7 +344,7 @@ mod tests {
             (202, "{}", Retry::Later, "without the word"),
             (200, good, Retry::Never, "answered 200"),
         ] {
-            let failure = answered(status, body).await.unwrap_err();
+            let failure = attempted(status, body, channel).await.unwrap_err();
             assert_eq!((failure.status, failure.retry), (Some(status), retry));
             assert!(failure.error.contains(error), "{}", failure.error);
             assert!(!failure.error.contains("0123456789abcdef"));

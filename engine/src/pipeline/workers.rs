@@ -67,14 +67,7 @@ impl Workers {
             bytes_max: kept.bytes_max / count,
         };
         let mut workers = Self {
-            shared: Arc::new(Shared {
-                state: Mutex::new(State {
-                    queues: (0..count).map(|_| VecDeque::new()).collect(),
-                    idle: vec![false; count],
-                    stopping: false,
-                }),
-                wake: (0..count).map(|_| Condvar::new()).collect(),
-            }),
+            shared: Arc::new(Shared::new(count)),
             room: Arc::new(Semaphore::new(count * WAITING_PER_THREAD)),
             threads: Vec::with_capacity(count),
         };
@@ -136,6 +129,17 @@ impl Workers {
 }
 
 impl Shared {
+    fn new(threads: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                queues: (0..threads).map(|_| VecDeque::new()).collect(),
+                idle: vec![false; threads],
+                stopping: false,
+            }),
+            wake: (0..threads).map(|_| Condvar::new()).collect(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -226,13 +230,37 @@ mod tests {
         workers.run(&key, |_| current().id()).await.unwrap()
     }
 
-    /// Whether it runs there is a matter of load, so no test of its own.
     #[test]
-    fn a_key_belongs_to_one_thread_and_keys_spread() {
+    fn keys_spread_over_the_threads() {
         let workers = Workers::start(4, KEPT).unwrap();
         let homes: HashSet<usize> = (0..32).map(|key| workers.home(&key)).collect();
         assert_eq!(homes.len(), 4);
-        assert!((0..32).all(|key| workers.home(&key) == workers.home(&key)));
+    }
+
+    /// Without threads, so that the order is the test's: what belongs to thread 1 stays there until it
+    /// has waited, and a thread does its own work first.
+    #[test]
+    fn a_key_stays_on_its_thread_until_it_has_waited() {
+        let shared = Shared::new(2);
+        let room = Arc::new(Semaphore::new(9));
+        let ran = Arc::new(Mutex::new(Vec::new()));
+        let queue = |home: usize, name: &'static str| {
+            let ran = ran.clone();
+            let job: Job = Box::new(move |_| ran.lock().unwrap().push(name));
+            let room = room.clone().try_acquire_owned().unwrap();
+            shared.queue(home, job, room);
+        };
+        let mut instances = Instances::new(KEPT);
+        let mut next = |thread: usize| shared.next(thread).unwrap()(&mut instances);
+        let queued = Instant::now();
+        queue(1, "another's");
+        queue(0, "own");
+        next(0);
+        next(0);
+        assert!(queued.elapsed() >= PATIENCE);
+        queue(1, "at home");
+        next(1);
+        assert_eq!(*ran.lock().unwrap(), ["own", "another's", "at home"]);
     }
 
     /// However few wait, and whatever came before them there: another key's as well as its own.

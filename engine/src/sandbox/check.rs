@@ -467,6 +467,7 @@ impl Outline {
             }
             if ty.is_none() {
                 return Err(Refused::ImportType {
+                    name: format!("{module}.{name}"),
                     found: self.type_name(*ty),
                     expected: "the function of WASI preview 1",
                 });
@@ -493,6 +494,7 @@ impl Outline {
                 .is_some_and(|ty| ty.params() == expected && ty.results().is_empty());
             if !fits {
                 return Err(Refused::ImportType {
+                    name: format!("{module}.{name}"),
                     found: self.type_name(*ty),
                     expected: "a function (i32, i32, i32)",
                 });

@@ -18,7 +18,7 @@ use wasmer::sys::{FunctionMiddleware, MiddlewareError, MiddlewareReaderState, Mo
 use wasmer::{GlobalInit, GlobalType, LocalFunctionIndex, ModuleInfo, Mutability, Type};
 
 /// What one operator costs: 1, or more where it calls into the engine.
-pub(super) fn cost(operator: &Operator<'_>) -> u64 {
+fn cost(operator: &Operator<'_>) -> u64 {
     match operator {
         Operator::MemoryGrow { .. }
         | Operator::MemoryFill { .. }

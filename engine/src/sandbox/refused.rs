@@ -40,8 +40,9 @@ pub enum Refused {
         name: String,
         allowed: &'static str,
     },
-    #[error("its import `hooksieve.log` is {found}, not {expected}")]
+    #[error("its import `{name}` is {found}, not {expected}")]
     ImportType {
+        name: String,
         found: String,
         expected: &'static str,
     },

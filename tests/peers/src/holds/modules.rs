@@ -43,12 +43,13 @@ pub(super) fn fill(folder: &Path, count: usize) -> Result<()> {
 /// What [`fill`]'s process does.
 pub(crate) fn fill_here(folder: &Path, count: usize) -> Result<()> {
     let done = AtomicUsize::new(0);
+    let sandbox = sandbox(folder)?;
     on_two_threads(count, |number| {
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         if done.is_multiple_of(1_000) {
             progress(&format!("{done} of {count} modules compiled"));
         }
-        sandbox(folder)?.compile(numbered(number))?;
+        sandbox.compile(numbered(number))?;
         Ok(())
     })
     .map(drop)
