@@ -446,7 +446,12 @@ fn a_test(tenant: Name, channel: Name) -> Delivery {
         state: DeliveryState::Pending { due_ms: now_ms },
         attempts: Vec::new(),
         created_ms: now_ms,
+        timing: None,
+        held_back: 0,
+        gathered: Vec::new(),
         redrive_of: None,
+        fallback_of: None,
+        escalation_of: None,
         tenant,
         channel,
     }

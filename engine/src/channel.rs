@@ -240,7 +240,12 @@ pub(crate) mod tests {
             state: State::Pending { due_ms: 0 },
             attempts: Vec::new(),
             created_ms: 1_748_779_201_000,
+            timing: None,
+            held_back: 0,
+            gathered: Vec::new(),
             redrive_of: None,
+            fallback_of: None,
+            escalation_of: None,
         }
     }
 

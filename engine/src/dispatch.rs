@@ -1,47 +1,49 @@
 //! Takes deliveries that are due out of the store, tries them, and records what came of it.
 //!
 //! Guarantees:
-//! - At most `in_flight_max` attempts run at once, and at most `in_flight_per_channel_max` of them to
-//!   one channel; a delivery is claimed only while there is a permit for it.
-//! - Deliveries to one channel begin in the order in which they fell due, but for retries and for
-//!   what is said below of overflow.
+//! - At most `in_flight_max` attempts run at once, and at most so many of them to one channel as it or
+//!   `in_flight_per_channel_max` says. A delivery is claimed only when it can begin, so what waits for a
+//!   slow channel waits in the store, in its own line, and costs the others nothing.
+//! - A tenant may hold as many attempts as are free besides: one alone takes half of all, two a third
+//!   each. So whoever comes next always finds room, however many channels another one floods.
+//! - A channel's rates hold, and one that fails again and again gets rests ([`pace`]).
 //! - Every attempt ends in the store as one record. Where the store cannot take it, the delivery is
 //!   tried again when its lease ends: at least once, never not at all.
 //! - After the token is cancelled nothing new begins, and [`Dispatcher::run`] returns when the
 //!   attempts in flight have ended, each within its channel's timeout.
 //!
-//! A channel at its cap must not stop the others, and the store gives out what is due in its own
-//! order. So what is claimed for such a channel waits here, as its id alone (it is read again when
-//! its turn comes), and the permit goes to the next one. Its lease may end while it waits: when the
-//! store then gives it out again, it is recognised. Where a channel has more than
-//! `WAITING_PER_CHANNEL_MAX` waiting, the rest is let go of and comes back when its lease ends: a
-//! delay for that channel, and none for the others. (The alternative, to stop claiming at some
-//! number in all, would let one tenant's dead endpoint stall everyone; to put deliveries back would
-//! record attempts that were none.)
+//! A channel that is disabled (the receiver said that it is gone, or nothing arrived for
+//! `disable_after_ms`) makes dead letters of its deliveries at once; its tenant gets an event that says
+//! so, and the letters can be redriven once someone has enabled it again.
 //!
-//! What this module deliberately does not do: decide what is sent or how, keep state of its own
-//! beyond the process, or slow a channel down beyond its cap.
+//! What this module deliberately does not do: decide what is sent or how, or keep state of its own
+//! beyond the process.
 
+pub mod pace;
 mod retry;
 #[cfg(test)]
 mod tests;
 
+pub use pace::{Pace, Rate};
 pub use retry::{RETRY_AFTER_MAX, Schedule};
 
+use self::pace::{Breaker, Buckets};
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
-use crate::store::{self, Attempt, Delivery, Settlement, State, Store};
-use std::collections::{HashMap, VecDeque};
+use crate::store::{self, Attempt, Delivery, Line, Settlement, Store};
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// Deliveries that may wait here for one channel.
-const WAITING_PER_CHANNEL_MAX: usize = 16_384;
-/// Deliveries that may wait here for all channels: some 20 MB of ids.
-const WAITING_MAX: usize = 262_144;
+/// Attempts whose outcome is on its way into the store. They are no longer in flight; beyond this many,
+/// nothing is claimed.
+const SETTLING_MAX: usize = 2_048;
+/// Channels whose breaker or rates are remembered beyond their attempts before the idle ones are
+/// looked for.
+const IDLE_LANES: usize = 1_024;
 /// How long to leave the store alone after it failed.
 const STORE_PAUSE_MS: i64 = 1_000;
 /// How often, and how long apart, a result is offered to a store that is busy.
@@ -50,6 +52,9 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The channels of all tenants, by tenant and channel.
 pub type Channels = HashMap<(Name, Name), Arc<Channel>>;
+
+/// How fast each of them may be used; one that is not here has no limits of its own.
+pub type Paces = HashMap<(Name, Name), Pace>;
 
 /// Milliseconds since 1970 (UTC).
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -68,6 +73,7 @@ pub struct Settings {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     settings: Settings,
+    paces: Paces,
 }
 
 /// What every attempt needs.
@@ -75,34 +81,42 @@ struct Shared {
     store: Arc<dyn Store>,
     channels: Arc<Channels>,
     outgoing: Arc<Outgoing>,
-    schedule: Schedule,
     clock: Clock,
 }
 
-type Key = (Name, Name);
-
-/// What is claimed: running or waiting.
+/// What is under way.
 #[derive(Default)]
 struct Work {
-    attempts: JoinSet<()>,
-    running: HashMap<task::Id, (Key, DeliveryId)>,
-    /// A channel is in here while something of it runs; only at its cap does anything wait.
-    lines: HashMap<Key, Line>,
-    /// All that runs or waits, and whether the store has given it out again meanwhile: its lease
-    /// ended, or its attempt was recorded, is due again, and has not been seen to end here.
-    held: HashMap<DeliveryId, bool>,
+    attempts: JoinSet<Ended>,
+    running: HashMap<task::Id, Delivery>,
+    settling: JoinSet<DeliveryId>,
+    /// All of both: what the store gives out again, because its lease ended, is recognised.
+    in_hand: HashSet<DeliveryId>,
+    lanes: HashMap<Line, Lane>,
+    /// Attempts in flight, by tenant.
+    tenants: HashMap<Name, usize>,
 }
 
-#[derive(Default)]
-struct Line {
+/// One channel while it is in use, and for as long as there is something to remember of it.
+struct Lane {
     running: usize,
-    waiting: VecDeque<DeliveryId>,
+    in_flight_max: usize,
+    buckets: Buckets,
+    breaker: Breaker,
+}
+
+/// What came of an attempt.
+struct Ended {
+    attempt: Attempt,
+    result: Result<(), Retry>,
+    error: Option<String>,
 }
 
 impl Dispatcher {
     pub fn new(
         store: Arc<dyn Store>,
         channels: Arc<Channels>,
+        paces: Paces,
         outgoing: Arc<Outgoing>,
         settings: Settings,
         clock: Clock,
@@ -111,12 +125,12 @@ impl Dispatcher {
             store,
             channels,
             outgoing,
-            schedule: settings.schedule.clone(),
             clock,
         };
         Self {
             shared: Arc::new(shared),
             settings,
+            paces,
         }
     }
 
@@ -131,21 +145,21 @@ impl Dispatcher {
         // When to ask the store again, unless it tells of a change first.
         let mut ask_at_ms = Some(i64::MIN);
         while !cancel.is_cancelled() {
-            let free = self.settings.in_flight_max - work.attempts.len();
+            let room = work.attempts.len() < self.settings.in_flight_max
+                && work.settling.len() < SETTLING_MAX;
             let now_ms = (self.shared.clock)();
-            if free > 0 && ask_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
-                ask_at_ms = match self.claim(&mut work, now_ms, free).await {
+            if room && ask_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
+                ask_at_ms = match self.claim(&mut work, now_ms).await {
                     Ok(ask_at_ms) => ask_at_ms,
                     Err(error) => {
                         tracing::error!(%error, "no deliveries could be claimed");
                         Some(now_ms + STORE_PAUSE_MS)
                     }
                 };
-                continue;
             }
             let wait = async {
                 match ask_at_ms {
-                    Some(at_ms) if free > 0 => {
+                    Some(at_ms) if room => {
                         let wait_ms = at_ms.saturating_sub(now_ms).max(1) as u64;
                         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
                     }
@@ -160,173 +174,244 @@ impl Dispatcher {
                     ask_at_ms = Some(i64::MIN);
                 }
                 Some(ended) = work.attempts.join_next_with_id() => {
-                    self.ended(&mut work, ended).await;
+                    self.ended(&mut work, ended);
                     // What has ended as well is taken along, so that one claim fills all of it.
                     while let Some(ended) = work.attempts.try_join_next_with_id() {
-                        self.ended(&mut work, ended).await;
+                        self.ended(&mut work, ended);
+                    }
+                    ask_at_ms = Some(i64::MIN);
+                }
+                Some(settled) = work.settling.join_next() => {
+                    let full = work.settling.len() + 1 >= SETTLING_MAX;
+                    work.settled(settled);
+                    while let Some(settled) = work.settling.try_join_next() {
+                        work.settled(settled);
+                    }
+                    if full {
+                        ask_at_ms = Some(i64::MIN);
                     }
                 }
                 () = wait => {}
             }
         }
-        // Without its line, nothing follows an attempt that ends.
-        work.lines.clear();
         while let Some(ended) = work.attempts.join_next_with_id().await {
-            self.ended(&mut work, ended).await;
+            self.ended(&mut work, ended);
         }
+        work.settling.join_all().await;
     }
 
-    /// Claims what there are permits for, and says when to ask again.
-    async fn claim(
-        &self,
-        work: &mut Work,
-        now_ms: i64,
-        free: usize,
-    ) -> Result<Option<i64>, store::Error> {
-        let store = &self.shared.store;
-        let claimed = store.claim(now_ms, self.settings.lease_ms, free).await?;
-        let more = claimed.len() == free;
-        for delivery in claimed {
-            self.take(work, delivery);
-        }
-        if more {
-            // A store in memory never waits, and a long backlog would keep the thread to itself.
-            task::yield_now().await;
-            return Ok(Some(i64::MIN));
-        }
-        store.next_due().await
-    }
-
-    /// Begins a claimed delivery, or lets it wait behind its channel.
-    fn take(&self, work: &mut Work, delivery: Delivery) {
-        if let Some(again) = work.held.get_mut(&delivery.id) {
-            *again = true;
-            return;
-        }
-        let key = (delivery.tenant.clone(), delivery.channel.clone());
-        let waiting = work.held.len() - work.running.len();
-        let line = work.lines.entry(key.clone()).or_default();
-        if line.running < self.settings.in_flight_per_channel_max {
-            line.running += 1;
-            work.held.insert(delivery.id, false);
-            let id = delivery.id;
-            let attempt = Arc::clone(&self.shared).attempt(delivery);
-            work.running
-                .insert(work.attempts.spawn(attempt).id(), (key, id));
-        } else if line.waiting.len() < WAITING_PER_CHANNEL_MAX && waiting < WAITING_MAX {
-            work.held.insert(delivery.id, false);
-            line.waiting.push_back(delivery.id);
-        } else if line.waiting.len() == WAITING_PER_CHANNEL_MAX {
-            tracing::debug!(tenant = %key.0, channel = %key.1, "more is due than may wait");
-        }
-    }
-
-    /// Frees what an attempt held and begins the next one of its channel.
-    async fn ended(&self, work: &mut Work, ended: Result<(task::Id, ()), JoinError>) {
-        let id = match &ended {
-            Ok((id, ())) => *id,
-            Err(error) => error.id(),
-        };
-        let Some((key, delivery)) = work.running.remove(&id) else {
-            return;
-        };
-        let again = work.held.remove(&delivery).unwrap_or_default();
-        if let Err(error) = ended {
-            // A bug of ours that this delivery brings out: it would bring it out at every try.
-            tracing::error!(tenant = %key.0, channel = %key.1, %delivery, %error, "an attempt panicked");
-            let reason = "the attempt ended in a bug of hooksieve; its log has the details";
-            let attempt = Attempt {
-                at_ms: (self.shared.clock)(),
-                duration_ms: 0,
-                status: None,
-                error: Some(reason.into()),
-                refused: Vec::new(),
-                accepted: Vec::new(),
-            };
-            let dead = Settlement::Dead {
-                reason: reason.into(),
-            };
-            self.shared.settle(delivery, attempt, dead).await;
-        }
-        let Some(line) = work.lines.get_mut(&key) else {
-            return;
-        };
-        if again {
-            // Whether anything is left to do is seen when its turn comes.
-            work.held.insert(delivery, false);
-            line.waiting.push_back(delivery);
-        }
-        match line.waiting.pop_front() {
-            Some(next) => {
-                let attempt = Arc::clone(&self.shared).attempt_later(next);
-                work.running
-                    .insert(work.attempts.spawn(attempt).id(), (key, next));
+    /// Claims and begins what may begin, and says when to ask again.
+    async fn claim(&self, work: &mut Work, now_ms: i64) -> Result<Option<i64>, store::Error> {
+        let free = self.settings.in_flight_max - work.attempts.len();
+        let mut free = free.min(SETTLING_MAX - work.settling.len());
+        let mut wake_ms = None;
+        let (lanes, tenants) = (&mut work.lanes, &mut work.tenants);
+        let mut wanted = |line: &Line| {
+            if free == 0 {
+                return false;
             }
-            None => {
-                line.running -= 1;
-                if line.running == 0 {
-                    work.lines.remove(&key);
+            let of_tenant = tenants.get(&line.tenant).copied().unwrap_or_default();
+            if of_tenant > 0 && of_tenant >= free {
+                return false;
+            }
+            if !lanes.contains_key(line) {
+                lanes.insert(line.clone(), self.lane(line, now_ms));
+            }
+            let Some(lane) = lanes.get_mut(line) else {
+                return false;
+            };
+            match lane.begin(now_ms) {
+                Ok(()) => {}
+                Err(at_ms) => {
+                    wake_ms = at_ms.into_iter().chain(wake_ms).min();
+                    return false;
                 }
             }
+            if let Some(count) = tenants.get_mut(&line.tenant) {
+                *count += 1;
+            } else {
+                tenants.insert(line.tenant.clone(), 1);
+            }
+            free -= 1;
+            true
+        };
+        let store = &self.shared.store;
+        let claimed = store
+            .claim(now_ms, self.settings.lease_ms, &mut wanted)
+            .await?;
+        for delivery in claimed.deliveries {
+            if !work.in_hand.insert(delivery.id) {
+                work.free(&delivery.line());
+                continue;
+            }
+            let attempt = Arc::clone(&self.shared).attempt(delivery.clone());
+            let id = work.attempts.spawn(attempt).id();
+            work.running.insert(id, delivery);
+        }
+        if work.lanes.len() > work.running.len() + IDLE_LANES {
+            work.lanes.retain(|_, lane| !lane.is_idle(now_ms));
+        }
+        Ok(claimed.next_ms.into_iter().chain(wake_ms).min())
+    }
+
+    fn lane(&self, line: &Line, now_ms: i64) -> Lane {
+        let pace = self.pace(line);
+        let in_flight_max = pace.and_then(|pace| pace.in_flight_max);
+        Lane {
+            running: 0,
+            in_flight_max: in_flight_max.unwrap_or(self.settings.in_flight_per_channel_max),
+            buckets: Buckets::new(pace.map_or(&[], |pace| &pace.rates), now_ms),
+            breaker: Breaker::default(),
+        }
+    }
+
+    fn pace(&self, line: &Line) -> Option<&Pace> {
+        self.paces.get(&(line.tenant.clone(), line.channel.clone()))
+    }
+
+    /// Frees what an attempt held, and has its outcome recorded.
+    fn ended(&self, work: &mut Work, ended: Result<(task::Id, Ended), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(delivery) = work.running.remove(&id) else {
+            return;
+        };
+        let line = delivery.line();
+        work.free(&line);
+        let now_ms = (self.shared.clock)();
+        let ended = match ended {
+            Ok((_, ended)) => ended,
+            Err(error) => {
+                // A bug of ours that this delivery brings out: it would bring it out at every try.
+                let (tenant, channel, delivery) = (&line.tenant, &line.channel, delivery.id);
+                tracing::error!(%tenant, %channel, %delivery, %error, "an attempt panicked");
+                Ended::panicked(now_ms)
+            }
+        };
+        if let Some(lane) = work.lanes.get_mut(&line) {
+            match ended.result {
+                Ok(()) | Err(Retry::Never) => lane.breaker.answered(),
+                Err(Retry::Later | Retry::After(_) | Retry::Gone) => {
+                    let (since_ms, opened) = lane.breaker.failed(now_ms);
+                    if opened {
+                        let (tenant, channel) = (&line.tenant, &line.channel);
+                        tracing::warn!(%tenant, %channel, since_ms, "the receiver keeps failing and gets a rest");
+                    }
+                }
+            }
+        }
+        let number = delivery.attempts.len() as u32 + 1;
+        let schedule = self.pace(&line).and_then(|pace| pace.schedule.as_ref());
+        let schedule = schedule.unwrap_or(&self.settings.schedule);
+        let settlement = settlement(&ended, schedule, number, now_ms, rand::random());
+        log(&delivery, number, &ended, &settlement);
+        let settle = Arc::clone(&self.shared).settle(delivery.id, ended.attempt, settlement);
+        work.settling.spawn(settle);
+    }
+}
+
+impl Work {
+    fn free(&mut self, line: &Line) {
+        if let Some(lane) = self.lanes.get_mut(line) {
+            lane.running -= 1;
+        }
+        if let Some(count) = self.tenants.get_mut(&line.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.tenants.remove(&line.tenant);
+            }
+        }
+    }
+
+    fn settled(&mut self, settled: Result<DeliveryId, JoinError>) {
+        match settled {
+            Ok(id) => {
+                self.in_hand.remove(&id);
+            }
+            Err(error) => tracing::error!(%error, "recording an attempt panicked"),
+        }
+    }
+}
+
+impl Lane {
+    /// Begins an attempt, or says when it may, where time decides that.
+    fn begin(&mut self, now_ms: i64) -> Result<(), Option<i64>> {
+        if self.running >= self.in_flight_max {
+            return Err(None);
+        }
+        self.breaker.allows(now_ms)?;
+        self.buckets.take(now_ms).map_err(Some)?;
+        self.breaker.begun();
+        self.running += 1;
+        Ok(())
+    }
+
+    /// Whether a new one would be the same.
+    fn is_idle(&self, now_ms: i64) -> bool {
+        self.running == 0 && self.breaker.is_closed() && self.buckets.is_full(now_ms)
+    }
+}
+
+impl Ended {
+    fn panicked(now_ms: i64) -> Self {
+        let reason = "the attempt ended in a bug of hooksieve; its log has the details";
+        let failure = Failure::never(reason);
+        Self::new(Err(failure), now_ms, 0)
+    }
+
+    fn new(result: Result<Sent, Failure>, at_ms: i64, duration_ms: u64) -> Self {
+        let retry = match &result {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.retry),
+        };
+        let attempt = record(result, at_ms, duration_ms);
+        Self {
+            error: attempt.error.clone(),
+            result: retry,
+            attempt,
         }
     }
 }
 
 impl Shared {
-    /// Tries a delivery by its id, unless it was settled or put off since it was claimed.
-    async fn attempt_later(self: Arc<Self>, id: DeliveryId) {
-        match self.store.delivery(id).await {
-            Ok(Some(delivery)) => {
-                let now_ms = (self.clock)();
-                if matches!(delivery.state, State::Pending { due_ms } if due_ms <= now_ms) {
-                    self.attempt(delivery).await;
-                }
-            }
-            Ok(None) => {}
-            // It comes back when its lease ends.
-            Err(error) => tracing::error!(delivery = %id, %error, "a delivery could not be read"),
-        }
-    }
-
-    /// Tries a delivery once, logs the outcome and records it.
-    async fn attempt(self: Arc<Self>, delivery: Delivery) {
+    /// Tries a delivery once.
+    async fn attempt(self: Arc<Self>, delivery: Delivery) -> Ended {
         let at_ms = (self.clock)();
         let began = Instant::now();
         let key = (delivery.tenant.clone(), delivery.channel.clone());
         let result = match self.channels.get(&key) {
             Some(channel) => channel.send(&self.outgoing, &delivery).await,
-            None => Err(Failure {
-                status: None,
-                error: format!("channel {:?} is no longer configured", delivery.channel),
-                retry: Retry::Never,
-                accepted: Vec::new(),
-                refused: Vec::new(),
-            }),
+            None => Err(Failure::never(format!(
+                "channel {:?} is no longer configured",
+                delivery.channel
+            ))),
         };
-        let duration_ms = began.elapsed().as_millis() as u64;
-        let number = delivery.attempts.len() as u32 + 1;
-        let now_ms = (self.clock)();
-        let settlement = settlement(&result, &self.schedule, number, now_ms, rand::random());
-        log(&delivery, number, duration_ms, &result, &settlement);
-        let attempt = record(result, at_ms, duration_ms);
-        self.settle(delivery.id, attempt, settlement).await;
+        Ended::new(result, at_ms, began.elapsed().as_millis() as u64)
     }
 
-    async fn settle(&self, id: DeliveryId, attempt: Attempt, settlement: Settlement) {
-        for _ in 1..SETTLE_TRIES_MAX {
-            match self
-                .store
-                .settle(id, attempt.clone(), settlement.clone())
-                .await
-            {
-                Err(store::Error::Busy(_)) => tokio::time::sleep(SETTLE_PAUSE).await,
-                Err(error) => return unrecorded(id, &error),
-                Ok(()) => return,
+    /// Records an attempt; the store may be busy for a while.
+    async fn settle(
+        self: Arc<Self>,
+        id: DeliveryId,
+        attempt: Attempt,
+        settlement: Settlement,
+    ) -> DeliveryId {
+        for tries in 1..=SETTLE_TRIES_MAX {
+            let settled = self.store.settle(id, attempt.clone(), settlement.clone());
+            match settled.await {
+                Err(store::Error::Busy(_)) if tries < SETTLE_TRIES_MAX => {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                Err(error) => {
+                    unrecorded(id, &error);
+                    break;
+                }
+                Ok(()) => break,
             }
         }
-        if let Err(error) = self.store.settle(id, attempt, settlement).await {
-            unrecorded(id, &error);
-        }
+        id
     }
 }
 
@@ -336,29 +421,27 @@ fn unrecorded(id: DeliveryId, error: &store::Error) {
 
 /// How a delivery goes on after its attempt `number`.
 fn settlement(
-    result: &Result<Sent, Failure>,
+    ended: &Ended,
     schedule: &Schedule,
     number: u32,
     now_ms: i64,
     random: f64,
 ) -> Settlement {
-    let failure = match result {
-        Ok(_) => return Settlement::Delivered,
-        Err(failure) => failure,
-    };
-    let retry_after = match failure.retry {
-        Retry::Never => {
+    let error = ended.error.as_deref().unwrap_or_default();
+    let retry_after = match ended.result {
+        Ok(()) => return Settlement::Delivered,
+        Err(Retry::Never | Retry::Gone) => {
             return Settlement::Dead {
-                reason: failure.error.clone(),
+                reason: error.to_owned(),
             };
         }
-        Retry::Later => None,
-        Retry::After(wait) => Some(wait),
+        Err(Retry::Later) => None,
+        Err(Retry::After(wait)) => Some(wait),
     };
     match schedule.next(number, retry_after, now_ms, random) {
         Some(due_ms) => Settlement::RetryAt { due_ms },
         None => Settlement::Dead {
-            reason: format!("given up after {number} attempts: {}", failure.error),
+            reason: format!("given up after {number} attempts: {error}"),
         },
     }
 }
@@ -385,22 +468,14 @@ fn record(result: Result<Sent, Failure>, at_ms: i64, duration_ms: u64) -> Attemp
 }
 
 /// One line an outcome; a failure's error names the host and nothing secret.
-fn log(
-    of: &Delivery,
-    attempt: u32,
-    duration_ms: u64,
-    result: &Result<Sent, Failure>,
-    settlement: &Settlement,
-) {
+fn log(of: &Delivery, attempt: u32, ended: &Ended, settlement: &Settlement) {
     let (tenant, channel, delivery) = (&of.tenant, &of.channel, &of.id);
-    let (status, error, refused) = match result {
-        Ok(sent) => (sent.status, None, sent.refused.len()),
-        Err(failure) => (
-            failure.status,
-            Some(failure.error.as_str()),
-            failure.refused.len(),
-        ),
-    };
+    let (error, refused) = (ended.error.as_deref(), ended.attempt.refused.len());
+    let Attempt {
+        status,
+        duration_ms,
+        ..
+    } = ended.attempt;
     match settlement {
         Settlement::Delivered => {
             tracing::info!(%tenant, %channel, %delivery, attempt, status, duration_ms, refused, "delivered");

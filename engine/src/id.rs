@@ -134,7 +134,21 @@ impl DeliveryId {
 
     /// The id under which this delivery is redriven: another one, and always the same.
     pub fn redriven(self) -> Self {
-        Self::beside(hashed(&[b"redrive", self.0.as_bytes()]), self.0)
+        self.derived("redrive")
+    }
+
+    /// The id of the delivery that escalates this one.
+    pub fn escalated(self) -> Self {
+        self.derived("escalation")
+    }
+
+    /// The id of the delivery to the channel that this one falls back on.
+    pub fn fallen_back(self) -> Self {
+        self.derived("fallback")
+    }
+
+    fn derived(self, purpose: &str) -> Self {
+        Self::beside(hashed(&[purpose.as_bytes(), self.0.as_bytes()]), self.0)
     }
 
     /// With the moment of another id, so that their rows stand together.

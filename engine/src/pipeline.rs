@@ -241,7 +241,12 @@ impl Rules {
             state: State::Pending { due_ms: now_ms },
             attempts: Vec::new(),
             created_ms: now_ms,
+            timing: None,
+            held_back: 0,
+            gathered: Vec::new(),
             redrive_of: None,
+            fallback_of: None,
+            escalation_of: None,
         };
         let outcome = match outcome {
             Ok(decision) => {

@@ -8,6 +8,7 @@
 //!   [`Outbox::commit`] moves the cursor.
 //! - A commit is atomic: decisions, deliveries, held events and the cursor all become durable, or
 //!   none does. Committing an event at or before the cursor again changes nothing.
+//! - How often and when deliveries go out ([`crate::timing`]) is decided in the commit that adds them.
 //! - A delivery that was given out by [`Outbox::claim`] is not given out again before it is settled,
 //!   its lease ends, or the process does. What was settled as delivered or dead never comes back.
 //!
@@ -23,8 +24,9 @@ pub use self::memory::MemoryStore;
 pub use self::sled::{Options, SledStore};
 
 use crate::id::{DeliveryId, EventId, Hash, Name};
+use crate::timing::{self, Suppressed};
 use async_trait::async_trait;
-use hooksieve_sdk::wire::{Decision, EventHead, Payload, json::Data};
+use hooksieve_sdk::wire::{Decision, EventHead, Payload, Timing, json::Data};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -162,9 +164,56 @@ pub struct Delivery {
     pub state: State,
     pub attempts: Vec<Attempt>,
     pub created_ms: i64,
+    /// What the rule said of when and how often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Box<Timing>>,
+    /// How many a throttle held back before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_back: u64,
+    /// What a digest lists, this delivery's own first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gathered: Vec<timing::Line>,
     /// The dead letter that this one takes up again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrive_of: Option<RedriveOf>,
+    /// The dead delivery that this one goes out for, to another channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_of: Option<DeliveryId>,
+    /// The delivery that this one escalates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation_of: Option<DeliveryId>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Where deliveries wait in their order: one channel of one tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Line {
+    pub tenant: Name,
+    pub channel: Name,
+}
+
+/// What a claim gave.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Claimed {
+    pub deliveries: Vec<Delivery>,
+    /// When to claim again, unless deliveries are added or what was not wanted is.
+    pub next_ms: Option<i64>,
+}
+
+/// What became of a request to acknowledge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Acknowledgement {
+    /// The escalation will not happen, now or because it was acknowledged before.
+    Acknowledged,
+    /// It was escalated already.
+    TooLate,
+    /// It does not escalate.
+    Nothing,
 }
 
 /// A dead letter, as the delivery knows it that took it up again.
@@ -176,6 +225,13 @@ pub struct RedriveOf {
 }
 
 impl Delivery {
+    pub fn line(&self) -> Line {
+        Line {
+            tenant: self.tenant.clone(),
+            channel: self.channel.clone(),
+        }
+    }
+
     /// Recipients who have it already, from earlier attempts.
     pub fn accepted(&self) -> impl Iterator<Item = &str> {
         let before = self.redrive_of.iter().flat_map(|of| &of.accepted);
@@ -195,6 +251,7 @@ impl Delivery {
             state: State::Pending { due_ms: now_ms },
             attempts: Vec::new(),
             created_ms: now_ms,
+            // What its rule said of fallbacks still holds.
             redrive_of: Some(RedriveOf {
                 id: self.id,
                 accepted: self.accepted().map(str::to_owned).collect(),
@@ -223,11 +280,18 @@ pub struct About {
 ///
 /// ```text
 /// commit -> pending --claim--> leased (in memory) --settle--> delivered
-///              ^                   |                       -> dead --redrive--> redriven
-///              +---- retry at -----+ (lease ends: pending again)       (and a new delivery: pending)
+///   |          ^                   |                       -> dead --redrive--> redriven
+///   |          +---- retry at -----+ (lease ends:          |         (and a new delivery: pending)
+///   |          |                      pending again)       -> fallen-back
+///   |          |                                                     (and a new delivery: pending)
+///   |          +--acknowledge, where it is an escalation--> acknowledged
+///   +-> suppressed (by dedupe or throttle)
+///   +-> gathered   (a digest lists it)
 /// ```
+///
+/// Only `pending` goes on; only `dead` is a dead letter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
     Pending {
         due_ms: i64,
@@ -245,6 +309,28 @@ pub enum State {
         at_ms: i64,
         reason: String,
         to: DeliveryId,
+    },
+    /// Given up, and sent to the channel that its rule named for that.
+    FallenBack {
+        at_ms: i64,
+        reason: String,
+        to: DeliveryId,
+    },
+    /// Not sent, because of what was sent before.
+    Suppressed {
+        at_ms: i64,
+        by: Suppressed,
+        /// The one that it repeats.
+        first: Option<DeliveryId>,
+    },
+    /// Listed in another delivery.
+    Gathered {
+        at_ms: i64,
+        into: DeliveryId,
+    },
+    /// An escalation that someone's acknowledgement made needless.
+    Acknowledged {
+        at_ms: i64,
     },
 }
 
@@ -279,6 +365,8 @@ pub struct Held {
 #[derive(Clone, Debug)]
 pub struct Commit {
     pub event: EventId,
+    /// When the event came in: the clock of its deliveries' timing.
+    pub received_ms: i64,
     pub decisions: Vec<DecisionRecord>,
     pub deliveries: Vec<Delivery>,
     pub held: Vec<Held>,
@@ -357,9 +445,14 @@ pub trait Outbox: Send + Sync {
     /// cursor past them; returns when durable.
     async fn commit(&self, tenant: &Name, commits: Vec<Commit>) -> Result<(), Error>;
 
-    /// Takes up to `limit` deliveries that are due, earliest first, for `lease_ms`.
-    async fn claim(&self, now_ms: i64, lease_ms: i64, limit: usize)
-    -> Result<Vec<Delivery>, Error>;
+    /// Takes deliveries that are due for `lease_ms`, earliest first. Before each, `wanted` is asked
+    /// whether its line may take one more; a line of which it is not is left alone by this claim.
+    async fn claim(
+        &self,
+        now_ms: i64,
+        lease_ms: i64,
+        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+    ) -> Result<Claimed, Error>;
 
     /// Records an attempt of a claimed delivery and how it goes on; returns when durable. A delivery
     /// that is unknown or no longer pending stays as it is.
@@ -394,6 +487,9 @@ pub trait Outbox: Send + Sync {
     /// Takes a dead letter up again, as a new delivery under an id of its own; gives the new one.
     /// `None` when there is no such dead letter (any more).
     async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error>;
+
+    /// Makes the escalation of a delivery needless.
+    async fn acknowledge(&self, id: DeliveryId, now_ms: i64) -> Result<Acknowledgement, Error>;
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error>;
 

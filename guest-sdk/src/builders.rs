@@ -1,6 +1,9 @@
 //! Builders for what a rule answers.
 
-use crate::wire::{Action, Body, Decision, Field, Link, Message, Payload};
+use crate::wire::{
+    Action, Body, Decision, Dedupe, Digest, Escalate, Field, Link, Message, Payload, Throttle, Timing,
+};
+use core::time::Duration;
 
 impl Decision {
     /// Nothing is done with the event; the reason is kept.
@@ -54,6 +57,7 @@ pub fn notify(channel: impl Into<String>) -> Notify {
     Notify {
         channel: channel.into(),
         message: Message::default(),
+        timing: None,
     }
 }
 
@@ -63,6 +67,7 @@ pub fn notify(channel: impl Into<String>) -> Notify {
 pub struct Notify {
     channel: String,
     message: Message,
+    timing: Option<Box<Timing>>,
 }
 
 impl Notify {
@@ -119,6 +124,7 @@ impl From<Notify> for Decision {
             actions: vec![Action {
                 channel: notify.channel,
                 payload: Payload::Message(notify.message),
+                timing: notify.timing,
             }],
         }
     }
@@ -142,6 +148,7 @@ pub fn post(channel: impl Into<String>) -> Post {
         channel: channel.into(),
         entries: crate::Writer::new(),
         count: 0,
+        timing: None,
     }
 }
 
@@ -152,6 +159,7 @@ pub struct Post {
     channel: String,
     entries: crate::Writer,
     count: usize,
+    timing: Option<Box<Timing>>,
 }
 
 impl Post {
@@ -190,10 +198,111 @@ impl From<Post> for Decision {
             actions: vec![Action {
                 channel: post.channel,
                 payload: Payload::Body(Body::from_msgpack(body.into_bytes())),
+                timing: post.timing,
             }],
         }
     }
 }
+
+/// Minutes, for the timing of an action.
+pub const fn minutes(count: u64) -> Duration {
+    Duration::from_secs(count.saturating_mul(60))
+}
+
+/// Hours, for the timing of an action.
+pub const fn hours(count: u64) -> Duration {
+    Duration::from_secs(count.saturating_mul(3_600))
+}
+
+/// Days of 24 hours, for the timing of an action.
+pub const fn days(count: u64) -> Duration {
+    Duration::from_secs(count.saturating_mul(86_400))
+}
+
+/// When and how often: the same for messages and bodies. Times are rounded down to whole seconds; the
+/// clock is when the event came in, so that a replay comes to the same.
+macro_rules! timing {
+    ($($builder:ty),*) => {$(
+        impl $builder {
+            fn timing(&mut self) -> &mut Timing {
+                self.timing.get_or_insert_default()
+            }
+
+            /// Not before this time has passed since the event came in.
+            pub fn after(mut self, wait: Duration) -> Self {
+                self.timing().after_s = Some(wait.as_secs());
+                self
+            }
+
+            /// Not before this moment, as RFC 3339: "2026-03-01T09:30:00Z".
+            pub fn at(mut self, moment: impl Into<String>) -> Self {
+                self.timing().at = Some(moment.into());
+                self
+            }
+
+            /// Only within these hours, such as "Mo-Fr 09:00-18:00 Asia/Shanghai"; outside them it
+            /// waits until they begin.
+            pub fn within(mut self, hours: impl Into<String>) -> Self {
+                self.timing().window = Some(hours.into());
+                self
+            }
+
+            /// Gathered into one message with all that come under this key within `window` of the
+            /// first, or as soon as there are `size`.
+            pub fn digest(mut self, key: impl Into<String>, window: Duration, size: u64) -> Self {
+                self.timing().digest = Some(Digest {
+                    key: key.into(),
+                    window_s: window.as_secs(),
+                    size,
+                });
+                self
+            }
+
+            /// Not again under this key within `window` of the one that was sent.
+            pub fn dedupe(mut self, key: impl Into<String>, window: Duration) -> Self {
+                self.timing().dedupe = Some(Dedupe {
+                    key: key.into(),
+                    window_s: window.as_secs(),
+                });
+                self
+            }
+
+            /// At most `count` under this key in `period`; how many were held back is told with the
+            /// next one.
+            pub fn throttle(mut self, key: impl Into<String>, count: u64, period: Duration) -> Self {
+                self.timing().throttle = Some(Throttle {
+                    key: key.into(),
+                    count,
+                    period_s: period.as_secs(),
+                });
+                self
+            }
+
+            /// To another channel as well, `after` this one was due, unless someone acknowledges it.
+            pub fn escalate(mut self, channel: impl Into<String>, after: Duration) -> Self {
+                self.timing().escalate = Some(Escalate {
+                    channel: channel.into(),
+                    after_s: after.as_secs(),
+                });
+                self
+            }
+
+            /// To another channel when this one gives up.
+            pub fn or_else(mut self, channel: impl Into<String>) -> Self {
+                self.timing().fallback = Some(channel.into());
+                self
+            }
+
+            /// Passes windows, digests and throttles.
+            pub fn critical(mut self) -> Self {
+                self.timing().critical = true;
+                self
+            }
+        }
+    )*};
+}
+
+timing!(Notify, Post);
 
 /// What can stand in a body that [`post`] makes.
 pub trait WriteTo {

@@ -49,14 +49,16 @@ pub mod testing;
 mod text;
 pub mod wire;
 
-pub use builders::{Notify, Post, notify, post};
+pub use builders::{Notify, Post, days, hours, minutes, notify, post};
 pub use hooksieve_sdk_macros::rule;
 pub use rule::{FromConfig, IntoAnswer, Settings};
 pub use wire::{Body, Decision, Error, Event, Value, Writer};
 
 /// What a rule needs, in one line: `use hooksieve_sdk::prelude::*;`
 pub mod prelude {
-    pub use crate::{Body, Decision, Event, Settings, Value, log, notify, post, rule};
+    pub use crate::{
+        Body, Decision, Event, Settings, Value, days, hours, log, minutes, notify, post, rule,
+    };
 }
 
 /// The code in README.md, compiled and run.

@@ -10,12 +10,14 @@ mod index;
 #[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 pub mod json;
 mod msgpack;
+mod timing;
 mod value;
 
 pub use decision::{Action, Body, Decision, Field, Link, Message, Payload};
 pub use event::{Event, EventHead};
 pub use index::{INDEXED_BYTES_MIN, SkipIndex};
 pub use msgpack::Writer;
+pub use timing::{Dedupe, Digest, Escalate, Throttle, Timing};
 pub(crate) use value::Number;
 pub use value::{Entries, Error, Items, Kind, Value};
 

@@ -372,6 +372,11 @@ impl Server {
         self.child.as_ref().expect("it was not ended")
     }
 
+    /// The process, to measure it.
+    pub fn pid(&self) -> u32 {
+        self.running().0.id()
+    }
+
     /// Asks it to stop, as a service manager does.
     pub fn terminate(&self) {
         self.signal(libc::SIGTERM);

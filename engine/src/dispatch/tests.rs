@@ -155,7 +155,12 @@ impl Stage {
             state: State::Pending { due_ms: now_ms() },
             attempts: Vec::new(),
             created_ms: now_ms(),
+            timing: None,
+            held_back: 0,
+            gathered: Vec::new(),
             redrive_of: None,
+            fallback_of: None,
+            escalation_of: None,
         };
         let deliveries: Vec<_> = channels.iter().enumerate().map(delivery).collect();
         let ids = deliveries.iter().map(|delivery| delivery.id).collect();

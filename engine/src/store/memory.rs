@@ -4,12 +4,14 @@
 //! It keeps every promise of the traits but durability, and bounds nothing.
 
 use super::{
-    Appended, Attempt, Commit, DecisionRecord, Delivery, Error, EventLog, Held, NewEvent, Outbox,
-    Settlement, State, StoredEvent, Story, moment_ms,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
+    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
+use crate::timing::{self, Memory, Remember, Slot};
 use async_trait::async_trait;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -36,6 +38,7 @@ struct Rows {
     /// When the lease of a delivery ends.
     leases: HashMap<DeliveryId, i64>,
     held: BTreeMap<(EventId, Name), Held>,
+    memories: HashMap<(Name, Slot), Memory>,
 }
 
 impl MemoryStore {
@@ -114,7 +117,7 @@ impl Outbox for MemoryStore {
             rows.cursors.insert(tenant.clone(), commit.event);
             rows.decisions.insert(commit.event, commit.decisions);
             for delivery in commit.deliveries {
-                added |= rows.add(commit.event, delivery);
+                added |= rows.admit(delivery, commit.received_ms);
             }
             for held in commit.held {
                 rows.held.insert((held.event, held.rule.clone()), held);
@@ -130,16 +133,33 @@ impl Outbox for MemoryStore {
         &self,
         now_ms: i64,
         lease_ms: i64,
-        limit: usize,
-    ) -> Result<Vec<Delivery>, Error> {
+        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+    ) -> Result<Claimed, Error> {
         let mut rows = self.rows();
         rows.leases.retain(|_, ends_ms| *ends_ms > now_ms);
-        let due = rows.due.iter().take_while(|(due_ms, _)| *due_ms <= now_ms);
-        let free = due.filter(|(_, id)| !rows.leases.contains_key(id));
-        let taken: Vec<_> = free.map(|(_, id)| *id).take(limit).collect();
+        let mut claimed = Claimed::default();
+        let mut passed = HashSet::new();
+        for (due_ms, id) in &rows.due {
+            let delivery = &rows.deliveries[id];
+            if rows.leases.contains_key(id) || passed.contains(&delivery.line()) {
+                continue;
+            }
+            if *due_ms > now_ms {
+                claimed.next_ms = Some(*due_ms);
+                break;
+            }
+            if wanted(&delivery.line()) {
+                claimed.deliveries.push(delivery.clone());
+            } else {
+                passed.insert(delivery.line());
+            }
+        }
         let ends_ms = now_ms.saturating_add(lease_ms);
-        rows.leases.extend(taken.iter().map(|id| (*id, ends_ms)));
-        Ok(taken.iter().map(|id| rows.deliveries[id].clone()).collect())
+        let taken = claimed.deliveries.iter();
+        rows.leases.extend(taken.map(|it| (it.id, ends_ms)));
+        let lease = rows.leases.values().min().copied();
+        claimed.next_ms = claimed.next_ms.into_iter().chain(lease).min();
+        Ok(claimed)
     }
 
     async fn settle(
@@ -167,7 +187,16 @@ impl Outbox for MemoryStore {
                 self.changed.notify_one();
                 State::Pending { due_ms }
             }
-            Settlement::Dead { reason } => State::Dead { at_ms, reason },
+            Settlement::Dead { reason } => match timing::fallback(delivery, at_ms) {
+                Some(new) => {
+                    let to = new.id;
+                    delivery.state = State::FallenBack { at_ms, reason, to };
+                    rows.add(new);
+                    self.changed.notify_one();
+                    return Ok(());
+                }
+                None => State::Dead { at_ms, reason },
+            },
         };
         Ok(())
     }
@@ -213,7 +242,7 @@ impl Outbox for MemoryStore {
         rows.held.remove(&key);
         let mut added = false;
         for delivery in deliveries {
-            added |= rows.add(decision.event, delivery);
+            added |= rows.admit(delivery, decision.decided_ms);
         }
         let decisions = rows.decisions.entry(decision.event).or_default();
         match decisions.iter_mut().find(|it| it.rule == decision.rule) {
@@ -252,9 +281,33 @@ impl Outbox for MemoryStore {
         else {
             return Ok(None);
         };
-        rows.add(new.event, new.clone());
+        rows.add(new.clone());
         self.changed.notify_one();
         Ok(Some(new))
+    }
+
+    async fn acknowledge(&self, id: DeliveryId, now_ms: i64) -> Result<Acknowledgement, Error> {
+        let mut rows = self.rows();
+        let rows = &mut *rows;
+        let escalation = match rows.deliveries.contains_key(&id.escalated()) {
+            true => id.escalated(),
+            false => id,
+        };
+        let delivery = rows.deliveries.get_mut(&escalation);
+        let Some(delivery) = delivery.filter(|it| it.escalation_of.is_some()) else {
+            return Ok(Acknowledgement::Nothing);
+        };
+        match delivery.state {
+            State::Acknowledged { .. } => return Ok(Acknowledgement::Acknowledged),
+            State::Pending { due_ms }
+                if delivery.attempts.is_empty() && !rows.leases.contains_key(&escalation) =>
+            {
+                rows.due.remove(&(due_ms, escalation));
+            }
+            _ => return Ok(Acknowledgement::TooLate),
+        }
+        delivery.state = State::Acknowledged { at_ms: now_ms };
+        Ok(Acknowledgement::Acknowledged)
     }
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
@@ -293,17 +346,63 @@ impl Rows {
         self.events.values().find(|event| event.id == id).cloned()
     }
 
-    /// Whether it was new.
-    fn add(&mut self, event: EventId, delivery: Delivery) -> bool {
-        let id = delivery.id;
-        if self.deliveries.contains_key(&id) {
+    /// Adds a delivery as its timing has it; whether anything waits now that did not.
+    fn admit(&mut self, mut delivery: Delivery, clock_ms: i64) -> bool {
+        if self.deliveries.contains_key(&delivery.id) {
             return false;
         }
+        let tenant = delivery.tenant.clone();
+        let Ok(escalation) = timing::admit(&mut delivery, clock_ms, &mut (&mut *self, tenant));
+        self.add(delivery);
+        if let Some(escalation) = escalation {
+            self.add(escalation);
+        }
+        true
+    }
+
+    fn add(&mut self, delivery: Delivery) {
+        let id = delivery.id;
         if let State::Pending { due_ms } = delivery.state {
             self.due.insert((due_ms, id));
         }
-        self.made.entry(event).or_default().push(id);
+        self.made.entry(delivery.event).or_default().push(id);
         self.deliveries.insert(id, delivery);
-        true
+    }
+}
+
+impl Remember for (&mut Rows, Name) {
+    type Error = Infallible;
+
+    fn get(&mut self, slot: &Slot) -> Result<Option<Memory>, Infallible> {
+        Ok(self.0.memories.get(&(self.1.clone(), *slot)).cloned())
+    }
+
+    fn put(&mut self, slot: Slot, memory: Memory) -> Result<(), Infallible> {
+        self.0.memories.insert((self.1.clone(), slot), memory);
+        Ok(())
+    }
+
+    fn join(
+        &mut self,
+        digest: DeliveryId,
+        new: &Delivery,
+        clock_ms: i64,
+    ) -> Result<bool, Infallible> {
+        let rows = &mut *self.0;
+        if rows.leases.contains_key(&digest) {
+            return Ok(false);
+        }
+        let Some(delivery) = rows.deliveries.get_mut(&digest) else {
+            return Ok(false);
+        };
+        let before = delivery.state.clone();
+        let joined = timing::gather(delivery, new, clock_ms);
+        if let (State::Pending { due_ms: before }, State::Pending { due_ms }) =
+            (before, &delivery.state)
+        {
+            rows.due.remove(&(before, digest));
+            rows.due.insert((*due_ms, digest));
+        }
+        Ok(joined)
     }
 }

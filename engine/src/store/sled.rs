@@ -18,22 +18,27 @@
 
 mod due;
 mod keys;
+mod row;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use self::due::Due;
-use self::writer::{Answer, Command, Made, Writer};
+use self::due::{Due, Step};
+use self::row::{Made, Row};
+use self::writer::{Answer, Command, Writer};
 use super::{
-    Appended, Attempt, Commit, DecisionRecord, Delivery, Error, EventLog, Held, NewEvent, Outbox,
-    Settlement, State, StoredEvent, Story,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
+    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story,
 };
 use crate::id::{DeliveryId, EventId, Name};
 use async_trait::async_trait;
+use hooksieve_sdk::wire::Payload;
+use lru::LruCache;
 use serde::de::DeserializeOwned;
 use sled::IVec;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
+use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -44,10 +49,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// The version of the rows that this code writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
 /// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
 const SEGMENT_BYTES: usize = 4 << 20;
+
+/// How many deliveries are kept as [`Shared::fresh`].
+const FRESH_MAX: NonZeroUsize = NonZeroUsize::new(2_048).unwrap();
+/// Beyond how many bytes of text or body a delivery is read again instead.
+const FRESH_BYTES_MAX: usize = 8 * 1_024;
 
 /// How long the lock is waited for. A process that was just started from this one holds copies of
 /// its handles, the lock's too, until it runs its own program; and one that is ending needs a moment.
@@ -64,7 +74,7 @@ pub struct Options {
     pub queue_max: usize,
     /// How many calls share one flush.
     pub group_max: usize,
-    /// How many due deliveries are kept in memory; the others wait on disk.
+    /// How many due deliveries of a channel are kept in memory; the others wait on disk.
     pub due_loaded_max: usize,
 }
 
@@ -84,6 +94,8 @@ struct Shared {
     path: PathBuf,
     broken: OnceLock<Error>,
     due: Mutex<Due>,
+    /// Deliveries that were just added, so that the claim that comes next reads nothing.
+    fresh: Mutex<LruCache<DeliveryId, Delivery>>,
     changed: Arc<Notify>,
     /// How many groups became durable.
     flushes: AtomicU64,
@@ -138,12 +150,14 @@ impl SledStore {
             db,
             path: path.to_owned(),
             broken: OnceLock::new(),
-            due: Mutex::new(Due::new(options.due_loaded_max.max(1))),
+            due: Mutex::new(Due::new(options.due_loaded_max.max(1), [])),
+            fresh: Mutex::new(LruCache::new(FRESH_MAX)),
             changed: Arc::new(Notify::new()),
             flushes: AtomicU64::new(0),
             _lock: lock,
         });
         let last = shared.greatest_id()?;
+        *shared.due() = Due::new(options.due_loaded_max.max(1), shared.lines()?);
         let (commands, queue) = mpsc::channel(options.queue_max.max(1));
         let writer = Writer::new(Arc::clone(&shared), options, last);
         let writer = thread::Builder::new()
@@ -247,10 +261,42 @@ impl Outbox for SledStore {
         &self,
         now_ms: i64,
         lease_ms: i64,
-        limit: usize,
-    ) -> Result<Vec<Delivery>, Error> {
-        self.read(move |shared| shared.claim(now_ms, lease_ms, limit))
-            .await
+        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+    ) -> Result<Claimed, Error> {
+        self.shared.check()?;
+        let ends_ms = now_ms.saturating_add(lease_ms);
+        let (mut from, mut taken) = (Bound::Unbounded, Vec::new());
+        let next_ms = loop {
+            let mut due = self.shared.due();
+            let step = due.claim(now_ms, ends_ms, wanted, &mut from, &mut taken);
+            drop(due);
+            match step {
+                Step::Done(next_ms) => break next_ms,
+                Step::Load(line, after) => {
+                    self.read(move |shared| shared.load_due(&line, after))
+                        .await?;
+                }
+            }
+        };
+        let mut deliveries = Vec::with_capacity(taken.len());
+        let mut unread = Vec::new();
+        {
+            let mut fresh = self.shared.fresh();
+            for (line, key) in taken {
+                match fresh.pop(&key.1) {
+                    Some(delivery) => deliveries.push(delivery),
+                    None => unread.push((line, key)),
+                }
+            }
+        }
+        if !unread.is_empty() {
+            let read = self.read(move |shared| shared.deliveries(unread));
+            deliveries.extend(read.await?);
+        }
+        Ok(Claimed {
+            deliveries,
+            next_ms,
+        })
     }
 
     async fn settle(
@@ -270,18 +316,16 @@ impl Outbox for SledStore {
 
     async fn next_due(&self) -> Result<Option<i64>, Error> {
         self.shared.check()?;
-        {
-            let due = self.shared.due();
-            if due.wants().is_none() {
-                return Ok(due.next());
+        loop {
+            let next = self.shared.due().next();
+            match next {
+                Ok(next_ms) => return Ok(next_ms),
+                Err((line, after)) => {
+                    self.read(move |shared| shared.load_due(&line, after))
+                        .await?;
+                }
             }
         }
-        self.read(|shared| {
-            let mut due = shared.due();
-            shared.load_due(&mut due)?;
-            Ok(due.next())
-        })
-        .await
     }
 
     fn deliveries_changed(&self) -> Arc<Notify> {
@@ -319,7 +363,7 @@ impl Outbox for SledStore {
         self.read(move |shared| {
             let keys = shared.oldest(keys::DEAD, tenant, limit)?;
             let ids = keys.iter().filter_map(|key| keys::last_id(key));
-            let rows = ids.map(|id| shared.row(&keys::delivery(DeliveryId(id))));
+            let rows = ids.map(|id| shared.delivery(DeliveryId(id)));
             rows.filter_map(Result::transpose).collect()
         })
         .await
@@ -330,9 +374,13 @@ impl Outbox for SledStore {
             .await
     }
 
-    async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
-        self.read(move |shared| shared.row(&keys::delivery(id)))
+    async fn acknowledge(&self, id: DeliveryId, now_ms: i64) -> Result<Acknowledgement, Error> {
+        self.write(|answer| Command::Acknowledge { id, now_ms, answer })
             .await
+    }
+
+    async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
+        self.read(move |shared| shared.delivery(id)).await
     }
 
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
@@ -446,8 +494,10 @@ impl Shared {
         // was decided.
         let decided = self.cursor(&event.tenant)?.is_some_and(|last| id <= last);
         let made: Made = self.row(&keys::decisions(id))?.unwrap_or_default();
-        let deliveries = made.deliveries.iter();
-        let deliveries = deliveries.map(|id| self.row(&keys::delivery(*id)));
+        let deliveries = made.deliveries.iter().map(|id| {
+            let row = self.row::<Row>(&keys::delivery(*id))?;
+            Ok(row.map(|row| row.into_delivery(*id, &made)))
+        });
         let mut after_held = keys::held_of(&event.tenant, id);
         let held = Bound::Included(after_held.clone());
         after_held.push(0xff); // No name has this byte.
@@ -455,7 +505,7 @@ impl Shared {
             decided,
             deliveries: deliveries
                 .filter_map(Result::transpose)
-                .collect::<Result<_, _>>()?,
+                .collect::<Result<_, Error>>()?,
             decisions: made.decisions,
             held: self
                 .range(held, after_held)
@@ -485,45 +535,76 @@ impl Shared {
         Ok(keys.into_iter().map(|(_, key)| key).collect())
     }
 
-    fn claim(&self, now_ms: i64, lease_ms: i64, limit: usize) -> Result<Vec<Delivery>, Error> {
-        let ends_ms = now_ms.saturating_add(lease_ms);
-        let mut taken = Vec::new();
-        {
-            let mut due = self.due();
-            due.expire(now_ms);
-            while taken.len() < limit {
-                self.load_due(&mut due)?;
-                match due.take(now_ms, ends_ms) {
-                    Some(key) => taken.push(key),
-                    None => break,
-                }
-            }
-        }
+    fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
+        let Some(row) = self.row::<Row>(&keys::delivery(id))? else {
+            return Ok(None);
+        };
+        let made = self.row(&keys::decisions(row.event))?.unwrap_or_default();
+        Ok(Some(row.into_delivery(id, &made)))
+    }
+
+    /// What was claimed, as it is on disk.
+    fn deliveries(&self, taken: Vec<(Line, due::Key)>) -> Result<Vec<Delivery>, Error> {
         let mut deliveries = Vec::with_capacity(taken.len());
-        for key in taken {
-            match self.row::<Delivery>(&keys::delivery(key.1))? {
+        for (line, key) in taken {
+            match self.delivery(key.1)? {
                 Some(delivery) if delivery.state == (State::Pending { due_ms: key.0 }) => {
                     deliveries.push(delivery);
                 }
                 // It was settled in between, by someone whose lease had ended.
-                _ => self.due().remove(key),
+                _ => self.due().remove(&line, key),
             }
         }
         Ok(deliveries)
     }
 
-    /// Loads due rows until it is known which is first. The lock is held meanwhile: the writer
-    /// applies a change before it tells [`Due`] of it, so neither a new row nor an old one is missed.
-    fn load_due(&self, due: &mut Due) -> Result<(), Error> {
-        while let Some(horizon) = due.wants() {
-            let from = Bound::Excluded(keys::due(horizon));
-            let mut loaded = Vec::new();
-            for row in self.range(from, vec![keys::DUE + 1]).take(due.room()) {
-                loaded.extend(keys::read_due(&row?.0));
-            }
-            due.load(&loaded, loaded.len() < due.room());
+    /// Loads what is due next in a line. The lock is held meanwhile: the writer applies a change before
+    /// it tells [`Due`] of it, so neither a new row nor an old one is missed.
+    fn load_due(&self, line: &Line, after: due::Key) -> Result<(), Error> {
+        let mut due = self.due();
+        let from = Bound::Excluded(keys::due(line, after));
+        let mut loaded = Vec::new();
+        for row in self.range(from, keys::after_line(line)).take(due.room()) {
+            loaded.extend(keys::read_due(&row?.0));
         }
+        let all = loaded.len() < due.room();
+        due.load(line, &loaded, all);
         Ok(())
+    }
+
+    /// The lines in which anything waits: one seek each.
+    fn lines(&self) -> Result<Vec<Line>, Error> {
+        let mut lines = Vec::new();
+        let mut from = vec![keys::DUE];
+        while let Some(row) = self
+            .range(Bound::Included(from), vec![keys::DUE + 1])
+            .next()
+            .transpose()?
+        {
+            let line =
+                keys::line(&row.0).ok_or_else(|| self.bad_row(&row.0, "no line in its key"))?;
+            from = keys::after_line(&line);
+            lines.push(line);
+        }
+        Ok(lines)
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, LruCache<DeliveryId, Delivery>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what was just added for the claim that comes next.
+    fn keep_fresh(&self, added: Vec<Delivery>) {
+        let mut fresh = self.fresh();
+        for delivery in added {
+            let bytes = match &delivery.payload {
+                Payload::Message(message) => message.text.len(),
+                Payload::Body(body) => body.as_bytes().len(),
+            };
+            if bytes <= FRESH_BYTES_MAX {
+                fresh.put(delivery.id, delivery);
+            }
+        }
     }
 
     /// The greatest id that was ever given out: the last one of some tenant, or a cursor.

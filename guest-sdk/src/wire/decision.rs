@@ -2,7 +2,7 @@
 
 #[cfg(not(all(target_arch = "wasm32", target_os = "unknown")))]
 use super::json;
-use super::{Error, Kind, Value, Writer};
+use super::{Error, Kind, Timing, Value, Writer};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -14,12 +14,15 @@ pub struct Decision {
     pub actions: Vec<Action>,
 }
 
-/// One thing to do: a message or a body, to one channel of the tenant.
+/// One thing to do: a message or a body, to one channel of the tenant, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Action {
     pub channel: String,
     #[serde(flatten)]
     pub payload: Payload,
+    /// When and how often; `None` is at once, every time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Box<Timing>>,
 }
 
 /// What is sent: a message that the channel puts into its own form, or a body as it is.
@@ -159,7 +162,8 @@ impl Decision {
 
 impl Action {
     fn encode(&self, to: &mut Writer) {
-        to.map(2);
+        let timing = self.timing.as_deref().filter(|_| Timing::is_used());
+        to.map(2 + usize::from(timing.is_some()));
         to.entry("channel", &self.channel);
         match &self.payload {
             Payload::Message(message) => {
@@ -171,16 +175,25 @@ impl Action {
                 to.raw(&body.0);
             }
         }
+        if let Some(timing) = timing {
+            to.str("timing");
+            timing.encode(to);
+        }
     }
 
     fn decode(value: Value<'_>, at: &Place<'_>) -> Result<Self, Error> {
         let mut channel = None;
         let mut payload = None;
+        let mut timing = None;
         for (key, value) in map(value, at)? {
             let place = Place::In(at, key);
             let read = match key {
                 "channel" => {
                     set(&mut channel, string(value, &place)?, at, key)?;
+                    continue;
+                }
+                "timing" => {
+                    set(&mut timing, Timing::decode(value, &place)?, at, key)?;
                     continue;
                 }
                 "message" => Payload::Message(Message::decode(value, &place)?),
@@ -199,6 +212,7 @@ impl Action {
         Ok(Self {
             channel: channel.ok_or_else(|| absent(at, "channel"))?,
             payload: payload.ok_or_else(|| absent(at, "message` or `body"))?,
+            timing: timing.map(Box::new),
         })
     }
 }
@@ -305,7 +319,7 @@ impl Field {
 
 /// Where in the answer something stands. Put into words only when it is wrong: every answer that is
 /// read passes through here.
-enum Place<'p> {
+pub(super) enum Place<'p> {
     Top,
     In(&'p Place<'p>, &'p str),
     Nth(&'p Place<'p>, usize),
@@ -323,21 +337,21 @@ impl fmt::Display for Place<'_> {
 }
 
 /// Fills a slot once.
-fn set<T>(slot: &mut Option<T>, read: T, at: &Place<'_>, key: &str) -> Result<(), Error> {
+pub(super) fn set<T>(slot: &mut Option<T>, read: T, at: &Place<'_>, key: &str) -> Result<(), Error> {
     match slot.replace(read) {
         None => Ok(()),
         Some(_) => Err(Error::new(format!("{at} has `{key}` twice"))),
     }
 }
 
-fn string(value: Value<'_>, at: &Place<'_>) -> Result<String, Error> {
+pub(super) fn string(value: Value<'_>, at: &Place<'_>) -> Result<String, Error> {
     value
         .as_str()
         .map(str::to_owned)
         .ok_or_else(|| wrong(value, at, "a string"))
 }
 
-fn map<'a>(value: Value<'a>, at: &Place<'_>) -> Result<super::Entries<'a>, Error> {
+pub(super) fn map<'a>(value: Value<'a>, at: &Place<'_>) -> Result<super::Entries<'a>, Error> {
     match value.kind() {
         Kind::Map => Ok(value.entries()),
         _ => Err(wrong(value, at, "a map")),
@@ -351,15 +365,15 @@ fn array<'a>(value: Value<'a>, at: &Place<'_>) -> Result<super::Items<'a>, Error
     }
 }
 
-fn wrong(value: Value<'_>, at: &Place<'_>, wanted: &str) -> Error {
+pub(super) fn wrong(value: Value<'_>, at: &Place<'_>, wanted: &str) -> Error {
     Error::new(format!("{at} is {}, not {wanted}", value.kind().name()))
 }
 
-fn absent(at: &Place<'_>, key: &str) -> Error {
+pub(super) fn absent(at: &Place<'_>, key: &str) -> Error {
     Error::new(format!("{at} has no `{key}`"))
 }
 
-fn unknown(at: &Place<'_>, key: &str) -> Error {
+pub(super) fn unknown(at: &Place<'_>, key: &str) -> Error {
     let key: String = key.chars().take(64).collect();
     Error::new(format!("{at} has the unknown key {key:?}"))
 }

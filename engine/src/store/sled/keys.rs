@@ -11,7 +11,9 @@
 //! u {bucket} {hash 16}               the event id of a sender's delivery, to know duplicates by
 //! r {event id}                       what was made of an event: decisions and delivery ids
 //! d {delivery id}                    a delivery
-//! q {due} {delivery id}              a pending delivery falls due (no value)
+//! q {tenant} 0 {channel} 0 {due} {delivery id}   a pending delivery falls due (no value)
+//! t {tenant} 0 {slot 16}             what timing remembers of a key
+//! z {over} {tenant} 0 {slot 16}      when that may be forgotten (no value)
 //! h {tenant} 0 {event id} {rule}     a held event
 //! x {tenant} 0 {at} {delivery id}    a dead letter (no value)
 //! + {key} {n}                        the nth further piece of a long row
@@ -22,6 +24,8 @@
 //! outgrows a quarter of a segment into a file of its own that it never syncs.
 
 use crate::id::{DeliveryId, EventId, Hash, Name};
+use crate::store::Line;
+use crate::timing::Slot;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use sled::IVec;
@@ -33,6 +37,8 @@ pub(super) const DUPLICATE: u8 = b'u';
 pub(super) const DUE: u8 = b'q';
 pub(super) const HELD: u8 = b'h';
 pub(super) const DEAD: u8 = b'x';
+const MEMORY: u8 = b't';
+const OVER: u8 = b'z';
 const DECISIONS: u8 = b'r';
 const DELIVERY: u8 = b'd';
 const PIECE: u8 = b'+';
@@ -75,15 +81,60 @@ pub(super) fn delivery(id: DeliveryId) -> Vec<u8> {
     join(DELIVERY, &[id.0.as_bytes()])
 }
 
-pub(super) fn due((due_ms, id): (i64, DeliveryId)) -> Vec<u8> {
-    join(DUE, &[&sortable(due_ms), id.0.as_bytes().as_slice()])
+pub(super) fn due(line: &Line, (due_ms, id): (i64, DeliveryId)) -> Vec<u8> {
+    let mut key = of_line(line);
+    key.extend_from_slice(&sortable(due_ms));
+    key.extend_from_slice(id.0.as_bytes());
+    key
 }
 
-/// What [`due`] put into a key.
+/// Where what is due in a line begins.
+fn of_line(line: &Line) -> Vec<u8> {
+    let (tenant, channel) = (line.tenant.as_str(), line.channel.as_str());
+    join(DUE, &[tenant.as_bytes(), &[0], channel.as_bytes(), &[0]])
+}
+
+/// Where what is due in a line has ended.
+pub(super) fn after_line(line: &Line) -> Vec<u8> {
+    let (tenant, channel) = (line.tenant.as_str(), line.channel.as_str());
+    join(DUE, &[tenant.as_bytes(), &[0], channel.as_bytes(), &[1]])
+}
+
+/// The line of a key that [`due`] made.
+pub(super) fn line(key: &[u8]) -> Option<Line> {
+    let mut names = key.get(1..)?.split(|&byte| byte == 0);
+    let mut name = || std::str::from_utf8(names.next()?).ok()?.parse().ok();
+    Some(Line {
+        tenant: name()?,
+        channel: name()?,
+    })
+}
+
+/// The moment and the id of a key that [`due`] made.
 pub(super) fn read_due(key: &[u8]) -> Option<(i64, DeliveryId)> {
-    let (moment, id) = key.get(1..)?.split_first_chunk::<8>()?;
+    let (rest, id) = key.split_last_chunk::<16>()?;
+    let moment = rest.last_chunk::<8>()?;
     let due_ms = (u64::from_be_bytes(*moment) ^ SIGN) as i64;
-    Some((due_ms, DeliveryId(uuid::Uuid::from_slice(id).ok()?)))
+    Some((due_ms, DeliveryId(uuid::Uuid::from_bytes(*id))))
+}
+
+pub(super) fn memory(tenant: &Name, slot: &Slot) -> Vec<u8> {
+    join(MEMORY, &[tenant.as_str().as_bytes(), &[0], slot])
+}
+
+pub(super) fn memory_is_over(over_ms: i64, tenant: &Name, slot: &Slot) -> Vec<u8> {
+    let tenant = tenant.as_str().as_bytes();
+    join(OVER, &[&sortable(over_ms), tenant, &[0], slot])
+}
+
+/// Where what may be forgotten from a moment on begins.
+pub(super) fn over(over_ms: i64) -> Vec<u8> {
+    join(OVER, &[&sortable(over_ms)])
+}
+
+/// The key of what a key of [`memory_is_over`] says may be forgotten.
+pub(super) fn memory_over(key: &[u8]) -> Option<Vec<u8>> {
+    key.get(9..).map(|rest| join(MEMORY, &[rest]))
 }
 
 pub(super) fn held(tenant: &Name, event: EventId, rule: &Name) -> Vec<u8> {
@@ -213,7 +264,12 @@ mod tests {
         let keys = [i64::MIN, -1, 0, 1, 1_700_000_000_000, i64::MAX].map(sortable);
         assert!(keys.is_sorted());
         let id = DeliveryId(uuid::Uuid::from_u128(7));
-        assert_eq!(read_due(&due((-5, id))), Some((-5, id)));
+        let of = Line {
+            tenant: "octo".parse().unwrap(),
+            channel: "mail".parse().unwrap(),
+        };
+        assert_eq!(read_due(&due(&of, (-5, id))), Some((-5, id)));
+        assert_eq!(line(&due(&of, (-5, id))), Some(of));
     }
 
     #[test]

@@ -51,7 +51,7 @@ async fn a_restart_keeps_everything_but_leases() {
     let mut commit = commit_due("a", first, "triage", &[NOW_MS, NOW_MS + 1]);
     commit.held = vec![held("a", first, "broken")];
     store.commit(&tenant, vec![commit.clone()]).await.unwrap();
-    assert_eq!(store.claim(NOW_MS + 1, 1_000, 9).await.unwrap().len(), 2);
+    assert_eq!(claim(&store, NOW_MS + 1, 1_000, 9).await.len(), 2);
     let gone = Settlement::Dead {
         reason: "gone".to_owned(),
     };
@@ -69,7 +69,7 @@ async fn a_restart_keeps_everything_but_leases() {
     );
     assert_eq!(store.held(None, 9).await.unwrap(), commit.held);
     assert_eq!(store.dead(None, 9).await.unwrap()[0].id, dead);
-    let claimed = store.claim(NOW_MS + 1, 1_000, 9).await.unwrap();
+    let claimed = claim(&store, NOW_MS + 1, 1_000, 9).await;
     assert_eq!(claimed, commit.deliveries[1..]);
     let story = store.story(first).await.unwrap().unwrap();
     assert_eq!(story.decisions, commit.decisions);
@@ -508,11 +508,8 @@ impl Run {
             }
             Step::Claim { ahead_ms, limit } => {
                 self.now_ms += ahead_ms;
-                let claimed = self
-                    .store
-                    .claim(self.now_ms * TICKS, 900 * TICKS, *limit)
-                    .await
-                    .unwrap();
+                let now_ms = self.now_ms * TICKS;
+                let claimed = claim(&*self.store, now_ms, 900 * TICKS, *limit).await;
                 let claimed: Vec<_> = claimed.iter().map(|it| self.delivery(it.id)).collect();
                 self.see(claimed);
             }
@@ -603,7 +600,7 @@ proptest! {
                 if matches!(step, Step::Reopen) {
                     // Both look once more after all leases are over: then a restart shows nothing.
                     for run in [&mut model, &mut sled] {
-                        run.store.claim((run.now_ms + 10_000) * TICKS, 0, 0).await.unwrap();
+                        claim(&*run.store, (run.now_ms + 10_000) * TICKS, 0, 0).await;
                     }
                     let closed: Arc<dyn Store> = Arc::new(MemoryStore::new(0));
                     drop(std::mem::replace(&mut sled.store, closed));

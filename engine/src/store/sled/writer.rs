@@ -5,15 +5,17 @@
 //! the same group did. A command that fails leaves nothing in the group; a batch or flush that fails
 //! fails the whole group, and the store with it.
 
+use super::row::{Made, Row};
 use super::{Options, Shared, keys};
 use crate::id::{DeliveryId, EventId, Name};
 use crate::store::{
-    Appended, Attempt, Commit, DecisionRecord, Delivery, Error, NewEvent, Settlement, State,
-    moment_ms,
+    Acknowledgement, Appended, Attempt, Commit, DecisionRecord, Delivery, Error, Line, NewEvent,
+    Settlement, State, moment_ms,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use crate::timing::{self, Memory, Remember, Slot};
+use serde::{Serialize, de::DeserializeOwned};
 use sled::{Batch, IVec};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot};
@@ -55,13 +57,11 @@ pub(super) enum Command {
         now_ms: i64,
         answer: Answer<Option<Delivery>>,
     },
-}
-
-/// The row of what was made of an event.
-#[derive(Default, Serialize, Deserialize)]
-pub(super) struct Made {
-    pub(super) decisions: Vec<DecisionRecord>,
-    pub(super) deliveries: Vec<DeliveryId>,
+    Acknowledge {
+        id: DeliveryId,
+        now_ms: i64,
+        answer: Answer<Acknowledgement>,
+    },
 }
 
 pub(super) struct Writer {
@@ -133,6 +133,10 @@ impl Writer {
                 let done = self.redrive(group, id, now_ms);
                 group.answer(answer, done);
             }
+            Command::Acknowledge { id, now_ms, answer } => {
+                let done = self.acknowledge(group, id, now_ms);
+                group.answer(answer, done);
+            }
         }
     }
 
@@ -198,15 +202,15 @@ impl Writer {
                 continue;
             }
             cursor = Some(commit.event);
-            let made = Made {
-                deliveries: commit.deliveries.iter().map(|it| it.id).collect(),
+            let mut made = Made {
+                about: None,
+                deliveries: Vec::new(),
                 decisions: commit.decisions,
             };
+            let clock_ms = commit.received_ms;
+            self.add_all(group, &mut rows, &mut made, commit.deliveries, clock_ms)?;
             if !made.decisions.is_empty() || !made.deliveries.is_empty() {
                 self.encode(&mut rows, keys::decisions(commit.event), &made)?;
-            }
-            for delivery in &commit.deliveries {
-                self.add_delivery(group, &mut rows, delivery)?;
             }
             for held in &commit.held {
                 let key = keys::held(tenant, held.event, &held.rule);
@@ -227,31 +231,54 @@ impl Writer {
         attempt: Attempt,
         settlement: Settlement,
     ) -> Result<(), Error> {
-        let key = keys::delivery(id);
-        let Some(mut delivery) = self.read::<Delivery>(group, &key)? else {
+        let mut rows = Staged::default();
+        // It goes on otherwise than it began.
+        self.shared.fresh().pop(&id);
+        let Some(mut row) = self.read::<Row>(group, &rows, &keys::delivery(id))? else {
             return Ok(());
         };
-        let State::Pending { due_ms } = delivery.state else {
+        let State::Pending { due_ms } = row.state else {
             return Ok(());
         };
         let at_ms = attempt.at_ms;
-        delivery.attempts.push(attempt);
-        let mut rows = Staged::default();
-        rows.no_longer_due((due_ms, id));
-        delivery.state = match settlement {
+        row.attempts.push(attempt);
+        rows.no_longer_due(row.line(), (due_ms, id));
+        row.state = match settlement {
             Settlement::Delivered => State::Delivered { at_ms },
             Settlement::RetryAt { due_ms } => {
-                rows.due((due_ms, id));
+                rows.due(row.line(), (due_ms, id));
                 State::Pending { due_ms }
             }
-            Settlement::Dead { reason } => {
-                rows.put(keys::dead(&delivery.tenant, at_ms, id), Vec::new());
-                State::Dead { at_ms, reason }
-            }
+            Settlement::Dead { reason } => self.give_up(group, &mut rows, id, &row, at_ms, reason)?,
         };
-        self.encode(&mut rows, key, &delivery)?;
+        self.encode(&mut rows, keys::delivery(id), &row)?;
         group.take(rows);
         Ok(())
+    }
+
+    /// The state of a delivery that is given up: its rule may have named a channel for that.
+    fn give_up(
+        &self,
+        group: &Group,
+        rows: &mut Staged,
+        id: DeliveryId,
+        row: &Row,
+        at_ms: i64,
+        reason: String,
+    ) -> Result<State, Error> {
+        if row.timing.as_ref().is_some_and(|it| it.fallback.is_some()) {
+            let key = keys::decisions(row.event);
+            let mut made: Made = self.read(group, rows, &key)?.unwrap_or_default();
+            let dead = row.clone().into_delivery(id, &made);
+            if let Some(new) = timing::fallback(&dead, at_ms) {
+                let to = new.id;
+                self.add_delivery(group, rows, &mut made, &new)?;
+                self.encode(rows, key, &made)?;
+                return Ok(State::FallenBack { at_ms, reason, to });
+            }
+        }
+        rows.put(keys::dead(&row.tenant, at_ms, id), Vec::new());
+        Ok(State::Dead { at_ms, reason })
     }
 
     fn resolve_held(
@@ -268,13 +295,8 @@ impl Writer {
         let mut rows = Staged::default();
         rows.remove(held);
         let key = keys::decisions(decision.event);
-        let mut made: Made = self.read(group, &key)?.unwrap_or_default();
-        for delivery in &deliveries {
-            self.add_delivery(group, &mut rows, delivery)?;
-            if !made.deliveries.contains(&delivery.id) {
-                made.deliveries.push(delivery.id);
-            }
-        }
+        let mut made: Made = self.read(group, &rows, &key)?.unwrap_or_default();
+        let clock_ms = decision.decided_ms;
         match made
             .decisions
             .iter_mut()
@@ -283,6 +305,7 @@ impl Writer {
             Some(before) => *before = decision,
             None => made.decisions.push(decision),
         }
+        self.add_all(group, &mut rows, &mut made, deliveries, clock_ms)?;
         self.encode(&mut rows, key, &made)?;
         group.take(rows);
         Ok(true)
@@ -294,26 +317,99 @@ impl Writer {
         id: DeliveryId,
         now_ms: i64,
     ) -> Result<Option<Delivery>, Error> {
-        let key = keys::delivery(id);
-        let Some(mut dead) = self.read::<Delivery>(group, &key)? else {
+        let mut rows = Staged::default();
+        let Some(row) = self.read::<Row>(group, &rows, &keys::delivery(id))? else {
             return Ok(None);
         };
-        let State::Dead { at_ms, .. } = dead.state else {
+        let State::Dead { at_ms, .. } = row.state else {
             return Ok(None);
         };
+        let key = keys::decisions(row.event);
+        let mut made: Made = self.read(group, &rows, &key)?.unwrap_or_default();
+        let mut dead = row.into_delivery(id, &made);
         let Some(new) = dead.redrive(now_ms) else {
             return Ok(None);
         };
-        let mut rows = Staged::default();
         rows.remove(keys::dead(&dead.tenant, at_ms, id));
-        self.encode(&mut rows, key, &dead)?;
-        self.add_delivery(group, &mut rows, &new)?;
-        let key = keys::decisions(new.event);
-        let mut made: Made = self.read(group, &key)?.unwrap_or_default();
-        made.deliveries.push(new.id);
+        self.encode(&mut rows, keys::delivery(id), &Row::of(&dead, &mut made))?;
+        self.add_delivery(group, &mut rows, &mut made, &new)?;
         self.encode(&mut rows, key, &made)?;
         group.take(rows);
         Ok(Some(new))
+    }
+
+    fn acknowledge(
+        &self,
+        group: &mut Group,
+        id: DeliveryId,
+        now_ms: i64,
+    ) -> Result<Acknowledgement, Error> {
+        let mut rows = Staged::default();
+        let mut escalation = id.escalated();
+        let mut row = self.read::<Row>(group, &rows, &keys::delivery(escalation))?;
+        if row.is_none() {
+            escalation = id;
+            row = self.read::<Row>(group, &rows, &keys::delivery(id))?;
+        }
+        let Some(mut row) = row.filter(|row| row.escalation_of.is_some()) else {
+            return Ok(Acknowledgement::Nothing);
+        };
+        let due_ms = match row.state {
+            State::Acknowledged { .. } => return Ok(Acknowledgement::Acknowledged),
+            State::Pending { due_ms } if row.attempts.is_empty() => due_ms,
+            _ => return Ok(Acknowledgement::TooLate),
+        };
+        if !self.freeze(group, escalation) {
+            return Ok(Acknowledgement::TooLate);
+        }
+        rows.no_longer_due(row.line(), (due_ms, escalation));
+        row.state = State::Acknowledged { at_ms: now_ms };
+        self.encode(&mut rows, keys::delivery(escalation), &row)?;
+        group.take(rows);
+        Ok(Acknowledgement::Acknowledged)
+    }
+
+    /// Keeps a delivery where it is until the group is durable; `false` when it is out on a lease.
+    fn freeze(&self, group: &mut Group, id: DeliveryId) -> bool {
+        group.frozen.contains(&id) || {
+            let free = self.shared.due().freeze(id);
+            if free {
+                group.frozen.insert(id);
+            }
+            free
+        }
+    }
+
+    /// Adds what an event leads to, each as its timing has it.
+    fn add_all(
+        &self,
+        group: &mut Group,
+        rows: &mut Staged,
+        made: &mut Made,
+        deliveries: Vec<Delivery>,
+        clock_ms: i64,
+    ) -> Result<(), Error> {
+        for mut delivery in deliveries {
+            let key = keys::delivery(delivery.id);
+            if self.staged(group, rows, &key)?.is_some() {
+                continue;
+            }
+            let mut keys = Keys {
+                writer: self,
+                group,
+                rows,
+                tenant: delivery.tenant.clone(),
+            };
+            let escalation = timing::admit(&mut delivery, clock_ms, &mut keys)?;
+            self.add_delivery(group, rows, made, &delivery)?;
+            if let Some(escalation) = escalation {
+                self.add_delivery(group, rows, made, &escalation)?;
+            }
+            if delivery.timing.is_none() {
+                rows.fresh.push(delivery);
+            }
+        }
+        Ok(())
     }
 
     /// Adds a delivery unless it is there.
@@ -321,31 +417,42 @@ impl Writer {
         &self,
         group: &Group,
         rows: &mut Staged,
+        made: &mut Made,
         delivery: &Delivery,
     ) -> Result<(), Error> {
         let key = keys::delivery(delivery.id);
-        if rows.writes.contains_key(&key) || self.get(group, &key)?.is_some() {
+        if self.staged(group, rows, &key)?.is_some() {
             return Ok(());
         }
-        if let State::Pending { due_ms } = delivery.state {
-            rows.due((due_ms, delivery.id));
+        if !made.deliveries.contains(&delivery.id) {
+            made.deliveries.push(delivery.id);
         }
-        self.encode(rows, key, delivery)
+        if let State::Pending { due_ms } = delivery.state {
+            rows.due(delivery.line(), (due_ms, delivery.id));
+        }
+        self.encode(rows, key, &Row::of(delivery, made))
     }
 
     /// Applies the group, makes it durable, and answers.
     fn finish(&self, mut group: Group) {
         let done = self.store(&mut group);
         if done.is_ok() {
+            // First, or it could be claimed before it is here, and found here when it is no longer so.
+            self.shared.keep_fresh(std::mem::take(&mut group.fresh));
             let mut due = self.shared.due();
             for change in &group.due {
                 match change {
-                    Change::Due(key) => due.put(*key),
-                    Change::NoLonger(key) => due.remove(*key),
+                    Change::Due(line, key) => due.put(line, *key),
+                    Change::NoLonger(line, key) => due.remove(line, *key),
                 }
             }
+            for id in &group.frozen {
+                due.thaw(*id);
+            }
             drop(due);
-            if group.due.iter().any(|it| matches!(it, Change::Due(_))) {
+            let added = group.due.iter().any(|it| matches!(it, Change::Due(..)));
+            // What was being changed was passed over meanwhile.
+            if added || !group.frozen.is_empty() {
                 self.shared.changed.notify_one();
             }
         }
@@ -381,9 +488,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes duplicates that no window reaches any more.
+    /// Removes duplicates that no window reaches any more, and what timing may forget.
     fn prune(&self, group: &mut Group) -> Result<(), Error> {
         let Some(last) = self.last else { return Ok(()) };
+        for row in self
+            .shared
+            .db
+            .range(keys::over(i64::MIN)..keys::over(moment_ms(last)))
+            .keys()
+            .take(group.commands * PRUNED_PER_COMMAND)
+        {
+            let key = row.map_err(|error| self.shared.broken(error))?;
+            // What the group itself changes has its new place already.
+            if !group.rows.contains_key(&*key)
+                && let Some(memory) = keys::memory_over(&key)
+            {
+                group.rows.insert(memory, None);
+                group.rows.insert(key.to_vec(), None);
+            }
+        }
         let oldest = self.bucket(moment_ms(last) - self.options.duplicate_window_ms);
         let over = keys::bucket(i64::MIN)..keys::bucket(oldest);
         for row in self
@@ -406,10 +529,23 @@ impl Writer {
         }
     }
 
-    fn read<T: DeserializeOwned>(&self, group: &Group, key: &[u8]) -> Result<Option<T>, Error> {
-        match self.get(group, key)? {
+    /// A row as the group and one command of it have left it.
+    fn staged(&self, group: &Group, rows: &Staged, key: &[u8]) -> Result<Option<IVec>, Error> {
+        match rows.writes.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.get(group, key),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        group: &Group,
+        rows: &Staged,
+        key: &[u8],
+    ) -> Result<Option<T>, Error> {
+        match self.staged(group, rows, key)? {
             Some(first) => {
-                let row = keys::decode(key, &first, |piece| self.get(group, piece))?;
+                let row = keys::decode(key, &first, |piece| self.staged(group, rows, piece))?;
                 row.map(Some)
                     .map_err(|error| self.shared.bad_row(key, error))
             }
@@ -424,9 +560,66 @@ impl Writer {
     }
 }
 
+/// What timing remembers, as one command sees it.
+struct Keys<'a> {
+    writer: &'a Writer,
+    group: &'a mut Group,
+    rows: &'a mut Staged,
+    tenant: Name,
+}
+
+impl Remember for Keys<'_> {
+    type Error = Error;
+
+    fn get(&mut self, slot: &Slot) -> Result<Option<Memory>, Error> {
+        let key = keys::memory(&self.tenant, slot);
+        self.writer.read(self.group, self.rows, &key)
+    }
+
+    fn put(&mut self, slot: Slot, memory: Memory) -> Result<(), Error> {
+        if let Some(before) = self.get(&slot)? {
+            let over = keys::memory_is_over(before.over_ms(), &self.tenant, &slot);
+            self.rows.remove(over);
+        }
+        let over = keys::memory_is_over(memory.over_ms(), &self.tenant, &slot);
+        self.rows.put(over, Vec::new());
+        let key = keys::memory(&self.tenant, &slot);
+        self.writer.encode(self.rows, key, &memory)
+    }
+
+    fn join(&mut self, digest: DeliveryId, new: &Delivery, clock_ms: i64) -> Result<bool, Error> {
+        let key = keys::delivery(digest);
+        let Some(row) = self.writer.read::<Row>(self.group, self.rows, &key)? else {
+            return Ok(false);
+        };
+        let State::Pending { due_ms: before_ms } = row.state else {
+            return Ok(false);
+        };
+        if !self.writer.freeze(self.group, digest) {
+            return Ok(false);
+        }
+        let decisions = keys::decisions(row.event);
+        let made = self.writer.read(self.group, self.rows, &decisions)?;
+        let mut made: Made = made.unwrap_or_default();
+        let mut delivery = row.into_delivery(digest, &made);
+        if !timing::gather(&mut delivery, new, clock_ms) {
+            return Ok(false);
+        }
+        if let State::Pending { due_ms } = delivery.state
+            && due_ms != before_ms
+        {
+            self.rows.no_longer_due(delivery.line(), (before_ms, digest));
+            self.rows.due(delivery.line(), (due_ms, digest));
+        }
+        let row = Row::of(&delivery, &mut made);
+        self.writer.encode(self.rows, key, &row)?;
+        Ok(true)
+    }
+}
+
 enum Change {
-    Due((i64, DeliveryId)),
-    NoLonger((i64, DeliveryId)),
+    Due(Line, (i64, DeliveryId)),
+    NoLonger(Line, (i64, DeliveryId)),
 }
 
 /// What one command writes; it joins the group only when all of the command went well.
@@ -434,6 +627,7 @@ enum Change {
 struct Staged {
     writes: HashMap<Vec<u8>, Option<IVec>>,
     due: Vec<Change>,
+    fresh: Vec<Delivery>,
 }
 
 impl Staged {
@@ -445,14 +639,14 @@ impl Staged {
         self.writes.insert(key, None);
     }
 
-    fn due(&mut self, key: (i64, DeliveryId)) {
-        self.put(keys::due(key), Vec::new());
-        self.due.push(Change::Due(key));
+    fn due(&mut self, line: Line, key: (i64, DeliveryId)) {
+        self.put(keys::due(&line, key), Vec::new());
+        self.due.push(Change::Due(line, key));
     }
 
-    fn no_longer_due(&mut self, key: (i64, DeliveryId)) {
-        self.remove(keys::due(key));
-        self.due.push(Change::NoLonger(key));
+    fn no_longer_due(&mut self, line: Line, key: (i64, DeliveryId)) {
+        self.remove(keys::due(&line, key));
+        self.due.push(Change::NoLonger(line, key));
     }
 }
 
@@ -466,6 +660,10 @@ struct Group {
     event_bytes: usize,
     rows: HashMap<Vec<u8>, Option<IVec>>,
     due: Vec<Change>,
+    /// Deliveries that are likely to be claimed next.
+    fresh: Vec<Delivery>,
+    /// Deliveries that nobody may take while they are changed.
+    frozen: HashSet<DeliveryId>,
     answers: Vec<Told>,
 }
 
@@ -473,6 +671,7 @@ impl Group {
     fn take(&mut self, staged: Staged) {
         self.rows.extend(staged.writes);
         self.due.extend(staged.due);
+        self.fresh.extend(staged.fresh);
     }
 
     /// Keeps the answer until the group is durable. A caller that is gone misses it; what it asked
