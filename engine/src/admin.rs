@@ -4,7 +4,7 @@
 //! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
 //! process answers, `/readyz` that it can store.
 
-use crate::channel::Outgoing;
+use crate::channel::{Failure, Outgoing};
 use crate::dispatch::Channels;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::verify::json::{bearer, same};
@@ -194,6 +194,12 @@ pub struct AttemptView {
     pub duration_ms: u64,
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The receiver may have taken it although no success was seen.
+    #[serde(default, skip_serializing_if = "store::is_false")]
+    pub ambiguous: bool,
     pub refused: Vec<String>,
 }
 
@@ -378,6 +384,9 @@ pub struct TestView {
     /// The HTTP status or SMTP code, where there was an answer.
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     pub refused: Vec<String>,
     pub duration_ms: u64,
 }
@@ -400,15 +409,22 @@ async fn test(
     let began = Instant::now();
     let sent = found.send(&admin.outgoing, &a_test(tenant, channel)).await;
     let duration_ms = began.elapsed().as_millis() as u64;
-    let (status, error, refused) = match sent {
-        Ok(sent) => (sent.status, None, sent.refused),
-        Err(failure) => (failure.status, Some(failure.error), failure.refused),
+    let (status, error, answer, refused) = match sent {
+        Ok(sent) => (sent.status, None, None, sent.refused),
+        Err(Failure {
+            status,
+            error,
+            answer,
+            refused,
+            ..
+        }) => (status, Some(error), answer, refused),
     };
     Ok(Json(TestView {
         kind: found.kind().to_owned(),
         delivered: error.is_none(),
         status,
         error,
+        answer,
         refused,
         duration_ms,
     }))
@@ -566,6 +582,8 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         duration_ms: attempt.duration_ms,
         status: attempt.status,
         error: attempt.error.clone(),
+        answer: attempt.answer.clone(),
+        ambiguous: attempt.ambiguous,
         refused: attempt.refused.clone(),
     }
 }

@@ -237,11 +237,8 @@ impl Dispatcher {
             let reason = "the attempt ended in a bug of hooksieve; its log has the details";
             let attempt = Attempt {
                 at_ms: (self.shared.clock)(),
-                duration_ms: 0,
-                status: None,
                 error: Some(reason.into()),
-                refused: Vec::new(),
-                accepted: Vec::new(),
+                ..Attempt::default()
             };
             let dead = Settlement::Dead {
                 reason: reason.into(),
@@ -295,13 +292,10 @@ impl Shared {
         let key = (delivery.tenant.clone(), delivery.channel.clone());
         let result = match self.channels.get(&key) {
             Some(channel) => channel.send(&self.outgoing, &delivery).await,
-            None => Err(Failure {
-                status: None,
-                error: format!("channel {:?} is no longer configured", delivery.channel),
-                retry: Retry::Never,
-                accepted: Vec::new(),
-                refused: Vec::new(),
-            }),
+            None => Err(Failure::never(format!(
+                "channel {:?} is no longer configured",
+                delivery.channel
+            ))),
         };
         let duration_ms = began.elapsed().as_millis() as u64;
         let number = delivery.attempts.len() as u32 + 1;
@@ -347,7 +341,7 @@ fn settlement(
         Err(failure) => failure,
     };
     let retry_after = match failure.retry {
-        Retry::Never => {
+        Retry::Never | Retry::Gone => {
             return Settlement::Dead {
                 reason: failure.error.clone(),
             };
@@ -369,15 +363,16 @@ fn record(result: Result<Sent, Failure>, at_ms: i64, duration_ms: u64) -> Attemp
             at_ms,
             duration_ms,
             status: sent.status,
-            error: None,
             refused: sent.refused,
-            accepted: Vec::new(),
+            ..Attempt::default()
         },
         Err(failure) => Attempt {
             at_ms,
             duration_ms,
             status: failure.status,
             error: Some(failure.error),
+            answer: failure.answer,
+            ambiguous: failure.ambiguous,
             refused: failure.refused,
             accepted: failure.accepted,
         },

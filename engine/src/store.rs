@@ -249,7 +249,7 @@ pub enum State {
 }
 
 /// One try to deliver.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     pub at_ms: i64,
     pub duration_ms: u64,
@@ -257,12 +257,24 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// Why it did not succeed; `None` when it did.
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed: one line without the
+    /// channel's secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The receiver may have taken it although no success was seen.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ambiguous: bool,
     /// Where the receiver took it for some and not for others: who was refused, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
     /// Who has it although it is to be tried again: the retry leaves them out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
+}
+
+/// For fields that are left out where they say nothing.
+pub(crate) fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An event that a rule failed on, kept until someone releases or drops it.

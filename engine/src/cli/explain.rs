@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every attempt of a delivery, a line each.
+/// Every attempt of a delivery, a line each and what more there is to know of it.
 pub(super) fn attempts(delivery: &DeliveryView) {
     for attempt in &delivery.attempts {
         let status = attempt
@@ -104,6 +104,12 @@ pub(super) fn attempts(delivery: &DeliveryView) {
             attempt.at,
             style::clean(error)
         );
+        if attempt.ambiguous {
+            anstream::println!("      the receiver may have taken it all the same");
+        }
+        if let Some(answer) = &attempt.answer {
+            anstream::println!("      answered {}", style::clean(answer));
+        }
         for refused in &attempt.refused {
             anstream::println!("      refused {}", style::clean(refused));
         }
