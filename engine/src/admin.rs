@@ -4,7 +4,7 @@
 //! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
 //! process answers, `/readyz` that it can store.
 
-use crate::channel::Outgoing;
+use crate::channel::{Failure, Outgoing};
 use crate::dispatch::Channels;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::verify::json::{bearer, same};
@@ -12,9 +12,10 @@ use crate::pipeline::{Pipeline, ReleaseError, now_ms};
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::store::{
-    self, About, Attempt, DecisionRecord, Delivery, Held, Outcome, State as DeliveryState, Store,
-    StoredEvent, Then,
+    self, About, Acknowledgement, Attempt, DecisionRecord, Delivery, Held, Outcome,
+    State as DeliveryState, Store, StoredEvent, Then,
 };
+use crate::timing::Suppressed;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
@@ -22,7 +23,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use hooksieve_sdk::wire::{Event, Message, Payload, SkipIndex};
+use hooksieve_sdk::wire::{Event, Message, Payload, SkipIndex, Timing};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,6 +57,7 @@ impl Admin {
             .route("/v1/dead", get(dead))
             .route("/v1/dead/{id}/redrive", post(redrive))
             .route("/v1/deliveries/{id}", get(delivery))
+            .route("/v1/deliveries/{id}/acknowledge", post(acknowledge))
             .route("/v1/channels/{tenant}/{channel}/test", post(test))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
             .route("/readyz", get(ready))
@@ -181,9 +183,25 @@ pub struct DeliveryView {
     /// The dead letter that this one takes up again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redrive_of: Option<String>,
-    /// The delivery that took this one up again.
+    /// The delivery that this state is about: what this one was redriven or fell back as, is listed in,
+    /// or repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redriven_as: Option<String>,
+    pub other: Option<String>,
+    /// The dead one that this goes out for, to another channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback_of: Option<String>,
+    /// The one that this escalates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escalation_of: Option<String>,
+    /// How many a throttle held back before it.
+    #[serde(default)]
+    pub held_back: u64,
+    /// How many a digest lists.
+    #[serde(default)]
+    pub gathered: usize,
+    /// What the rule said of when and how often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Box<Timing>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Payload>,
 }
@@ -194,6 +212,12 @@ pub struct AttemptView {
     pub duration_ms: u64,
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The receiver may have taken it although no success was seen.
+    #[serde(default, skip_serializing_if = "store::is_false")]
+    pub ambiguous: bool,
     pub refused: Vec<String>,
 }
 
@@ -369,6 +393,21 @@ async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<Delive
     Ok(Json(delivery_view(&delivery, true)))
 }
 
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AcknowledgementView {
+    pub outcome: Acknowledgement,
+}
+
+async fn acknowledge(State(admin): Shared, Path(id): Path<String>) -> Answer<AcknowledgementView> {
+    let id = parse::<DeliveryId>(&id, "delivery")?;
+    let done = admin.store.acknowledge(id, now_ms()).await;
+    let outcome = done.map_err(store_problem)?;
+    if outcome == Acknowledgement::Nothing {
+        return Err(not_found("delivery that escalates", &id.to_string()));
+    }
+    Ok(Json(AcknowledgementView { outcome }))
+}
+
 /// What came of a channel's test.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TestView {
@@ -378,6 +417,9 @@ pub struct TestView {
     /// The HTTP status or SMTP code, where there was an answer.
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     pub refused: Vec<String>,
     pub duration_ms: u64,
 }
@@ -400,15 +442,22 @@ async fn test(
     let began = Instant::now();
     let sent = found.send(&admin.outgoing, &a_test(tenant, channel)).await;
     let duration_ms = began.elapsed().as_millis() as u64;
-    let (status, error, refused) = match sent {
-        Ok(sent) => (sent.status, None, sent.refused),
-        Err(failure) => (failure.status, Some(failure.error), failure.refused),
+    let (status, error, answer, refused) = match sent {
+        Ok(sent) => (sent.status, None, None, sent.refused),
+        Err(Failure {
+            status,
+            error,
+            answer,
+            refused,
+            ..
+        }) => (status, Some(error), answer, refused),
     };
     Ok(Json(TestView {
         kind: found.kind().to_owned(),
         delivered: error.is_none(),
         status,
         error,
+        answer,
         refused,
         duration_ms,
     }))
@@ -543,9 +592,23 @@ fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
         DeliveryState::Delivered { at_ms } => ("delivered", *at_ms, None),
         DeliveryState::Dead { at_ms, reason } => ("dead", *at_ms, Some(reason.clone())),
         DeliveryState::Redriven { at_ms, reason, .. } => ("redriven", *at_ms, Some(reason.clone())),
+        DeliveryState::FallenBack { at_ms, reason, .. } => {
+            ("fallen-back", *at_ms, Some(reason.clone()))
+        }
+        DeliveryState::Suppressed { at_ms, by, .. } => {
+            let reason = match by {
+                Suppressed::Dedupe => "it repeats one that was sent",
+                Suppressed::Throttle => "enough were sent in this period",
+            };
+            ("suppressed", *at_ms, Some(reason.to_owned()))
+        }
+        DeliveryState::Gathered { at_ms, .. } => ("gathered", *at_ms, None),
+        DeliveryState::Acknowledged { at_ms } => ("acknowledged", *at_ms, None),
     };
-    let redriven_as = match &delivery.state {
-        DeliveryState::Redriven { to, .. } => Some(to.to_string()),
+    let other = match &delivery.state {
+        DeliveryState::Redriven { to, .. } | DeliveryState::FallenBack { to, .. } => Some(*to),
+        DeliveryState::Gathered { into, .. } => Some(*into),
+        DeliveryState::Suppressed { first, .. } => *first,
         _ => None,
     };
     DeliveryView {
@@ -560,7 +623,12 @@ fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
         reason,
         attempts: delivery.attempts.iter().map(attempt_view).collect(),
         redrive_of: delivery.redrive_of.as_ref().map(|of| of.id.to_string()),
-        redriven_as,
+        other: other.map(|id| id.to_string()),
+        fallback_of: delivery.fallback_of.map(|id| id.to_string()),
+        escalation_of: delivery.escalation_of.map(|id| id.to_string()),
+        held_back: delivery.held_back,
+        gathered: delivery.gathered.len(),
+        timing: delivery.timing.clone(),
         payload: with_payload.then(|| delivery.payload.clone()),
     }
 }
@@ -571,6 +639,8 @@ fn attempt_view(attempt: &Attempt) -> AttemptView {
         duration_ms: attempt.duration_ms,
         status: attempt.status,
         error: attempt.error.clone(),
+        answer: attempt.answer.clone(),
+        ambiguous: attempt.ambiguous,
         refused: attempt.refused.clone(),
     }
 }

@@ -5,10 +5,11 @@
 //!   the receiver's form, cut to its limits, and never become a header, a recipient or a mention.
 //! - Whether a failure is worth a retry is decided here, where it is born.
 //! - What an error says is fit for a log and for a stored attempt: the host and what happened, never
-//!   a path, a query, a user or a secret.
+//!   a path, a query, a user or a secret. The same holds of what a receiver answered, where it is kept.
 //!
 //! What a channel deliberately does not do: retry, wait, know the store, or follow a redirect.
 
+mod answer;
 pub mod discord;
 pub mod email;
 pub mod guard;
@@ -21,7 +22,9 @@ pub mod webhook;
 
 pub use outgoing::Outgoing;
 
+use crate::dispatch::Rate;
 use crate::store::Delivery;
+use answer::Secrets;
 use hooksieve_sdk::wire::Payload;
 use std::time::Duration;
 
@@ -51,6 +54,11 @@ pub struct Failure {
     /// One sentence that names the host.
     pub error: String,
     pub retry: Retry,
+    /// The beginning of what the receiver answered, in one line and without the channel's secrets.
+    pub answer: Option<String>,
+    /// The receiver may have taken it although no success was seen: it was sent, and then nothing came
+    /// back. (Where a request timed out, a connection may not have come about either.)
+    pub ambiguous: bool,
     /// Recipients who have it all the same: a retry must leave them out.
     pub accepted: Vec<String>,
     /// Recipients who do not, as in [`Sent::refused`].
@@ -61,6 +69,8 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     Never,
+    /// Nor for any other delivery: the receiver says that it is gone for good.
+    Gone,
     Later,
     /// The receiver said how long to stay away.
     After(Duration),
@@ -80,13 +90,43 @@ impl Channel {
     pub async fn send(&self, client: &Outgoing, delivery: &Delivery) -> Result<Sent, Failure> {
         // The pipeline asked `takes` before it stored anything; the settings may have changed since.
         self.takes(&delivery.payload).map_err(Failure::never)?;
-        match self {
+        let sent = match self {
             Channel::Discord(discord) => discord.send(client, delivery).await,
             Channel::Email(email) => email.send(client, delivery).await,
             Channel::Lark(lark) => lark.send(client, delivery).await,
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
+        };
+        sent.map_err(|failure| failure.without(self.secrets()))
+    }
+
+    /// What no stored attempt may say.
+    fn secrets(&self) -> Secrets {
+        let mut secrets = Secrets::default();
+        match self {
+            Channel::Discord(discord) => discord.secrets(&mut secrets),
+            Channel::Email(email) => email.secrets(&mut secrets),
+            Channel::Lark(lark) => lark.secrets(&mut secrets),
+            Channel::PagerDuty(pagerduty) => pagerduty.secrets(&mut secrets),
+            Channel::Slack(slack) => slack.secrets(&mut secrets),
+            Channel::Webhook(webhook) => webhook.secrets(&mut secrets),
+        }
+        secrets
+    }
+
+    /// What its service lets through, as its documentation says it; a tenant may set others.
+    pub fn rates(&self) -> &'static [Rate] {
+        match self {
+            // 30 a minute for a webhook's channel.
+            Channel::Discord(_) => const { &[Rate::new(30, 60)] },
+            // "100 per minute, 5 per second" for a custom bot.
+            Channel::Lark(_) => const { &[Rate::new(5, 1), Rate::new(100, 60)] },
+            // 120 a minute for an integration key.
+            Channel::PagerDuty(_) => const { &[Rate::new(120, 60)] },
+            // "1 per second" for an incoming webhook.
+            Channel::Slack(_) => const { &[Rate::new(1, 1)] },
+            Channel::Email(_) | Channel::Webhook(_) => &[],
         }
     }
 
@@ -136,17 +176,45 @@ impl Failure {
             status,
             error: error.into(),
             retry,
+            answer: None,
+            ambiguous: false,
             accepted: Vec::new(),
             refused: Vec::new(),
         }
     }
 
-    fn never(error: impl Into<String>) -> Self {
+    pub(crate) fn never(error: impl Into<String>) -> Self {
         Self::new(None, error, Retry::Never)
     }
 
     fn later(error: impl Into<String>) -> Self {
         Self::new(None, error, Retry::Later)
+    }
+
+    /// With what the receiver answered, as it came.
+    fn answered(self, answer: impl Into<String>) -> Self {
+        Self {
+            answer: Some(answer.into()),
+            ..self
+        }
+    }
+
+    /// Whether the receiver may have it all the same.
+    fn ambiguous(self, ambiguous: bool) -> Self {
+        Self { ambiguous, ..self }
+    }
+
+    /// As it may be kept: receivers repeat what they were sent, in whatever they say.
+    fn without(self, mut secrets: Secrets) -> Self {
+        let refused = self.refused.iter().map(|who| secrets.hide(who)).collect();
+        Self {
+            error: secrets.hide(&self.error),
+            answer: self
+                .answer
+                .and_then(|answer| secrets.kept(answer.as_bytes())),
+            refused,
+            ..self
+        }
     }
 }
 
@@ -246,6 +314,70 @@ pub(crate) mod tests {
             redrive_of: None,
             fallback_of: None,
             escalation_of: None,
+        }
+    }
+
+    /// A receiver that repeats the whole request, and nothing of its secrets is kept.
+    #[tokio::test]
+    async fn an_answer_that_repeats_the_request_betrays_nothing() {
+        async fn repeat(request: axum::extract::Request) -> (axum::http::StatusCode, String) {
+            let (head, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let head = format!("{} {} {:?}", head.method, head.uri, head.headers);
+            let answer = format!("{head} {}", String::from_utf8_lossy(&body));
+            (axum::http::StatusCode::INTERNAL_SERVER_ERROR, answer)
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = axum::Router::new().fallback(repeat);
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        // Whatever is secret has this in it.
+        const HIDDEN: &str = "0123456789abcdef0123456789abcdef";
+        let url = format!("http://me:{HIDDEN}@{address}/a/{HIDDEN}/b?key={HIDDEN}");
+        let secret = || Secret::new(&url);
+        let timeout_ms = 2000;
+        let made: Vec<Result<Channel, String>> = vec![
+            discord::Discord::new(discord::Settings {
+                url: secret(),
+                timeout_ms,
+            })
+            .map(Channel::Discord),
+            lark::Lark::new(lark::Settings {
+                url: secret(),
+                secret: None,
+                timeout_ms,
+            })
+            .map(Channel::Lark),
+            pagerduty::PagerDuty::new(pagerduty::Settings {
+                routing_key: Secret::new(HIDDEN),
+                severity: None,
+                url: Some(url.clone()),
+                timeout_ms,
+            })
+            .map(Channel::PagerDuty),
+            slack::Slack::new(slack::Settings {
+                url: secret(),
+                timeout_ms,
+            })
+            .map(Channel::Slack),
+            webhook::Webhook::new(webhook::Settings {
+                url: url.clone(),
+                secret: None,
+                timeout_ms,
+            })
+            .map(Channel::Webhook),
+        ];
+        for channel in made {
+            let channel = channel.unwrap_or_else(|error| panic!("{error}"));
+            let delivery = delivery(Payload::Message(Message::default()));
+            let failure = channel.send(&outgoing(None), &delivery).await.unwrap_err();
+            let answer = failure.answer.clone().unwrap();
+            assert!(answer.starts_with("POST [secret]"), "{answer}");
+            // What it was told otherwise is there.
+            assert!(answer.contains("user-agent"), "{answer}");
+            let all = format!("{failure:?}");
+            assert!(!all.contains(&HIDDEN[..8]), "{channel:?}: {all}");
+            assert!(!all.contains("Basic bW"), "{channel:?}: {all}");
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod read;
 
 use crate::channel::guard::Network;
+use crate::dispatch::{WAIT_MS_MAX, WAITS_MAX};
 use crate::sandbox::{CompileLimits, Limits};
 use crate::secret::Secret;
 use read::{Problem, Source, did_you_mean};
@@ -34,6 +35,8 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
+    /// Where the engine is reached from outside; empty where it is not said.
+    pub public_url: String,
     pub listen: SocketAddr,
     pub tenants: PathBuf,
     pub data: PathBuf,
@@ -85,9 +88,7 @@ pub struct Dispatch {
     pub in_flight_per_channel_max: usize,
     pub lease_ms: u64,
     pub timeout_ms: u64,
-    pub retry_first_ms: u64,
-    pub retry_max_ms: u64,
-    pub attempts_max: u32,
+    pub retry_ms: Vec<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -125,12 +126,16 @@ impl Config {
 }
 
 /// A list in a variable: its items with commas between them.
-fn listed(text: &str) -> Vec<Value> {
+fn listed(text: &str, numbers: bool) -> Option<Value> {
     let items = text.split(',').map(str::trim);
-    items
-        .filter(|item| !item.is_empty())
-        .map(|item| Value::String(item.to_owned()))
-        .collect()
+    let read = items.filter(|item| !item.is_empty()).map(|item| {
+        if numbers {
+            item.replace('_', "").parse().ok().map(Value::Integer)
+        } else {
+            Some(Value::String(item.to_owned()))
+        }
+    });
+    read.collect::<Option<_>>().map(Value::Array)
 }
 
 /// The merged tables, with the place where each setting was set.
@@ -219,7 +224,7 @@ impl Settings {
             let value = match default {
                 Value::Integer(_) => text.replace('_', "").parse().ok().map(Value::Integer),
                 Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
-                Value::Array(_) => Some(Value::Array(listed(text))),
+                Value::Array(items) => listed(text, items.first().is_some_and(Value::is_integer)),
                 _ => Some(Value::String(text.clone())),
             };
             let Some(value) = value else {
@@ -332,6 +337,25 @@ impl Settings {
                 return Err(self.problem(section, key, message));
             }
         }
+        let waits = self.table.get("dispatch").and_then(|it| it.get("retry_ms"));
+        let waits = waits.and_then(Value::as_array).into_iter().flatten();
+        let wrong = |wait: &&Value| {
+            let range = 1..=WAIT_MS_MAX as i64;
+            !wait.as_integer().is_some_and(|ms| range.contains(&ms))
+        };
+        if waits.clone().count() > WAITS_MAX || waits.clone().any(|wait| wrong(&wait)) {
+            let message = format!(
+                "`retry_ms` of [dispatch] is a list of up to {WAITS_MAX} waits, each of 1 to {WAIT_MS_MAX}"
+            );
+            return Err(self.problem("dispatch", "retry_ms", message));
+        }
+        let public = self.table.get("server").and_then(|it| it.get("public_url"));
+        let public = public.and_then(Value::as_str).unwrap_or_default();
+        let web = url::Url::parse(public).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+        if !public.is_empty() && !web {
+            let message = format!("{public:?} is no http or https address");
+            return Err(self.problem("server", "public_url", message));
+        }
         if number("dispatch", "lease_ms") <= number("dispatch", "timeout_ms") {
             let message = "`lease_ms` of [dispatch] must be longer than `timeout_ms`, or a slow delivery is sent twice";
             return Err(self.problem("dispatch", "lease_ms", message.to_owned()));
@@ -350,7 +374,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 34] = [
+const RANGES: [(&str, &str, i64, i64); 31] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -382,9 +406,6 @@ const RANGES: [(&str, &str, i64, i64); 34] = [
     ("dispatch", "in_flight_per_channel_max", 1, 100_000),
     ("dispatch", "lease_ms", 1_000, 86_400_000),
     ("dispatch", "timeout_ms", 100, 600_000),
-    ("dispatch", "retry_first_ms", 1, 86_400_000),
-    ("dispatch", "retry_max_ms", 1, 86_400_000),
-    ("dispatch", "attempts_max", 1, 100),
 ];
 
 /// The shortest operator token that is taken.

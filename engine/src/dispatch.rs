@@ -25,12 +25,14 @@ mod retry;
 mod tests;
 
 pub use pace::{Pace, Rate};
-pub use retry::{RETRY_AFTER_MAX, Schedule};
+pub use retry::{RETRY_AFTER_MAX, Schedule, WAIT_MS_MAX, WAITS_MAX};
 
 use self::pace::{Breaker, Buckets};
+use crate::acknowledge::Links;
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
 use crate::store::{self, Attempt, Delivery, Line, Settlement, Store};
+use crate::timing;
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
@@ -81,6 +83,7 @@ struct Shared {
     store: Arc<dyn Store>,
     channels: Arc<Channels>,
     outgoing: Arc<Outgoing>,
+    links: Links,
     clock: Clock,
 }
 
@@ -118,6 +121,7 @@ impl Dispatcher {
         channels: Arc<Channels>,
         paces: Paces,
         outgoing: Arc<Outgoing>,
+        links: Links,
         settings: Settings,
         clock: Clock,
     ) -> Self {
@@ -125,6 +129,7 @@ impl Dispatcher {
             store,
             channels,
             outgoing,
+            links,
             clock,
         };
         Self {
@@ -377,12 +382,20 @@ impl Ended {
 
 impl Shared {
     /// Tries a delivery once.
-    async fn attempt(self: Arc<Self>, delivery: Delivery) -> Ended {
+    async fn attempt(self: Arc<Self>, mut delivery: Delivery) -> Ended {
         let at_ms = (self.clock)();
         let began = Instant::now();
         let key = (delivery.tenant.clone(), delivery.channel.clone());
         let result = match self.channels.get(&key) {
-            Some(channel) => channel.send(&self.outgoing, &delivery).await,
+            Some(channel) => {
+                let escalates = delivery
+                    .timing
+                    .as_ref()
+                    .is_some_and(|it| it.escalate.is_some());
+                let link = self.links.address(delivery.id).filter(|_| escalates);
+                delivery.payload = timing::render(&delivery, link.as_deref());
+                channel.send(&self.outgoing, &delivery).await
+            }
             None => Err(Failure::never(format!(
                 "channel {:?} is no longer configured",
                 delivery.channel
@@ -452,15 +465,16 @@ fn record(result: Result<Sent, Failure>, at_ms: i64, duration_ms: u64) -> Attemp
             at_ms,
             duration_ms,
             status: sent.status,
-            error: None,
             refused: sent.refused,
-            accepted: Vec::new(),
+            ..Attempt::default()
         },
         Err(failure) => Attempt {
             at_ms,
             duration_ms,
             status: failure.status,
             error: Some(failure.error),
+            answer: failure.answer,
+            ambiguous: failure.ambiguous,
             refused: failure.refused,
             accepted: failure.accepted,
         },

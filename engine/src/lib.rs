@@ -18,7 +18,9 @@
 //! | [`store`] | the seam behind which events and deliveries are durable |
 //! | [`sandbox`] | checks, compiles and runs a module within its limits |
 //! | [`pipeline`] | events through rules to commits |
+//! | [`timing`] | when and how often what was decided goes out |
 //! | [`dispatch`], [`channel`] | commits to receivers |
+//! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`admin`] | the operator's calls over HTTP |
 //! | [`replay`] | recorded events, read as the engine would have stored them |
 //! | [`serve`] | all of it wired together |
@@ -37,6 +39,7 @@
 //! stop it when done. `examples/embed.rs` is a program that does. To check or run a module alone,
 //! [`sandbox::Sandbox`] is enough.
 
+pub mod acknowledge;
 pub mod admin;
 pub mod channel;
 pub mod config;
@@ -51,3 +54,4 @@ pub mod secret;
 pub mod serve;
 pub mod store;
 pub mod tenant;
+pub mod timing;

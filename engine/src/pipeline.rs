@@ -20,7 +20,7 @@ use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
 };
 use crate::tenant::{Pattern, Rule, Tenant};
-use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex};
+use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex, Timing};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -203,7 +203,11 @@ impl Rules {
         let mut run = instances.run(&rule.program, &event.encoded, &event.index);
         let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
         let outcome = outcome.map_err(Failure::from).and_then(|decision| {
-            validate::decision(&decision, &rule.allowed_channels, self.channels.as_ref())?;
+            let tenant = validate::Known {
+                allowed: &rule.allowed_channels,
+                channels: self.channels.as_ref(),
+            };
+            validate::decision(&decision, &tenant, event.received_ms)?;
             Ok(decision)
         });
         (run, outcome)
@@ -228,7 +232,11 @@ impl Rules {
         now_ms: i64,
     ) {
         let about = about(event);
-        let deliver = |position: usize, channel: Name, reason: &str, payload: Payload| Delivery {
+        let deliver = |position: usize,
+                       channel: Name,
+                       reason: &str,
+                       payload: Payload,
+                       timing: Option<Box<Timing>>| Delivery {
             id: DeliveryId::new(event.id, &rule.name, position),
             tenant: self.tenant.clone(),
             event: event.id,
@@ -241,7 +249,7 @@ impl Rules {
             state: State::Pending { due_ms: now_ms },
             attempts: Vec::new(),
             created_ms: now_ms,
-            timing: None,
+            timing,
             held_back: 0,
             gathered: Vec::new(),
             redrive_of: None,
@@ -259,7 +267,9 @@ impl Rules {
                         {
                             message.title.clone_from(&event.kind);
                         }
-                        let delivery = deliver(position, channel, &decision.reason, payload);
+                        let timing = action.timing.clone();
+                        let delivery =
+                            deliver(position, channel, &decision.reason, payload, timing);
                         commit.deliveries.push(delivery);
                     }
                 }
@@ -281,7 +291,7 @@ impl Rules {
                         let reason = "passed on because the rule failed";
                         commit
                             .deliveries
-                            .push(deliver(0, channel.clone(), reason, payload));
+                            .push(deliver(0, channel.clone(), reason, payload, None));
                     }
                     _ => {}
                 }
@@ -359,6 +369,7 @@ type Compiled = OnceLock<Result<sandbox::Module, Refused>>;
 fn empty(event: &StoredEvent) -> Commit {
     Commit {
         event: event.id,
+        received_ms: event.received_ms,
         decisions: Vec::new(),
         deliveries: Vec::new(),
         held: Vec::new(),

@@ -6,6 +6,7 @@
 
 mod listener;
 
+use crate::acknowledge::Links;
 use crate::channel::Outgoing;
 use crate::channel::guard::Guard;
 use crate::config::Config;
@@ -131,13 +132,21 @@ impl Engine {
             own.map(|(name, channel)| ((tenant.name.clone(), name.clone()), channel.clone()))
         });
         let channels: Arc<dispatch::Channels> = Arc::new(channels.collect());
+        let paces = tenants.iter().flat_map(|tenant| {
+            let own = tenant.paces.iter();
+            own.map(|(name, pace)| ((tenant.name.clone(), name.clone()), pace.clone()))
+        });
+        let paces: dispatch::Paces = paces.collect();
         let outgoing = Arc::new(outgoing(config)?);
 
         let store = open_store(config).await?;
         let token = match &config.server.operator_token {
             Some(token) => token.clone(),
-            None => local_token(&config.server.data)?,
+            None => kept_secret(&config.server.data, LOCAL_TOKEN_FILE)?,
         };
+        // Validated with the configuration.
+        let base = url::Url::parse(&config.server.public_url).ok();
+        let links = Links::new(base, kept_secret(&config.server.data, LINK_KEY_FILE)?);
         let listener = TcpListener::bind(listen)
             .await
             .map_err(|error| StartError::Bind { listen, error })?;
@@ -170,7 +179,10 @@ impl Engine {
             outgoing: outgoing.clone(),
             token: token.clone(),
         };
-        let app = Router::new().merge(ingest.router()).merge(admin.router());
+        let app = Router::new()
+            .merge(ingest.router())
+            .merge(links.clone().router(store.clone()))
+            .merge(admin.router());
 
         let engine = Self {
             addr,
@@ -185,7 +197,9 @@ impl Engine {
         let dispatcher = Dispatcher::new(
             store,
             channels,
+            paces,
             outgoing,
+            links,
             dispatch_settings(config),
             Arc::new(now_ms),
         );
@@ -278,10 +292,7 @@ fn dispatch_settings(config: &Config) -> dispatch::Settings {
         in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
         lease_ms: dispatch.lease_ms as i64,
         schedule: dispatch::Schedule {
-            base_ms: dispatch.retry_first_ms,
-            max_ms: dispatch.retry_max_ms,
-            attempts_max: dispatch.attempts_max,
-            ..dispatch::Schedule::default()
+            waits_ms: dispatch.retry_ms.clone(),
         },
     }
 }
@@ -310,19 +321,21 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Due deliveries that are kept in memory; what waits beyond them waits on disk.
-const DUE_LOADED_MAX: usize = 10_000;
+/// Due deliveries of one channel that are kept in memory; what waits beyond them waits on disk.
+const DUE_LOADED_MAX: usize = 1_024;
 
 /// The file with the token of an engine that was given none.
 pub const LOCAL_TOKEN_FILE: &str = "operator-token";
 
-/// The token of an engine on a loopback address that was given none: made once, kept in the data
-/// folder for its owner alone.
-fn local_token(data: &Path) -> Result<Secret, StartError> {
+/// The file with the key that signs the links in messages.
+const LINK_KEY_FILE: &str = "link-key";
+
+/// A secret of the engine's own: made once, kept in the data folder for its owner alone.
+fn kept_secret(data: &Path, name: &str) -> Result<Secret, StartError> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
 
-    let path = data.join(LOCAL_TOKEN_FILE);
+    let path = data.join(name);
     let failed = |error: std::io::Error| StartError::File {
         path: path.clone(),
         error: error.to_string(),

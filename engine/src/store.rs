@@ -184,7 +184,10 @@ pub struct Delivery {
     pub escalation_of: Option<DeliveryId>,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
@@ -195,6 +198,9 @@ pub struct Line {
     pub tenant: Name,
     pub channel: Name,
 }
+
+/// Whether one more delivery of this line can be taken.
+pub type Wanted<'a> = dyn FnMut(&Line) -> bool + Send + 'a;
 
 /// What a claim gave.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -335,7 +341,7 @@ pub enum State {
 }
 
 /// One try to deliver.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     pub at_ms: i64,
     pub duration_ms: u64,
@@ -343,12 +349,24 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// Why it did not succeed; `None` when it did.
     pub error: Option<String>,
+    /// The beginning of what the receiver answered, where it did not succeed: one line without the
+    /// channel's secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// The receiver may have taken it although no success was seen.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ambiguous: bool,
     /// Where the receiver took it for some and not for others: who was refused, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<String>,
     /// Who has it although it is to be tried again: the retry leaves them out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<String>,
+}
+
+/// For fields that are left out where they say nothing.
+pub(crate) fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// An event that a rule failed on, kept until someone releases or drops it.
@@ -451,7 +469,7 @@ pub trait Outbox: Send + Sync {
         &self,
         now_ms: i64,
         lease_ms: i64,
-        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+        wanted: &mut Wanted<'_>,
     ) -> Result<Claimed, Error>;
 
     /// Records an attempt of a claimed delivery and how it goes on; returns when durable. A delivery

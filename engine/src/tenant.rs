@@ -4,6 +4,7 @@
 
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, webhook};
 use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
+use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
 use crate::secret::Secret;
@@ -21,6 +22,8 @@ pub struct Tenant {
     /// In the order of the file.
     pub rules: Vec<Rule>,
     pub channels: BTreeMap<Name, Arc<Channel>>,
+    /// How fast each channel may be used.
+    pub paces: BTreeMap<Name, Pace>,
     /// Where events go that a rule with `on_error = "pass"` failed on.
     pub default_channel: Option<Name>,
 }
@@ -147,8 +150,10 @@ impl Tenant {
             unique(sources.insert(key, source.0).is_some(), &section, "source")?;
         }
         let mut channels = BTreeMap::new();
+        let mut paces = BTreeMap::new();
         for section in root.sections("channel")? {
-            let (key, channel, section) = reader.channel(section)?;
+            let (key, channel, pace, section) = reader.channel(section)?;
+            paces.insert(key.clone(), pace);
             unique(
                 channels.insert(key, Arc::new(channel)).is_some(),
                 &section,
@@ -181,6 +186,7 @@ impl Tenant {
             sources,
             rules,
             channels,
+            paces,
             default_channel,
         })
     }
@@ -215,6 +221,44 @@ fn known<'n>(
 
 /// The kinds of channels.
 const CHANNELS: [&str; 6] = ["discord", "email", "lark", "pagerduty", "slack", "webhook"];
+
+/// What a channel of every kind may say of how fast it is used.
+fn pace(section: &Section<'_>, channel: &Channel) -> Result<Pace, Problem> {
+    let rates = match section.strs("rates")? {
+        None => channel.rates().to_vec(),
+        Some(rates) => rates
+            .into_iter()
+            .map(|rate| Rate::parse(rate.value).map_err(|error| rate.problem(error)))
+            .collect::<Result<_, _>>()?,
+    };
+    let in_flight_max = match section.u64("in_flight_max")? {
+        Some(max) if !(1..=1_000).contains(&max.value) => {
+            return Err(max.problem("`in_flight_max` may be 1 to 1000"));
+        }
+        max => max.map(|max| max.value as usize),
+    };
+    let schedule = match section.u64s("retry_ms")? {
+        None => None,
+        Some(waits) => {
+            if waits.len() > WAITS_MAX {
+                return Err(section.problem(format!(
+                    "`retry_ms` has {} waits, and {WAITS_MAX} are possible",
+                    waits.len()
+                )));
+            }
+            if let Some(wait) = waits.iter().find(|wait| wait.value > WAIT_MS_MAX) {
+                return Err(wait.problem(format!("a wait may be up to {WAIT_MS_MAX} ms")));
+            }
+            let waits_ms = waits.into_iter().map(|wait| wait.value).collect();
+            Some(Schedule { waits_ms })
+        }
+    };
+    Ok(Pace {
+        rates,
+        in_flight_max,
+        schedule,
+    })
+}
 
 struct Reader<'a> {
     file: &'a File,
@@ -282,7 +326,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn channel(&self, section: Section<'a>) -> Result<(Name, Channel, Section<'a>), Problem> {
+    fn channel(&self, section: Section<'a>) -> Result<(Name, Channel, Pace, Section<'a>), Problem> {
         let (name, section) = named(section, "channel")?;
         let kind = section.need_str("kind")?;
         let timeout_ms = match section.u64("timeout_ms")? {
@@ -334,8 +378,9 @@ impl<'a> Reader<'a> {
         };
         let channel =
             made.map_err(|error| section.problem(format!("{}: {error}", section.title())))?;
+        let pace = pace(&section, &channel)?;
         section.finish()?;
-        Ok((name, channel, section))
+        Ok((name, channel, pace, section))
     }
 
     fn email(&self, section: &Section<'a>, timeout_ms: u64) -> Result<email::Settings, Problem> {

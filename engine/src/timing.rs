@@ -97,8 +97,12 @@ pub trait Remember {
     fn put(&mut self, slot: Slot, memory: Memory) -> Result<(), Self::Error>;
 
     /// Has [`gather`] add a delivery to this digest; `false` when it is no longer open.
-    fn join(&mut self, digest: DeliveryId, new: &Delivery, clock_ms: i64)
-    -> Result<bool, Self::Error>;
+    fn join(
+        &mut self,
+        digest: DeliveryId,
+        new: &Delivery,
+        clock_ms: i64,
+    ) -> Result<bool, Self::Error>;
 }
 
 /// Decides how a new delivery begins: its state, and a second delivery that escalates it. `clock_ms` is
@@ -282,7 +286,9 @@ fn within(timing: &Timing, at_ms: i64) -> i64 {
 }
 
 fn later(from_ms: i64, seconds: u64) -> i64 {
-    let ms = i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(1_000);
+    let ms = i64::try_from(seconds)
+        .unwrap_or(i64::MAX)
+        .saturating_mul(1_000);
     from_ms.saturating_add(ms)
 }
 

@@ -1,7 +1,8 @@
 //! Builders for what a rule answers.
 
 use crate::wire::{
-    Action, Body, Decision, Dedupe, Digest, Escalate, Field, Link, Message, Payload, Throttle, Timing,
+    Action, Body, Decision, Dedupe, Digest, Escalate, Field, Link, Message, Payload, Throttle,
+    Timing,
 };
 use core::time::Duration;
 

@@ -102,7 +102,7 @@ async fn killed_again_and_again_it_loses_nothing_it_accepted() {
     );
     let setup = Setup::new()
         .env("HUB", SECRET)
-        .config("[dispatch]\nretry_first_ms = 50\nretry_max_ms = 500\nattempts_max = 100\n[log]\nlevel = \"error\"\n")
+        .config("[dispatch]\nretry_ms = [50, 100, 200, 400, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500, 500]\n[log]\nlevel = \"error\"\n")
         .tenant("acme", &tenant);
     let numbers = Arc::new(AtomicU64::new(0));
     let mut senders: Vec<_> = (0..SENDERS).map(|_| Sender::default()).collect();

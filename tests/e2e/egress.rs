@@ -5,7 +5,7 @@ use hooksieve_tests::{ALLOW, Receiver, Server, Setup};
 use serde_json::json;
 
 /// Names are asked for again, so few times and soon.
-const HASTY: &str = "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 50\nattempts_max = 2\n";
+const HASTY: &str = "[dispatch]\nretry_ms = [10]\n";
 
 /// A tenant with these channels, all of which its rule may name.
 fn tenant(channels: &[String]) -> String {

@@ -28,7 +28,7 @@ fn tenant(hook: &Receiver, rules: &str) -> String {
 const ONE: &str = "[[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n";
 
 /// Retries within milliseconds, and few of them.
-const HASTY: &str = "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 50\nattempts_max = 4\n";
+const HASTY: &str = "[dispatch]\nretry_ms = [10, 20, 40]\n";
 
 fn setup(hook: &Receiver, rules: &str) -> Setup {
     Setup::new()
@@ -957,7 +957,7 @@ async fn what_cannot_be_delivered_is_kept_as_a_dead_letter() {
         (&json!("redriven"), &json!("dead"))
     );
     assert_eq!(
-        (&old["redriven_as"], &new["redrive_of"]),
+        (&old["other"], &new["redrive_of"]),
         (&new["id"], &old["id"])
     );
     let got = hook.received();

@@ -94,7 +94,7 @@ impl Mail {
         Setup::new()
             .env("MAIL_PASSWORD", password)
             .config(&format!(
-                "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 50\nattempts_max = 3\n[egress]\nca_file = '{}'\n",
+                "[dispatch]\nretry_ms = [10, 20]\n[egress]\nca_file = '{}'\n",
                 ca.display()
             ))
             .tenant("acme", &tenant)

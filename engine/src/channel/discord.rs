@@ -6,6 +6,7 @@
 //!
 //! Format and limits: Discord's developer documents "Execute Webhook" and "Embed Limits".
 
+use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
 use super::text::{self, escaped};
 use super::{Failure, Retry, Sent};
@@ -89,16 +90,17 @@ impl Discord {
             return Err(answer.failure(error));
         }
         if said.and_then(|said| said.id).is_none() {
-            return Err(Failure::new(
-                Some(200),
-                format!("{host} answered 200 without the message that it posted"),
-                Retry::Later,
-            ));
+            let error = format!("{host} answered 200 without the message that it posted");
+            return Err(answer.failed(error, Retry::Later));
         }
         Ok(Sent {
             status: Some(200),
             refused: Vec::new(),
         })
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        secrets.url(&self.url);
     }
 }
 

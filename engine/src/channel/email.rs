@@ -27,15 +27,16 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use super::answer::Secrets;
 use super::outgoing::Outgoing;
 use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
 use hooksieve_sdk::wire::Payload;
 use lettre::message::Mailbox;
-use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -77,7 +78,7 @@ pub struct Email {
     host: String,
     port: u16,
     tls: Tls,
-    credentials: Option<Credentials>,
+    login: Option<(String, Secret)>,
     from: Mailbox,
     to: Vec<Mailbox>,
     reply_to: Option<Mailbox>,
@@ -111,16 +112,14 @@ impl Email {
     /// One sentence that says what is wrong; it never holds the password.
     pub fn new(settings: Settings) -> Result<Self, String> {
         let local = matches!(settings.host.as_str(), "localhost" | "127.0.0.1" | "::1");
-        let credentials = match (settings.username, settings.password) {
+        let login = match (settings.username, settings.password) {
             (Some(_), Some(_)) if settings.tls == Tls::None && !local => {
                 return Err(format!(
                     "the password would travel unencrypted to {:?}; set tls to \"starttls\" or \"tls\"",
                     settings.host
                 ));
             }
-            (Some(user), Some(password)) => {
-                Some(Credentials::new(user, password.expose().to_owned()))
-            }
+            (Some(user), Some(password)) => Some((user, password)),
             (None, None) => None,
             (Some(_), None) => return Err("there is a username and no password".into()),
             (None, Some(_)) => return Err("there is a password and no username".into()),
@@ -145,7 +144,7 @@ impl Email {
             host: settings.host,
             port: settings.port,
             tls: settings.tls,
-            credentials,
+            login,
             timeout: Duration::from_millis(settings.timeout_ms),
             idle: Arc::default(),
         })
@@ -170,12 +169,15 @@ impl Email {
             return Ok(Sent::default());
         }
         let source = self.source(delivery, message)?;
-        let limit = tokio::time::timeout(self.timeout, self.transact(client, &to, &source));
+        let sent = AtomicBool::new(false);
+        let transaction = self.transact(client, &to, &source, &sent);
+        let limit = tokio::time::timeout(self.timeout, transaction);
         let recipients = limit.await.unwrap_or_else(|_| {
-            Err(Failure::later(format!(
+            let error = format!(
                 "{} did not take the message within {:?}",
                 self.host, self.timeout
-            )))
+            );
+            Err(Failure::later(error).ambiguous(sent.load(Ordering::Relaxed)))
         })?;
         self.outcome(recipients, !have_it.is_empty())
     }
@@ -205,12 +207,16 @@ impl Email {
         };
         of.refused.append(&mut of.put_off);
         Err(Failure {
-            status: of.code,
-            error,
-            retry,
             accepted: of.accepted,
             refused: of.refused,
+            ..Failure::new(of.code, error, retry)
         })
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        if let Some((user, password)) = &self.login {
+            secrets.login(user, password.expose());
+        }
     }
 }
 

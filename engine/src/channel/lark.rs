@@ -6,6 +6,7 @@
 //! Format, codes and limits: Feishu's document "Custom bot usage guide". The signature's key is the
 //! timestamp, a line feed and the secret; it signs nothing.
 
+use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
 use super::text;
 use super::{Failure, Retry, Sent};
@@ -94,7 +95,7 @@ impl Lark {
         let Ok(said) = serde_json::from_slice::<Said>(&answer.body) else {
             let error =
                 format!("{host} answered 200 without the code that says whether it took it");
-            return Err(Failure::new(Some(200), error, Retry::Later));
+            return Err(answer.failed(error, Retry::Later));
         };
         if said.code == 0 {
             return Ok(Sent {
@@ -111,7 +112,14 @@ impl Lark {
             said.code,
             text::one_line(&said.msg, 200)
         );
-        Err(Failure::new(Some(200), error, retry))
+        Err(answer.failed(error, retry))
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        secrets.url(&self.url);
+        if let Some(secret) = &self.secret {
+            secrets.text(secret.expose());
+        }
     }
 }
 

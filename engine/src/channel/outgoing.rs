@@ -98,11 +98,10 @@ impl Outgoing {
     ) -> Result<Answer, Failure> {
         self.may_reach(url)?;
         let request = self.http.post(url.clone()).headers(headers).body(body);
-        let mut response = request
-            .timeout(timeout)
-            .send()
-            .await
-            .map_err(|error| Failure::later(sending(&host(url), &error, timeout)))?;
+        let mut response = request.timeout(timeout).send().await.map_err(|error| {
+            let failure = Failure::later(sending(&host(url), &error, timeout));
+            failure.ambiguous(!error.is_connect() && !error.is_builder())
+        })?;
         let retry_after = response
             .headers()
             .get(RETRY_AFTER)
@@ -189,9 +188,16 @@ impl Answer {
         let retry = match (self.status, self.retry_after) {
             (408 | 425 | 429 | 500.., Some(wait)) => Retry::After(wait),
             (408 | 425 | 429 | 500.., None) => Retry::Later,
+            // RFC 9110, section 15.5.11: likely for good.
+            (410, _) => Retry::Gone,
             _ => Retry::Never,
         };
-        Failure::new(Some(self.status), error, retry)
+        self.failed(error, retry)
+    }
+
+    /// The failure that this answer is, where its status does not tell whether to try again.
+    pub(super) fn failed(&self, error: String, retry: Retry) -> Failure {
+        Failure::new(Some(self.status), error, retry).answered(String::from_utf8_lossy(&self.body))
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Format and limits: PagerDuty's developer documents "Send an Alert Event".
 
+use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
 use super::text;
 use super::{Failure, Retry, Sent};
@@ -133,11 +134,10 @@ impl PagerDuty {
                 status: Some(202),
                 refused: Vec::new(),
             }),
-            (202, _) => Err(Failure::new(
-                Some(202),
-                format!("{host} answered 202 without the word that it took it"),
-                Retry::Later,
-            )),
+            (202, _) => {
+                let error = format!("{host} answered 202 without the word that it took it");
+                Err(answer.failed(error, Retry::Later))
+            }
             (status, Some(said)) => {
                 let why = format!("{} {}", said.message, said.errors.join("; "));
                 let why = text::one_line(&why, 200);
@@ -203,6 +203,11 @@ impl PagerDuty {
             body["client"] = "hooksieve".into();
         }
         body
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        secrets.text(self.routing_key.expose());
+        secrets.url(&self.url);
     }
 }
 

@@ -7,6 +7,7 @@
 //! Format and limits: Slack's documents "Sending messages using incoming webhooks", "Block Kit" and
 //! "Formatting text for app surfaces".
 
+use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
 use super::text::{self, angle_entity, escaped};
 use super::{Failure, Retry, Sent};
@@ -70,16 +71,17 @@ impl Slack {
         }
         if answer.body.trim_ascii() != b"ok" {
             // Something else stands there, for now or for good: nothing says the message was refused.
-            return Err(Failure::new(
-                Some(200),
-                format!("{host} answered 200 without Slack's ok"),
-                Retry::Later,
-            ));
+            let error = format!("{host} answered 200 without Slack's ok");
+            return Err(answer.failed(error, Retry::Later));
         }
         Ok(Sent {
             status: Some(200),
             refused: Vec::new(),
         })
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        secrets.url(&self.url);
     }
 }
 

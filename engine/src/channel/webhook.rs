@@ -4,6 +4,7 @@
 //! The id is the delivery's and stays the same over its retries; the timestamp and the signature are
 //! of each attempt. Success is 2xx and nothing else.
 
+use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
 use super::{Failure, Sent};
 use crate::secret::Secret;
@@ -117,6 +118,13 @@ impl Webhook {
             put("webhook-signature", sign(key, id, now_s, body));
         }
         headers
+    }
+
+    pub(super) fn secrets(&self, secrets: &mut Secrets) {
+        secrets.url(&self.url);
+        if let Some(key) = &self.key {
+            secrets.text(&BASE64.encode(key));
+        }
     }
 }
 
@@ -318,7 +326,7 @@ mod tests {
             (400, Retry::Never),
             (404, Retry::Never),
             (408, Retry::Later),
-            (410, Retry::Never),
+            (410, Retry::Gone),
             (425, Retry::Later),
             (429, Retry::Later),
             (500, Retry::Later),
@@ -328,6 +336,7 @@ mod tests {
                 .await
                 .unwrap_err();
             assert_eq!((failure.status, failure.retry), (Some(status), retry));
+            assert!(!failure.ambiguous);
         }
         for status in [200, 204, 299] {
             let sent = answered(StatusCode::from_u16(status).unwrap())
@@ -359,7 +368,17 @@ mod tests {
         assert_eq!(failure.retry, Retry::After(Duration::from_secs(120)));
         // Where trying again is of no use, the header changes nothing.
         let gone = (StatusCode::GONE, [("retry-after", "120")]);
-        assert_eq!(answered(gone).await.unwrap_err().retry, Retry::Never);
+        assert_eq!(answered(gone).await.unwrap_err().retry, Retry::Gone);
+    }
+
+    #[tokio::test]
+    async fn the_beginning_of_a_failures_answer_is_kept() {
+        let busy = (StatusCode::BAD_GATEWAY, "<h1>\r\nbusy</h1>".repeat(1_000));
+        let answer = answered(busy).await.unwrap_err().answer.unwrap();
+        assert!(answer.starts_with("<h1> busy</h1><h1> "), "{answer}");
+        assert_eq!(answer.len(), 1_024);
+        let silent = answered(StatusCode::BAD_GATEWAY).await.unwrap_err();
+        assert_eq!(silent.answer, None);
     }
 
     #[tokio::test]
@@ -392,25 +411,29 @@ mod tests {
         let closed_at = closed.local_addr().unwrap();
         drop(closed);
         let tls_at = self_signed().await.0;
-        for (url, error) in [
+        for (url, ambiguous, error) in [
             (
                 format!("http://{silent_at}/a"),
+                true,
                 format!("{silent_at} did not answer within 500ms"),
             ),
             (
                 format!("http://{closed_at}/a"),
+                false,
                 format!("no connection to {closed_at}: connection refused"),
             ),
             (
                 format!("https://localhost:{tls_at}/a"),
+                false,
                 format!("the certificate of localhost:{tls_at} is not trusted: UnknownIssuer"),
             ),
         ] {
             let failure = failure(url).await;
             assert_eq!((failure.retry, failure.error), (Retry::Later, error));
+            assert_eq!((failure.ambiguous, failure.answer), (ambiguous, None));
         }
         let unknown = failure("http://no-such-host.invalid/a".into()).await;
-        assert_eq!(unknown.retry, Retry::Later);
+        assert_eq!((unknown.retry, unknown.ambiguous), (Retry::Later, false));
         assert!(
             unknown
                 .error
@@ -438,6 +461,7 @@ mod tests {
             "{}",
             failure.error
         );
+        assert!(failure.ambiguous);
     }
 
     /// A TLS server for localhost that shakes hands and then closes.

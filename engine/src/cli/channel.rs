@@ -52,6 +52,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if let Some(status) = test.status {
         anstream::println!("  answer   {status}");
     }
+    if let Some(answer) = &test.answer {
+        anstream::println!("  said     {}", style::clean(answer));
+    }
     for refused in &test.refused {
         anstream::println!("  refused  {}", style::clean(refused));
     }

@@ -114,7 +114,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             if let Some(of) = &delivery.redrive_of {
                 anstream::println!("of       {of}, which was given up");
             }
-            if let Some(as_what) = &delivery.redriven_as {
+            if let ("redriven", Some(as_what)) = (delivery.state.as_str(), &delivery.other) {
                 anstream::println!("redriven as {as_what}");
             }
             let payload =

@@ -84,13 +84,41 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 delivery.at,
                 delivery.id
             );
+            how(delivery);
             attempts(delivery);
         }
     }
     Ok(())
 }
 
-/// Every attempt of a delivery, a line each.
+/// How a delivery hangs together with others.
+fn how(delivery: &DeliveryView) {
+    let other = delivery.other.as_deref().unwrap_or_default();
+    match delivery.state.as_str() {
+        "gathered" => anstream::println!("    listed in the digest {other}"),
+        "suppressed" if !other.is_empty() => anstream::println!("    repeats {other}"),
+        "redriven" => anstream::println!("    redriven as {other}"),
+        "fallen-back" => anstream::println!("    went out instead as {other}"),
+        _ => {}
+    }
+    for (what, of) in [
+        ("goes out for", &delivery.fallback_of),
+        ("escalates", &delivery.escalation_of),
+        ("redrives", &delivery.redrive_of),
+    ] {
+        if let Some(of) = of {
+            anstream::println!("    {what} {of}");
+        }
+    }
+    if delivery.gathered > 0 {
+        anstream::println!("    a digest of {}", delivery.gathered);
+    }
+    if delivery.held_back > 0 {
+        anstream::println!("    {} were held back before it", delivery.held_back);
+    }
+}
+
+/// Every attempt of a delivery, a line each and what more there is to know of it.
 pub(super) fn attempts(delivery: &DeliveryView) {
     for attempt in &delivery.attempts {
         let status = attempt
@@ -104,11 +132,21 @@ pub(super) fn attempts(delivery: &DeliveryView) {
             attempt.at,
             style::clean(error)
         );
+        if attempt.ambiguous {
+            anstream::println!("      the receiver may have taken it all the same");
+        }
+        if let Some(answer) = &attempt.answer {
+            anstream::println!("      answered {}", style::clean(answer));
+        }
         for refused in &attempt.refused {
             anstream::println!("      refused {}", style::clean(refused));
         }
     }
     if let Some(reason) = &delivery.reason {
-        anstream::println!("    given up: {}", style::clean(reason));
+        let what = match delivery.state.as_str() {
+            "suppressed" => "not sent",
+            _ => "given up",
+        };
+        anstream::println!("    {what}: {}", style::clean(reason));
     }
 }

@@ -214,6 +214,39 @@ impl<'a> Section<'a> {
     }
 
     /// A list of strings, each with its place; a single string counts as a list of one.
+    pub fn u64s(&self, key: &'static str) -> Result<Option<Vec<Located<'a, u64>>>, Problem> {
+        let Some(found) = self.value(key) else {
+            return Ok(None);
+        };
+        let wrong = |found: &Located<'a, &'a DeValue<'a>>| {
+            found.problem(format!(
+                "`{key}` of {} is not a list of whole numbers",
+                self.title
+            ))
+        };
+        let Some(items) = found.value.as_array() else {
+            return Err(wrong(&found));
+        };
+        let mut list = Vec::new();
+        for item in items {
+            let item = Located {
+                value: item.get_ref(),
+                span: item.span(),
+                source: self.source,
+            };
+            match integer(item.value).and_then(|number| number.try_into().ok()) {
+                Some(value) => list.push(Located {
+                    value,
+                    span: item.span,
+                    source: item.source,
+                }),
+                None => return Err(wrong(&item)),
+            }
+        }
+        Ok(Some(list))
+    }
+
+    /// A list of strings; one alone is a list of one.
     pub fn strs(&self, key: &'static str) -> Result<Option<Vec<Located<'a, &'a str>>>, Problem> {
         let Some(found) = self.value(key) else {
             return Ok(None);

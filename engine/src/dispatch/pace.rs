@@ -204,7 +204,10 @@ mod tests {
         assert_eq!(sent_ms[..5], [0; 5]);
         assert_eq!(sent_ms[5..8], [200, 400, 600]);
         // Then one each 7.5 s, as the minute's bucket fills.
-        assert_eq!(sent_ms[8..], [7_500, 15_000, 22_500, 30_000, 37_500, 45_000, 52_500]);
+        assert_eq!(
+            sent_ms[8..],
+            [7_500, 15_000, 22_500, 30_000, 37_500, 45_000, 52_500]
+        );
         assert!(!buckets.is_full(60_000));
         assert!(buckets.is_full(200_000));
         assert_eq!(Buckets::new(&[], 0).take(0), Ok(()));
@@ -219,7 +222,9 @@ mod tests {
         }
         assert_eq!(breaker.failed(10), (1, true));
         let mut now_ms = 10;
-        for rest_ms in [5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 300_000, 300_000] {
+        for rest_ms in [
+            5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 300_000, 300_000,
+        ] {
             assert_eq!(breaker.allows(now_ms), Err(Some(now_ms + rest_ms)));
             // What was under way when it opened does not prolong it.
             assert_eq!(breaker.failed(now_ms + 1), (1, false));

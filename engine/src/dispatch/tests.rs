@@ -3,13 +3,15 @@
 use super::*;
 use crate::channel::webhook;
 use crate::id::{EventId, Hash};
-use crate::store::{About, Commit, EventLog as _, MemoryStore, NewEvent, Outbox as _};
+use crate::secret::Secret;
+use crate::store::{About, Commit, EventLog as _, MemoryStore, NewEvent, Outbox as _, State};
 use axum::Router;
 use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::routing::post;
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{Message, Payload};
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -97,16 +99,15 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         in_flight_per_channel_max: per_channel_max,
         lease_ms,
         schedule: Schedule {
-            base_ms: 1,
-            max_ms: 5,
-            attempts_max: 4,
-            ..Schedule::default()
+            waits_ms: vec![1, 2, 4],
         },
     };
     let dispatcher = Dispatcher::new(
         store.clone(),
         Arc::new(HashMap::from(channels)),
+        Paces::new(),
         Arc::new(crate::channel::tests::outgoing(None)),
+        Links::new(None, Secret::new("a key")),
         settings,
         Arc::new(now_ms),
     );
@@ -166,6 +167,7 @@ impl Stage {
         let ids = deliveries.iter().map(|delivery| delivery.id).collect();
         let commit = Commit {
             event,
+            received_ms: now_ms(),
             decisions: Vec::new(),
             deliveries,
             held: Vec::new(),

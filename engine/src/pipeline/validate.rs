@@ -2,7 +2,8 @@
 
 use crate::channel::Channel;
 use crate::id::Name;
-use hooksieve_sdk::wire::{Decision, Message, Payload};
+use crate::timing::Window;
+use hooksieve_sdk::wire::{Action, Decision, Message, Payload, Timing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,7 +32,18 @@ pub enum Invalid {
     Link { position: usize, why: String },
     #[error("actions[{position}]: {why}")]
     Payload { position: usize, why: String },
+    #[error("actions[{position}].timing: {why}")]
+    Timing { position: usize, why: String },
 }
+
+/// How long an action may be put off: 30 days.
+const WAIT_S_MAX: u64 = 30 * 86_400;
+/// How long a key is remembered at most, and a digest gathers: 7 days.
+const WINDOW_S_MAX: u64 = 7 * 86_400;
+const DIGEST_SIZE_MAX: u64 = 100;
+const THROTTLE_COUNT_MAX: u64 = 10_000;
+/// The longest key of a digest, dedupe or throttle.
+const KEY_BYTES_MAX: usize = 200;
 
 /// The longest that each part of a decision may be, in bytes of UTF-8, and how many fields a message
 /// may have.
@@ -59,37 +71,136 @@ pub struct Limits {
     pub field_value: usize,
 }
 
+/// The channels that a decision may name.
+pub(super) struct Known<'a> {
+    /// Those that the rule's settings list; empty for all.
+    pub(super) allowed: &'a [Name],
+    /// The tenant's; without them every name passes.
+    pub(super) channels: Option<&'a BTreeMap<Name, Arc<Channel>>>,
+}
+
 pub(super) fn decision(
     decision: &Decision,
-    allowed: &[Name],
-    channels: Option<&BTreeMap<Name, Arc<Channel>>>,
+    known: &Known<'_>,
+    received_ms: i64,
 ) -> Result<(), Invalid> {
     fits("reason", &decision.reason, MESSAGE_LIMITS.reason)?;
     for (position, action) in decision.actions.iter().enumerate() {
-        let refuse = |why: String| Invalid::Channel {
-            position,
-            channel: action.channel.chars().take(80).collect(),
-            why,
-        };
-        let name: Name = action
-            .channel
-            .parse()
-            .map_err(|_| refuse("which is not a channel's name".to_owned()))?;
-        if let Some(channels) = channels {
-            let Some(channel) = channels.get(&name) else {
-                let known = channels.keys().map(Name::as_str);
-                let mean = crate::config::read::did_you_mean(name.as_str(), known);
-                return Err(refuse(format!("which its tenant does not have{mean}")));
-            };
-            if !allowed.is_empty() && !allowed.contains(&name) {
-                return Err(refuse("which is not in the rule's `channels`".to_owned()));
-            }
-            channel
-                .takes(&action.payload)
-                .map_err(|why| Invalid::Payload { position, why })?;
+        known.takes(position, &action.channel, &action.payload)?;
+        if let Some(timing) = &action.timing {
+            self::timing(position, action, timing, known, received_ms)?;
         }
         if let Payload::Message(message) = &action.payload {
             self::message(position, message)?;
+        }
+    }
+    Ok(())
+}
+
+impl Known<'_> {
+    fn takes(&self, position: usize, channel: &str, payload: &Payload) -> Result<(), Invalid> {
+        let refuse = |why: String| Invalid::Channel {
+            position,
+            channel: channel.chars().take(80).collect(),
+            why,
+        };
+        let name: Name = channel
+            .parse()
+            .map_err(|_| refuse("which is not a channel's name".to_owned()))?;
+        let Some(channels) = self.channels else {
+            return Ok(());
+        };
+        let Some(channel) = channels.get(&name) else {
+            let known = channels.keys().map(Name::as_str);
+            let mean = crate::config::read::did_you_mean(name.as_str(), known);
+            return Err(refuse(format!("which its tenant does not have{mean}")));
+        };
+        if !self.allowed.is_empty() && !self.allowed.contains(&name) {
+            return Err(refuse("which is not in the rule's `channels`".to_owned()));
+        }
+        channel
+            .takes(payload)
+            .map_err(|why| Invalid::Payload { position, why })
+    }
+}
+
+/// What a timing may say, so that nothing waits or is remembered without end.
+fn timing(
+    position: usize,
+    action: &Action,
+    timing: &Timing,
+    known: &Known<'_>,
+    received_ms: i64,
+) -> Result<(), Invalid> {
+    let refuse = |why: String| Invalid::Timing { position, why };
+    let within = |part: &str, value: u64, least: u64, most: u64| {
+        if (least..=most).contains(&value) {
+            return Ok(());
+        }
+        Err(refuse(format!(
+            "{part} is {value}, and may be {least} to {most}"
+        )))
+    };
+    let key = |part: &str, key: &str| {
+        fits(
+            format!("actions[{position}].timing.{part}.key"),
+            key,
+            KEY_BYTES_MAX,
+        )
+    };
+    if let Some(after_s) = timing.after_s {
+        within("after_s", after_s, 0, WAIT_S_MAX)?;
+    }
+    if let Some(at) = &timing.at {
+        let moment: jiff::Timestamp = at.parse().map_err(|_| {
+            let at: String = at.chars().take(80).collect();
+            refuse(format!("at is {at:?}, which is no RFC 3339 moment"))
+        })?;
+        let ahead_s = moment.as_millisecond().saturating_sub(received_ms) / 1_000;
+        if ahead_s > WAIT_S_MAX as i64 {
+            let days = WAIT_S_MAX / 86_400;
+            return Err(refuse(format!(
+                "at is more than {days} days after the event"
+            )));
+        }
+    }
+    if let Some(window) = &timing.window {
+        Window::parse(window).map_err(|why| refuse(format!("window: {why}")))?;
+    }
+    if let Some(digest) = &timing.digest {
+        key("digest", &digest.key)?;
+        within("digest.window_s", digest.window_s, 1, WINDOW_S_MAX)?;
+        within("digest.size", digest.size, 1, DIGEST_SIZE_MAX)?;
+        if matches!(action.payload, Payload::Body(_)) {
+            return Err(refuse(
+                "a digest gathers messages, and this is a body".to_owned(),
+            ));
+        }
+        if timing.escalate.is_some() {
+            return Err(refuse(
+                "a digest cannot be escalated: nobody would know what was acknowledged".to_owned(),
+            ));
+        }
+    }
+    if let Some(dedupe) = &timing.dedupe {
+        key("dedupe", &dedupe.key)?;
+        within("dedupe.window_s", dedupe.window_s, 1, WINDOW_S_MAX)?;
+    }
+    if let Some(throttle) = &timing.throttle {
+        key("throttle", &throttle.key)?;
+        within("throttle.count", throttle.count, 1, THROTTLE_COUNT_MAX)?;
+        within("throttle.period_s", throttle.period_s, 1, WINDOW_S_MAX)?;
+    }
+    if let Some(escalate) = &timing.escalate {
+        within("escalate.after_s", escalate.after_s, 1, WAIT_S_MAX)?;
+        known.takes(position, &escalate.channel, &action.payload)?;
+    }
+    if let Some(fallback) = &timing.fallback {
+        known.takes(position, fallback, &action.payload)?;
+        if *fallback == action.channel {
+            return Err(refuse(format!(
+                "the channel {fallback:?} cannot be its own fallback"
+            )));
         }
     }
     Ok(())
@@ -151,13 +262,85 @@ fn fits(what: impl Into<String>, text: &str, limit: usize) -> Result<(), Invalid
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hooksieve_sdk::{notify, post};
+    use hooksieve_sdk::{Notify, days, hours, minutes, notify, post};
 
     fn check(decision: impl Into<Decision>, expected: &str) {
-        let result = super::decision(&decision.into(), &[], None);
+        let anything = Known {
+            allowed: &[],
+            channels: None,
+        };
+        let result = super::decision(&decision.into(), &anything, 1_770_000_000_000);
         assert_eq!(
             result.map_or_else(|error| error.to_string(), |()| "valid".to_owned()),
             expected
+        );
+    }
+
+    #[test]
+    fn nothing_waits_or_is_remembered_without_end() {
+        let timed = |timing: fn(Notify) -> Notify, expected: &str| {
+            let expected = match expected {
+                "valid" => "valid".to_owned(),
+                why => format!("actions[0].timing: {why}"),
+            };
+            check(timing(notify("a")), &expected);
+        };
+        timed(|it| it.after(days(30)), "valid");
+        timed(
+            |it| it.after(days(31)),
+            "after_s is 2678400, and may be 0 to 2592000",
+        );
+        timed(|it| it.at("2026-02-02T02:40:00Z"), "valid");
+        timed(
+            |it| it.at("tomorrow"),
+            "at is \"tomorrow\", which is no RFC 3339 moment",
+        );
+        timed(
+            |it| it.at("2026-03-05T02:40:00Z"),
+            "at is more than 30 days after the event",
+        );
+        timed(|it| it.within("Mo-Fr 09:00-18:00 Asia/Shanghai"), "valid");
+        timed(
+            |it| it.within("Mo-Fr 09:00-18:00 Asia/Schanghai"),
+            "window: \"Asia/Schanghai\" is no time zone; a window is written as \"Mo-Fr 09:00-18:00 Asia/Shanghai\"",
+        );
+        timed(|it| it.digest("k", days(7), 100), "valid");
+        timed(
+            |it| it.digest("k", minutes(5), 101),
+            "digest.size is 101, and may be 1 to 100",
+        );
+        timed(
+            |it| it.digest("k", days(8), 5),
+            "digest.window_s is 691200, and may be 1 to 604800",
+        );
+        timed(
+            |it| it.digest("k", hours(1), 5).escalate("b", hours(1)),
+            "a digest cannot be escalated: nobody would know what was acknowledged",
+        );
+        timed(
+            |it| it.dedupe("k", minutes(0)),
+            "dedupe.window_s is 0, and may be 1 to 604800",
+        );
+        timed(|it| it.throttle("k", 10_000, hours(1)), "valid");
+        timed(
+            |it| it.throttle("k", 0, hours(1)),
+            "throttle.count is 0, and may be 1 to 10000",
+        );
+        timed(
+            |it| it.or_else("a"),
+            "the channel \"a\" cannot be its own fallback",
+        );
+        check(
+            notify("a").or_else("no channel's name"),
+            "actions[0] names the channel \"no channel's name\", which is not a channel's name",
+        );
+        check(
+            notify("a").dedupe("k".repeat(201), hours(1)),
+            "actions[0].timing.dedupe.key is 201 bytes, the limit is 200",
+        );
+        check(
+            post("a").digest("k", hours(1), 5),
+            "actions[0].timing: a digest gathers messages, and this is a body",
         );
     }
 

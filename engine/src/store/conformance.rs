@@ -182,8 +182,9 @@ pub(super) fn attempt(at_ms: i64, error: Option<&str>) -> Attempt {
         duration_ms: 12,
         status: Some(if error.is_some() { 503 } else { 200 }),
         error: error.map(str::to_owned),
-        refused: Vec::new(),
-        accepted: Vec::new(),
+        answer: error.map(|_| "try again later".to_owned()),
+        ambiguous: error.is_some(),
+        ..Attempt::default()
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::{
     Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
-    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, moment_ms,
+    Held, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted, moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
@@ -133,7 +133,7 @@ impl Outbox for MemoryStore {
         &self,
         now_ms: i64,
         lease_ms: i64,
-        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+        wanted: &mut Wanted<'_>,
     ) -> Result<Claimed, Error> {
         let mut rows = self.rows();
         rows.leases.retain(|_, ends_ms| *ends_ms > now_ms);

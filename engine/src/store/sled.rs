@@ -28,7 +28,7 @@ use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
 use super::{
     Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
-    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story,
+    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
 };
 use crate::id::{DeliveryId, EventId, Name};
 use async_trait::async_trait;
@@ -261,15 +261,13 @@ impl Outbox for SledStore {
         &self,
         now_ms: i64,
         lease_ms: i64,
-        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+        wanted: &mut Wanted<'_>,
     ) -> Result<Claimed, Error> {
         self.shared.check()?;
         let ends_ms = now_ms.saturating_add(lease_ms);
         let (mut from, mut taken) = (Bound::Unbounded, Vec::new());
         let next_ms = loop {
-            let mut due = self.shared.due();
-            let step = due.claim(now_ms, ends_ms, wanted, &mut from, &mut taken);
-            drop(due);
+            let step = (self.shared.due()).claim(now_ms, ends_ms, wanted, &mut from, &mut taken);
             match step {
                 Step::Done(next_ms) => break next_ms,
                 Step::Load(line, after) => {

@@ -11,7 +11,6 @@
 //! The days are those on which the hours begin. The rules of the zones come with the program, so that
 //! every machine agrees on them. Where clocks are put forward, what begins in the gap begins after it.
 
-use jiff::civil::Weekday;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
 
@@ -161,12 +160,32 @@ mod tests {
             (office, "2026-03-02T09:59:59Z", "2026-03-02T09:59:59Z"),
             (office, "2026-03-02T10:00:00Z", "2026-03-03T01:00:00Z"),
             (office, "2026-03-06T10:00:00Z", "2026-03-09T01:00:00Z"),
-            ("22:00-06:00 UTC", "2026-03-02T05:00:00Z", "2026-03-02T05:00:00Z"),
-            ("22:00-06:00 UTC", "2026-03-02T06:00:00Z", "2026-03-02T22:00:00Z"),
+            (
+                "22:00-06:00 UTC",
+                "2026-03-02T05:00:00Z",
+                "2026-03-02T05:00:00Z",
+            ),
+            (
+                "22:00-06:00 UTC",
+                "2026-03-02T06:00:00Z",
+                "2026-03-02T22:00:00Z",
+            ),
             // Saturday's hours reach into Sunday.
-            ("Sa 22:00-06:00 UTC", "2026-03-08T03:00:00Z", "2026-03-08T03:00:00Z"),
-            ("Sa 22:00-06:00 UTC", "2026-03-08T06:00:00Z", "2026-03-14T22:00:00Z"),
-            ("Sa-Mo 00:00-24:00 UTC", "2026-03-03T00:00:00Z", "2026-03-07T00:00:00Z"),
+            (
+                "Sa 22:00-06:00 UTC",
+                "2026-03-08T03:00:00Z",
+                "2026-03-08T03:00:00Z",
+            ),
+            (
+                "Sa 22:00-06:00 UTC",
+                "2026-03-08T06:00:00Z",
+                "2026-03-14T22:00:00Z",
+            ),
+            (
+                "Sa-Mo 00:00-24:00 UTC",
+                "2026-03-03T00:00:00Z",
+                "2026-03-07T00:00:00Z",
+            ),
             (
                 "Mo,We 08:00-09:00,12:00-13:00 UTC",
                 "2026-03-02T10:00:00Z",
@@ -184,7 +203,11 @@ mod tests {
                 "2026-03-29T01:30:00Z",
             ),
             // One minute a week, just missed.
-            ("Mo 00:00-00:01 UTC", "2026-03-02T00:01:00Z", "2026-03-09T00:00:00Z"),
+            (
+                "Mo 00:00-00:01 UTC",
+                "2026-03-02T00:01:00Z",
+                "2026-03-09T00:00:00Z",
+            ),
         ] {
             assert_eq!(opening(window, at), opens, "{window} at {at}");
         }
@@ -213,9 +236,14 @@ mod tests {
     #[test]
     fn the_ends_of_time_do_not_panic() {
         let window = Window::parse("Mo 09:00-10:00 Pacific/Auckland").unwrap();
-        for at_ms in [i64::MIN, -377_705_116_800_000, 253_402_207_200_000, i64::MAX] {
+        for at_ms in [
+            i64::MIN,
+            -377_705_116_800_000,
+            253_402_207_200_000,
+            i64::MAX,
+        ] {
             window.opening_ms(at_ms);
         }
-        assert_eq!(Weekday::Monday.to_monday_zero_offset(), 0);
+        assert_eq!(jiff::civil::Weekday::Monday.to_monday_zero_offset(), 0);
     }
 }

@@ -337,7 +337,12 @@ impl fmt::Display for Place<'_> {
 }
 
 /// Fills a slot once.
-pub(super) fn set<T>(slot: &mut Option<T>, read: T, at: &Place<'_>, key: &str) -> Result<(), Error> {
+pub(super) fn set<T>(
+    slot: &mut Option<T>,
+    read: T,
+    at: &Place<'_>,
+    key: &str,
+) -> Result<(), Error> {
     match slot.replace(read) {
         None => Ok(()),
         Some(_) => Err(Error::new(format!("{at} has `{key}` twice"))),

@@ -60,6 +60,10 @@ pub(crate) fn decision() -> impl Strategy<Value = Decision> {
         Payload::Body(Body::from_msgpack(data.bytes().to_vec()))
     });
     let payload = prop_oneof![message().prop_map(Payload::Message), body];
-    let action = (text(), payload).prop_map(|(channel, payload)| Action { channel, payload, timing: None });
+    let action = (text(), payload).prop_map(|(channel, payload)| Action {
+        channel,
+        payload,
+        timing: None,
+    });
     (text(), vec(action, 0..18)).prop_map(|(reason, actions)| Decision { reason, actions })
 }

@@ -4,27 +4,30 @@ use super::{Email, IDLE, IDLE_MAX, Idle, REPLY_CHARS_MAX, Recipients, Tls};
 use crate::channel::outgoing::{Cause, Outgoing};
 use crate::channel::{Failure, Retry, text};
 use lettre::message::Mailbox;
-use lettre::transport::smtp::authentication::DEFAULT_MECHANISMS;
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::ClientId;
 use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 impl Email {
-    /// One SMTP transaction, over a connection that waited or a new one.
+    /// One SMTP transaction, over a connection that waited or a new one. `sent` is set before the
+    /// message itself goes out: from then on, only the server knows whether it took it.
     pub(super) async fn transact(
         &self,
         client: &Outgoing,
         to: &[&Mailbox],
         source: &[u8],
+        sent: &AtomicBool,
     ) -> Result<Recipients, Failure> {
         let mut connection = match self.unpark().await {
             Some(connection) => connection,
             None => self.connect(client).await?,
         };
-        let recipients = self.converse(&mut connection, to, source).await?;
+        let recipients = self.converse(&mut connection, to, source, sent).await?;
         // Only after a whole conversation is the connection in a known state.
         self.park(connection);
         Ok(recipients)
@@ -36,14 +39,18 @@ impl Email {
             let cause = Cause::of(error);
             let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
             let code = error.status().map(u16::from);
-            let error = match code {
+            let sentence = match code {
                 _ if cause.certificate => {
                     format!("the certificate of {} is not trusted: {text}", self.host)
                 }
                 Some(code) => format!("{} {what}: {code} {text}", self.host),
                 None => format!("no connection to {}: {text}", self.host),
             };
-            Failure::new(code, error, Retry::Later)
+            let failure = Failure::new(code, sentence, Retry::Later);
+            match code {
+                Some(_) => failure.answered(words(error)),
+                None => failure,
+            }
         };
         let tls = match self.tls {
             Tls::None => None,
@@ -75,9 +82,10 @@ impl Email {
                 .await
                 .map_err(|error| failed("refused STARTTLS", &error))?;
         }
-        if let Some(credentials) = &self.credentials {
+        if let Some((user, password)) = &self.login {
+            let credentials = Credentials::new(user.clone(), password.expose().to_owned());
             connection
-                .auth(DEFAULT_MECHANISMS, credentials)
+                .auth(DEFAULT_MECHANISMS, &credentials)
                 .await
                 .map_err(|error| match error.is_client() {
                     true => Failure::later(format!(
@@ -95,15 +103,17 @@ impl Email {
         connection: &mut AsyncSmtpConnection,
         to: &[&Mailbox],
         source: &[u8],
+        sent: &AtomicBool,
     ) -> Result<Recipients, Failure> {
         // A refusal here is about the message or its sender, for all recipients alike.
         let refused = |what: &str, error: lettre::transport::smtp::Error| {
             let Some((code, text)) = reply(&error) else {
-                return Failure::later(format!(
+                let error = format!(
                     "the connection to {} broke: {}",
                     self.host,
                     text::one_line(&Cause::of(&error).text, REPLY_CHARS_MAX)
-                ));
+                );
+                return Failure::later(error).ambiguous(sent.load(Ordering::Relaxed));
             };
             let retry = match error.is_permanent() {
                 true => Retry::Never,
@@ -114,6 +124,7 @@ impl Email {
                 format!("{} refused {what}: {code} {text}", self.host),
                 retry,
             )
+            .answered(words(&error))
         };
         let from = Mail::new(Some(self.from.email.clone()), Vec::new());
         connection
@@ -157,6 +168,7 @@ impl Email {
             .command(Data)
             .await
             .map_err(|error| refused("the message", error))?;
+        sent.store(true, Ordering::Relaxed);
         let answer = connection
             .message(source)
             .await
@@ -220,6 +232,10 @@ fn locked(idle: &Mutex<Idle>) -> std::sync::MutexGuard<'_, Idle> {
 /// The code and the words of a server's refusal; `None` when the error is something else.
 fn reply(error: &lettre::transport::smtp::Error) -> Option<(u16, String)> {
     let code = error.status()?.into();
-    let text = error.source().map(ToString::to_string).unwrap_or_default();
-    Some((code, text::one_line(&text, REPLY_CHARS_MAX)))
+    Some((code, text::one_line(&words(error), REPLY_CHARS_MAX)))
+}
+
+/// What a server said when it refused.
+fn words(error: &lettre::transport::smtp::Error) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
 }

@@ -11,9 +11,11 @@ use tokio::net::TcpListener;
 struct Script {
     recipients: Vec<(&'static str, &'static str)>,
     sender: Option<&'static str>,
-    /// `None` closes the connection once the data has come.
+    /// `None` closes the connection once the data has come; `SILENCE` keeps it open.
     data: Option<&'static str>,
 }
+
+const SILENCE: &str = "";
 
 /// All that clients said, by line, and every message as it was received.
 #[derive(Default)]
@@ -64,6 +66,7 @@ async fn talk(socket: tokio::net::TcpStream, script: Script, heard: Arc<Mutex<He
                 }
                 heard.lock().unwrap().messages.push(message);
                 match script.data {
+                    Some(SILENCE) => std::future::pending().await,
                     Some(answer) => answer,
                     None => return,
                 }
@@ -116,6 +119,7 @@ fn attempt_of(failure: &Failure) -> Attempt {
         error: Some(failure.error.clone()),
         refused: failure.refused.clone(),
         accepted: failure.accepted.clone(),
+        ..Attempt::default()
     }
 }
 
@@ -384,6 +388,9 @@ async fn what_the_server_says_of_the_message_decides() {
         let failure = send(&email(port), &hostile()).await.unwrap_err();
         assert_eq!((failure.status, failure.retry), (status, retry));
         assert_eq!(failure.error, error);
+        // Whoever is cut off after the message knows nothing; an answer tells, either way.
+        assert_eq!(failure.ambiguous, status.is_none());
+        assert_eq!(failure.answer.is_some(), status.is_some());
         assert!(failure.accepted.is_empty());
     }
 }
@@ -419,4 +426,21 @@ async fn a_silent_server_is_left_in_time() {
         failure.error,
         "127.0.0.1 did not take the message within 100ms"
     );
+    assert!(!failure.ambiguous, "no message was sent");
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_over_the_message_may_have_it() {
+    let (port, heard) = server(Script {
+        data: Some(SILENCE),
+        ..Script::default()
+    })
+    .await;
+    let mut settings = settings(port, &["ann@example.com"]);
+    settings.timeout_ms = 300;
+    let failure = send(&Email::new(settings).unwrap(), &hostile())
+        .await
+        .unwrap_err();
+    assert_eq!((failure.retry, failure.ambiguous), (Retry::Later, true));
+    assert_eq!(heard.lock().unwrap().messages.len(), 1);
 }

@@ -9,7 +9,7 @@
 //! Leases are here alone. One process has the store open, so all leases end with it.
 
 use crate::id::DeliveryId;
-use crate::store::Line;
+use crate::store::{Line, Wanted};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 
@@ -164,7 +164,7 @@ impl Due {
         &mut self,
         now_ms: i64,
         ends_ms: i64,
-        wanted: &mut (dyn FnMut(&Line) -> bool + Send),
+        wanted: &mut Wanted<'_>,
         from: &mut Bound<(i64, Line)>,
         taken: &mut Vec<(Line, Key)>,
     ) -> Step {

@@ -5,9 +5,7 @@
 //! stand in the row of the decisions, which is written once.
 
 use crate::id::{DeliveryId, EventId, Name};
-use crate::store::{
-    About, Attempt, DecisionRecord, Delivery, Line, Outcome, RedriveOf, State,
-};
+use crate::store::{About, Attempt, DecisionRecord, Delivery, Line, Outcome, RedriveOf, State};
 use crate::timing;
 use hooksieve_sdk::wire::{Payload, Timing};
 use serde::{Deserialize, Serialize};

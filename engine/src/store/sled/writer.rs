@@ -249,7 +249,9 @@ impl Writer {
                 rows.due(row.line(), (due_ms, id));
                 State::Pending { due_ms }
             }
-            Settlement::Dead { reason } => self.give_up(group, &mut rows, id, &row, at_ms, reason)?,
+            Settlement::Dead { reason } => {
+                self.give_up(group, &mut rows, id, &row, at_ms, reason)?
+            }
         };
         self.encode(&mut rows, keys::delivery(id), &row)?;
         group.take(rows);
@@ -608,7 +610,8 @@ impl Remember for Keys<'_> {
         if let State::Pending { due_ms } = delivery.state
             && due_ms != before_ms
         {
-            self.rows.no_longer_due(delivery.line(), (before_ms, digest));
+            self.rows
+                .no_longer_due(delivery.line(), (before_ms, digest));
             self.rows.due(delivery.line(), (due_ms, digest));
         }
         let row = Row::of(&delivery, &mut made);
