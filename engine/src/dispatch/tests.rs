@@ -278,7 +278,7 @@ async fn what_cannot_arrive_dies_with_its_reason() {
 
 #[tokio::test]
 async fn a_slow_channel_stops_no_other() {
-    let stage = stage(4, 2, 60_000).await;
+    let stage = stage(8, 2, 60_000).await;
     // More than there are permits, all due before what goes to the other channel.
     let slow = stage.commit(&["slow"; 40]).await;
     until(async || stage.receiver.seen_on("slow") == 2).await;

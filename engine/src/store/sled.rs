@@ -276,21 +276,17 @@ impl Outbox for SledStore {
                 }
             }
         };
-        let mut deliveries = Vec::with_capacity(taken.len());
-        let mut unread = Vec::new();
-        {
+        let fresh = {
             let mut fresh = self.shared.fresh();
-            for (line, key) in taken {
-                match fresh.pop(&key.1) {
-                    Some(delivery) => deliveries.push(delivery),
-                    None => unread.push((line, key)),
-                }
-            }
-        }
-        if !unread.is_empty() {
-            let read = self.read(move |shared| shared.deliveries(unread));
-            deliveries.extend(read.await?);
-        }
+            let taken = taken.iter();
+            taken.map(|(_, key)| fresh.pop(&key.1)).collect::<Vec<_>>()
+        };
+        let deliveries = if fresh.iter().all(Option::is_some) {
+            fresh.into_iter().flatten().collect()
+        } else {
+            self.read(move |shared| shared.deliveries(taken, fresh))
+                .await?
+        };
         Ok(Claimed {
             deliveries,
             next_ms,
@@ -541,10 +537,18 @@ impl Shared {
         Ok(Some(row.into_delivery(id, &made)))
     }
 
-    /// What was claimed, as it is on disk.
-    fn deliveries(&self, taken: Vec<(Line, due::Key)>) -> Result<Vec<Delivery>, Error> {
+    /// What was claimed, and is read from disk where it is not fresh.
+    fn deliveries(
+        &self,
+        taken: Vec<(Line, due::Key)>,
+        fresh: Vec<Option<Delivery>>,
+    ) -> Result<Vec<Delivery>, Error> {
         let mut deliveries = Vec::with_capacity(taken.len());
-        for (line, key) in taken {
+        for ((line, key), fresh) in taken.into_iter().zip(fresh) {
+            if let Some(fresh) = fresh {
+                deliveries.push(fresh);
+                continue;
+            }
             match self.delivery(key.1)? {
                 Some(delivery) if delivery.state == (State::Pending { due_ms: key.0 }) => {
                     deliveries.push(delivery);
