@@ -341,8 +341,10 @@ pub(crate) mod tests {
             .map(Channel::Slack),
             webhook::Webhook::new(webhook::Settings {
                 url: url.clone(),
-                secret: None,
+                secrets: vec![Secret::new(format!("whsec_{HIDDEN}"))],
+                headers: vec![("X-Token".into(), Secret::new(format!("Bearer {HIDDEN}")))],
                 timeout_ms,
+                ..webhook::Settings::default()
             })
             .map(Channel::Webhook),
         ];
@@ -372,8 +374,7 @@ pub(crate) mod tests {
         let webhook = Channel::Webhook(
             webhook::Webhook::new(webhook::Settings {
                 url: "https://example.com/in".into(),
-                secret: None,
-                timeout_ms: 1000,
+                ..webhook::Settings::default()
             })
             .unwrap_or_else(|error| panic!("{error}")),
         );

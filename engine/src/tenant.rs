@@ -12,6 +12,7 @@ use hooksieve_sdk::wire::json::Data;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use toml::de::DeValue;
 
 /// A tenant as its file describes it.
 #[derive(Debug)]
@@ -319,7 +320,9 @@ impl<'a> Reader<'a> {
             .map(Channel::Slack),
             "webhook" => webhook::Webhook::new(webhook::Settings {
                 url: section.need_str("url")?.value.to_owned(),
-                secret: self.secret(&section, "secret")?,
+                secrets: self.secrets(&section, "secret")?,
+                method: section.str("method")?.map(|given| given.value.to_owned()),
+                headers: self.headers(&section)?,
                 timeout_ms,
             })
             .map(Channel::Webhook),
@@ -471,17 +474,56 @@ impl<'a> Reader<'a> {
 
     /// A secret, from where the file says it is. It never stands in the file itself.
     fn secret(&self, section: &Section<'a>, key: &'static str) -> Result<Option<Secret>, Problem> {
+        let found = section.value(key);
+        found
+            .map(|found| self.secret_at(section, key, &found))
+            .transpose()
+    }
+
+    /// One secret or a list of them; none where the key is left out.
+    fn secrets(&self, section: &Section<'a>, key: &'static str) -> Result<Vec<Secret>, Problem> {
         let Some(found) = section.value(key) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        if found.value.as_table().is_none() {
+        let Some(items) = found.items() else {
+            return Ok(vec![self.secret_at(section, key, &found)?]);
+        };
+        let read: Vec<_> = items
+            .map(|item| self.secret_at(section, key, &item))
+            .collect::<Result<_, _>>()?;
+        if read.is_empty() {
+            let empty = format!("`{key}` of {} is an empty list", section.title());
+            return Err(found.problem(empty));
+        }
+        Ok(read)
+    }
+
+    /// The `headers` of a webhook: what they say stands in the file or is a secret.
+    fn headers(&self, section: &Section<'a>) -> Result<Vec<(String, Secret)>, Problem> {
+        let Some(table) = section.section("headers")? else {
+            return Ok(Vec::new());
+        };
+        let read = table.entries().map(|(name, found)| {
+            let value = match found.value.as_str() {
+                Some(text) => Secret::new(text),
+                None => self.secret_at(&table, name, &found)?,
+            };
+            Ok((name.to_owned(), value))
+        });
+        read.collect()
+    }
+
+    fn secret_at(
+        &self,
+        section: &Section<'a>,
+        key: &str,
+        found: &Located<'a, &'a DeValue<'a>>,
+    ) -> Result<Secret, Problem> {
+        let Some(from) = found.section(format!("`{key}` of {}", section.title())) else {
             return Err(found.problem(format!(
                 "`{key}` of {} is a secret and does not stand in the file: write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
                 section.title()
             )));
-        }
-        let Some(from) = section.section(key)? else {
-            return Ok(None);
         };
         let (env, file) = (from.str("env")?, from.str("file")?);
         from.finish()?;
@@ -511,7 +553,7 @@ impl<'a> Reader<'a> {
         if text.is_empty() {
             return Err(from.problem(format!("{} is empty", from.title())));
         }
-        Ok(Some(Secret::new(text)))
+        Ok(Secret::new(text))
     }
 }
 

@@ -1234,6 +1234,35 @@ async fn mistakes_are_found_before_anything_runs() {
             with("").replace("[[rule]]", "[[rules]]"),
             "9: the file has no key `rules`; did you mean `rule`?",
         ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nsecret = [{ env = 'HUB' }, 'open sesame']",
+            ),
+            "8: `secret` of channel `chat` is a secret and does not stand in the file: write secret = { env = \"NAME\" } or { file = \"PATH\" }",
+        ),
+        (
+            with("").replace("kind = 'webhook'", "kind = 'webhook'\nsecret = []"),
+            "8: `secret` of channel `chat` is an empty list",
+        ),
+        (
+            with("").replace("kind = 'webhook'", "kind = 'webhook'\nmethod = 'GET'"),
+            "5: channel `chat`: \"GET\" is no method; there are POST, PUT and PATCH",
+        ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nheaders = { X-Key = { env = 'NONE' } }",
+            ),
+            "8: the environment variable NONE for `X-Key` of `headers` of channel `chat` is not set",
+        ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nheaders = { Host = 'x' }",
+            ),
+            "5: channel `chat`: the header `host` is not the tenant's to set",
+        ),
         (with("name = 'again'"), "13: not TOML: "),
         (
             with("timeout_ms = 5").replace("url = ", "timeout_ms = 5\nurl = "),

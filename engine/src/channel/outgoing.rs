@@ -8,6 +8,7 @@
 use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
 use lettre::transport::smtp::client as smtp;
+use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -87,17 +88,19 @@ impl Outgoing {
         })
     }
 
-    /// Posts a body and reads the answer. Failures that are not an answer are all worth a retry:
+    /// Sends a body and reads the answer. Failures that are not an answer are all worth a retry:
     /// hosts come back, and so do names and certificates.
-    pub(super) async fn post(
+    pub(super) async fn send(
         &self,
+        method: Method,
         url: &Url,
         headers: HeaderMap,
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
         self.may_reach(url)?;
-        let request = self.http.post(url.clone()).headers(headers).body(body);
+        let request = self.http.request(method, url.clone());
+        let request = request.headers(headers).body(body);
         let mut response = request.timeout(timeout).send().await.map_err(|error| {
             let failure = Failure::later(sending(&host(url), &error, timeout));
             failure.ambiguous(!error.is_connect() && !error.is_builder())
@@ -122,7 +125,7 @@ impl Outgoing {
         })
     }
 
-    /// Posts JSON; see [`Outgoing::post`].
+    /// Posts JSON; see [`Outgoing::send`].
     pub(super) async fn post_json(
         &self,
         url: &Url,
@@ -132,7 +135,7 @@ impl Outgoing {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let body = body.to_string().into_bytes();
-        self.post(url, headers, body, timeout).await
+        self.send(Method::POST, url, headers, body, timeout).await
     }
 
     /// An address that stands in a URL as such is never resolved, so it is checked here.
