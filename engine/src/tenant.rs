@@ -378,8 +378,25 @@ impl<'a> Reader<'a> {
             reply_to: section
                 .str("reply_to")?
                 .map(|reply_to| reply_to.value.to_owned()),
+            list_unsubscribe: section
+                .str("list_unsubscribe")?
+                .map(|address| address.value.to_owned()),
+            dkim: self.dkim(section)?,
             timeout_ms,
         })
+    }
+
+    fn dkim(&self, section: &Section<'a>) -> Result<Option<email::dkim::Settings>, Problem> {
+        let Some(dkim) = section.section("dkim")? else {
+            return Ok(None);
+        };
+        let settings = email::dkim::Settings {
+            domain: dkim.need_str("domain")?.value.to_owned(),
+            selector: dkim.need_str("selector")?.value.to_owned(),
+            key: self.need_secret(&dkim, "key")?,
+        };
+        dkim.finish()?;
+        Ok(Some(settings))
     }
 
     fn rule(
