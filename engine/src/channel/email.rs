@@ -93,7 +93,7 @@ pub struct Email {
     to: Vec<Mailbox>,
     reply_to: Option<Mailbox>,
     list_unsubscribe: Option<Url>,
-    dkim: Option<DkimConfig>,
+    dkim: Option<Box<DkimConfig>>,
     pub(super) timeout: Duration,
     idle: Arc<Mutex<Idle>>,
 }
@@ -158,7 +158,12 @@ impl Email {
                 .as_deref()
                 .map(unsubscribe)
                 .transpose()?,
-            dkim: settings.dkim.as_ref().map(dkim::config).transpose()?,
+            dkim: settings
+                .dkim
+                .as_ref()
+                .map(dkim::config)
+                .transpose()?
+                .map(Box::new),
             host: settings.host,
             port: settings.port,
             tls: settings.tls,
