@@ -17,6 +17,7 @@ pub mod lark;
 pub mod outgoing;
 pub mod pagerduty;
 pub mod slack;
+pub mod teams;
 mod text;
 pub mod webhook;
 
@@ -34,6 +35,7 @@ pub enum Channel {
     Lark(lark::Lark),
     PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
+    Teams(teams::Teams),
     Webhook(webhook::Webhook),
 }
 
@@ -95,6 +97,7 @@ impl Channel {
             Channel::Lark(lark) => lark.send(client, delivery).await,
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
+            Channel::Teams(teams) => teams.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
         };
         sent.map_err(|failure| failure.without(self.secrets()))
@@ -109,6 +112,7 @@ impl Channel {
             Channel::Lark(lark) => lark.secrets(&mut secrets),
             Channel::PagerDuty(pagerduty) => pagerduty.secrets(&mut secrets),
             Channel::Slack(slack) => slack.secrets(&mut secrets),
+            Channel::Teams(teams) => teams.secrets(&mut secrets),
             Channel::Webhook(webhook) => webhook.secrets(&mut secrets),
         }
         secrets
@@ -122,6 +126,7 @@ impl Channel {
             Channel::Lark(lark) => lark.timeout,
             Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
+            Channel::Teams(teams) => teams.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
         }
     }
@@ -134,6 +139,7 @@ impl Channel {
             Channel::Lark(_) => "lark",
             Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
+            Channel::Teams(_) => "teams",
             Channel::Webhook(_) => "webhook",
         }
     }
@@ -339,6 +345,11 @@ pub(crate) mod tests {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            teams::Teams::new(teams::Settings {
+                url: secret(),
+                timeout_ms,
+            })
+            .map(Channel::Teams),
             webhook::Webhook::new(webhook::Settings {
                 url: url.clone(),
                 secrets: vec![Secret::new(format!("whsec_{HIDDEN}"))],

@@ -2,7 +2,7 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, discord, email, lark, pagerduty, slack, webhook};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, teams, webhook};
 use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
@@ -215,7 +215,15 @@ fn known<'n>(
 }
 
 /// The kinds of channels.
-const CHANNELS: [&str; 6] = ["discord", "email", "lark", "pagerduty", "slack", "webhook"];
+const CHANNELS: [&str; 7] = [
+    "discord",
+    "email",
+    "lark",
+    "pagerduty",
+    "slack",
+    "teams",
+    "webhook",
+];
 
 struct Reader<'a> {
     file: &'a File,
@@ -318,6 +326,11 @@ impl<'a> Reader<'a> {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            "teams" => teams::Teams::new(teams::Settings {
+                url: self.need_secret(&section, "url")?,
+                timeout_ms,
+            })
+            .map(Channel::Teams),
             "webhook" => webhook::Webhook::new(webhook::Settings {
                 url: section.need_str("url")?.value.to_owned(),
                 secrets: self.secrets(&section, "secret")?,

@@ -188,14 +188,18 @@ impl Answer {
     /// The failure that this answer is, for a channel that knows it is one. A receiver that is busy
     /// or broken is asked again; one that understood and refused is not.
     pub(super) fn failure(&self, error: String) -> Failure {
-        let retry = match (self.status, self.retry_after) {
+        self.failed(error, self.retry(self.status))
+    }
+
+    /// Whether trying again can help after this status, be it in words.
+    pub(super) fn retry(&self, status: u16) -> Retry {
+        match (status, self.retry_after) {
             (408 | 425 | 429 | 500.., Some(wait)) => Retry::After(wait),
             (408 | 425 | 429 | 500.., None) => Retry::Later,
             // RFC 9110, section 15.5.11: likely for good.
             (410, _) => Retry::Gone,
             _ => Retry::Never,
-        };
-        self.failed(error, retry)
+        }
     }
 
     /// The failure that this answer is, where its status does not tell whether to try again.
