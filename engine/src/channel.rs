@@ -19,6 +19,7 @@ pub mod pagerduty;
 pub mod slack;
 pub mod teams;
 mod text;
+pub mod voice;
 pub mod webhook;
 
 pub use outgoing::Outgoing;
@@ -36,6 +37,7 @@ pub enum Channel {
     PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
     Teams(teams::Teams),
+    Voice(voice::Voice),
     Webhook(webhook::Webhook),
 }
 
@@ -98,6 +100,7 @@ impl Channel {
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
             Channel::Teams(teams) => teams.send(client, delivery).await,
+            Channel::Voice(voice) => voice.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
         };
         sent.map_err(|failure| failure.without(self.secrets()))
@@ -113,6 +116,7 @@ impl Channel {
             Channel::PagerDuty(pagerduty) => pagerduty.secrets(&mut secrets),
             Channel::Slack(slack) => slack.secrets(&mut secrets),
             Channel::Teams(teams) => teams.secrets(&mut secrets),
+            Channel::Voice(voice) => voice.secrets(&mut secrets),
             Channel::Webhook(webhook) => webhook.secrets(&mut secrets),
         }
         secrets
@@ -127,6 +131,7 @@ impl Channel {
             Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
             Channel::Teams(teams) => teams.timeout,
+            Channel::Voice(voice) => voice.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
         }
     }
@@ -140,6 +145,7 @@ impl Channel {
             Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
             Channel::Teams(_) => "teams",
+            Channel::Voice(_) => "voice",
             Channel::Webhook(_) => "webhook",
         }
     }
@@ -350,6 +356,18 @@ pub(crate) mod tests {
                 timeout_ms,
             })
             .map(Channel::Teams),
+            voice::Voice::new(voice::Settings {
+                account_sid: "AC1".into(),
+                auth_token: Secret::new(HIDDEN),
+                from: "+12025550100".into(),
+                to: vec!["+12025550101".into()],
+                url: Some(format!("http://{address}/a/{HIDDEN}")),
+                calls_per_hour_max: None,
+                language: None,
+                repeat: None,
+                timeout_ms,
+            })
+            .map(Channel::Voice),
             webhook::Webhook::new(webhook::Settings {
                 url: url.clone(),
                 secrets: vec![Secret::new(format!("whsec_{HIDDEN}"))],
@@ -369,7 +387,9 @@ pub(crate) mod tests {
             assert!(answer.contains("user-agent"), "{answer}");
             let all = format!("{failure:?}");
             assert!(!all.contains(&HIDDEN[..8]), "{channel:?}: {all}");
-            assert!(!all.contains("Basic bW"), "{channel:?}: {all}");
+            for login in ["Basic bW", "Basic QU"] {
+                assert!(!all.contains(login), "{channel:?}: {all}");
+            }
         }
     }
 

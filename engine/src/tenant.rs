@@ -2,7 +2,7 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, discord, email, lark, pagerduty, slack, teams, webhook};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, teams, voice, webhook};
 use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
@@ -215,13 +215,14 @@ fn known<'n>(
 }
 
 /// The kinds of channels.
-const CHANNELS: [&str; 7] = [
+const CHANNELS: [&str; 8] = [
     "discord",
     "email",
     "lark",
     "pagerduty",
     "slack",
     "teams",
+    "voice",
     "webhook",
 ];
 
@@ -331,6 +332,7 @@ impl<'a> Reader<'a> {
                 timeout_ms,
             })
             .map(Channel::Teams),
+            "voice" => voice::Voice::new(self.voice(&section, timeout_ms)?).map(Channel::Voice),
             "webhook" => webhook::Webhook::new(webhook::Settings {
                 url: section.need_str("url")?.value.to_owned(),
                 secrets: self.secrets(&section, "secret")?,
@@ -395,6 +397,29 @@ impl<'a> Reader<'a> {
                 .str("list_unsubscribe")?
                 .map(|address| address.value.to_owned()),
             dkim: self.dkim(section)?,
+            timeout_ms,
+        })
+    }
+
+    fn voice(&self, section: &Section<'a>, timeout_ms: u64) -> Result<voice::Settings, Problem> {
+        let text = |key| -> Result<Option<String>, Problem> {
+            Ok(section.str(key)?.map(|given| given.value.to_owned()))
+        };
+        let number = |key| -> Result<Option<u64>, Problem> {
+            Ok(section.u64(key)?.map(|given| given.value))
+        };
+        let to = section
+            .strs("to")?
+            .ok_or_else(|| section.problem(format!("{} has no `to`", section.title())))?;
+        Ok(voice::Settings {
+            account_sid: section.need_str("account_sid")?.value.to_owned(),
+            auth_token: self.need_secret(section, "auth_token")?,
+            from: section.need_str("from")?.value.to_owned(),
+            to: to.into_iter().map(|to| to.value.to_owned()).collect(),
+            url: text("url")?,
+            calls_per_hour_max: number("calls_per_hour_max")?,
+            language: text("language")?,
+            repeat: number("repeat")?,
             timeout_ms,
         })
     }

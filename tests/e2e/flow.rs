@@ -1184,7 +1184,7 @@ async fn mistakes_are_found_before_anything_runs() {
         ),
         (
             with("").replace("kind = 'webhook'", "kind = 'slak'"),
-            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `teams`, `webhook`; did you mean `slack`?",
+            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `teams`, `voice`, `webhook`; did you mean `slack`?",
         ),
         (
             with("").replace("{ env = 'HUB' }", "'open sesame'"),
@@ -1262,6 +1262,20 @@ async fn mistakes_are_found_before_anything_runs() {
                 "kind = 'webhook'\nheaders = { Host = 'x' }",
             ),
             "5: channel `chat`: the header `host` is not the tenant's to set",
+        ),
+        (
+            with(
+                "[[channel]]\nname = 'phone'\nkind = 'voice'\naccount_sid = 'AC1'\nfrom = '+12025550100'\nto = ['5550101']\nauth_token = { env = 'HUB' }",
+            ),
+            "13: channel `phone`: \"5550101\" is not a phone number; write it with its country, as in \"+12025550123\"",
+        ),
+        (
+            with("[[channel]]\nname = 'phone'\nkind = 'voice'\naccount_sid = 'AC1'"),
+            "13: channel `phone` has no `to`",
+        ),
+        (
+            with("[[channel]]\nname = 'office'\nkind = 'teams'\nurl = 'https://example.com'"),
+            "16: `url` of channel `office` is a secret and does not stand in the file: write url = { env = \"NAME\" } or { file = \"PATH\" }",
         ),
         (with("name = 'again'"), "13: not TOML: "),
         (
