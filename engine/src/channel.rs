@@ -17,7 +17,9 @@ pub mod lark;
 pub mod outgoing;
 pub mod pagerduty;
 pub mod slack;
+pub mod teams;
 mod text;
+pub mod voice;
 pub mod webhook;
 
 pub use outgoing::Outgoing;
@@ -35,6 +37,8 @@ pub enum Channel {
     Lark(lark::Lark),
     PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
+    Teams(teams::Teams),
+    Voice(voice::Voice),
     Webhook(webhook::Webhook),
 }
 
@@ -96,6 +100,8 @@ impl Channel {
             Channel::Lark(lark) => lark.send(client, delivery).await,
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
+            Channel::Teams(teams) => teams.send(client, delivery).await,
+            Channel::Voice(voice) => voice.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
         };
         sent.map_err(|failure| failure.without(self.secrets()))
@@ -110,6 +116,8 @@ impl Channel {
             Channel::Lark(lark) => lark.secrets(&mut secrets),
             Channel::PagerDuty(pagerduty) => pagerduty.secrets(&mut secrets),
             Channel::Slack(slack) => slack.secrets(&mut secrets),
+            Channel::Teams(teams) => teams.secrets(&mut secrets),
+            Channel::Voice(voice) => voice.secrets(&mut secrets),
             Channel::Webhook(webhook) => webhook.secrets(&mut secrets),
         }
         secrets
@@ -138,6 +146,8 @@ impl Channel {
             Channel::Lark(lark) => lark.timeout,
             Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
+            Channel::Teams(teams) => teams.timeout,
+            Channel::Voice(voice) => voice.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
         }
     }
@@ -150,6 +160,8 @@ impl Channel {
             Channel::Lark(_) => "lark",
             Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
+            Channel::Teams(_) => "teams",
+            Channel::Voice(_) => "voice",
             Channel::Webhook(_) => "webhook",
         }
     }
@@ -360,10 +372,29 @@ pub(crate) mod tests {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            teams::Teams::new(teams::Settings {
+                url: secret(),
+                timeout_ms,
+            })
+            .map(Channel::Teams),
+            voice::Voice::new(voice::Settings {
+                account_sid: "AC1".into(),
+                auth_token: Secret::new(HIDDEN),
+                from: "+12025550100".into(),
+                to: vec!["+12025550101".into()],
+                url: Some(format!("http://{address}/a/{HIDDEN}")),
+                calls_per_hour_max: None,
+                language: None,
+                repeat: None,
+                timeout_ms,
+            })
+            .map(Channel::Voice),
             webhook::Webhook::new(webhook::Settings {
                 url: url.clone(),
-                secret: None,
+                secrets: vec![Secret::new(format!("whsec_{HIDDEN}"))],
+                headers: vec![("X-Token".into(), Secret::new(format!("Bearer {HIDDEN}")))],
                 timeout_ms,
+                ..webhook::Settings::default()
             })
             .map(Channel::Webhook),
         ];
@@ -377,7 +408,9 @@ pub(crate) mod tests {
             assert!(answer.contains("user-agent"), "{answer}");
             let all = format!("{failure:?}");
             assert!(!all.contains(&HIDDEN[..8]), "{channel:?}: {all}");
-            assert!(!all.contains("Basic bW"), "{channel:?}: {all}");
+            for login in ["Basic bW", "Basic QU"] {
+                assert!(!all.contains(login), "{channel:?}: {all}");
+            }
         }
     }
 
@@ -393,8 +426,7 @@ pub(crate) mod tests {
         let webhook = Channel::Webhook(
             webhook::Webhook::new(webhook::Settings {
                 url: "https://example.com/in".into(),
-                secret: None,
-                timeout_ms: 1000,
+                ..webhook::Settings::default()
             })
             .unwrap_or_else(|error| panic!("{error}")),
         );

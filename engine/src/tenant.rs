@@ -2,7 +2,7 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, discord, email, lark, pagerduty, slack, webhook};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, teams, voice, webhook};
 use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::Name;
@@ -13,6 +13,7 @@ use hooksieve_sdk::wire::json::Data;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use toml::de::DeValue;
 
 /// A tenant as its file describes it.
 #[derive(Debug)]
@@ -220,7 +221,16 @@ fn known<'n>(
 }
 
 /// The kinds of channels.
-const CHANNELS: [&str; 6] = ["discord", "email", "lark", "pagerduty", "slack", "webhook"];
+const CHANNELS: [&str; 8] = [
+    "discord",
+    "email",
+    "lark",
+    "pagerduty",
+    "slack",
+    "teams",
+    "voice",
+    "webhook",
+];
 
 /// What a channel of every kind may say of how fast it is used.
 fn pace(section: &Section<'_>, channel: &Channel) -> Result<Pace, Problem> {
@@ -361,9 +371,17 @@ impl<'a> Reader<'a> {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            "teams" => teams::Teams::new(teams::Settings {
+                url: self.need_secret(&section, "url")?,
+                timeout_ms,
+            })
+            .map(Channel::Teams),
+            "voice" => voice::Voice::new(self.voice(&section, timeout_ms)?).map(Channel::Voice),
             "webhook" => webhook::Webhook::new(webhook::Settings {
                 url: section.need_str("url")?.value.to_owned(),
-                secret: self.secret(&section, "secret")?,
+                secrets: self.secrets(&section, "secret")?,
+                method: section.str("method")?.map(|given| given.value.to_owned()),
+                headers: self.headers(&section)?,
                 timeout_ms,
             })
             .map(Channel::Webhook),
@@ -420,8 +438,48 @@ impl<'a> Reader<'a> {
             reply_to: section
                 .str("reply_to")?
                 .map(|reply_to| reply_to.value.to_owned()),
+            list_unsubscribe: section
+                .str("list_unsubscribe")?
+                .map(|address| address.value.to_owned()),
+            dkim: self.dkim(section)?,
             timeout_ms,
         })
+    }
+
+    fn voice(&self, section: &Section<'a>, timeout_ms: u64) -> Result<voice::Settings, Problem> {
+        let text = |key| -> Result<Option<String>, Problem> {
+            Ok(section.str(key)?.map(|given| given.value.to_owned()))
+        };
+        let number = |key| -> Result<Option<u64>, Problem> {
+            Ok(section.u64(key)?.map(|given| given.value))
+        };
+        let to = section
+            .strs("to")?
+            .ok_or_else(|| section.problem(format!("{} has no `to`", section.title())))?;
+        Ok(voice::Settings {
+            account_sid: section.need_str("account_sid")?.value.to_owned(),
+            auth_token: self.need_secret(section, "auth_token")?,
+            from: section.need_str("from")?.value.to_owned(),
+            to: to.into_iter().map(|to| to.value.to_owned()).collect(),
+            url: text("url")?,
+            calls_per_hour_max: number("calls_per_hour_max")?,
+            language: text("language")?,
+            repeat: number("repeat")?,
+            timeout_ms,
+        })
+    }
+
+    fn dkim(&self, section: &Section<'a>) -> Result<Option<email::dkim::Settings>, Problem> {
+        let Some(dkim) = section.section("dkim")? else {
+            return Ok(None);
+        };
+        let settings = email::dkim::Settings {
+            domain: dkim.need_str("domain")?.value.to_owned(),
+            selector: dkim.need_str("selector")?.value.to_owned(),
+            key: self.need_secret(&dkim, "key")?,
+        };
+        dkim.finish()?;
+        Ok(Some(settings))
     }
 
     fn rule(
@@ -516,17 +574,56 @@ impl<'a> Reader<'a> {
 
     /// A secret, from where the file says it is. It never stands in the file itself.
     fn secret(&self, section: &Section<'a>, key: &'static str) -> Result<Option<Secret>, Problem> {
+        let found = section.value(key);
+        found
+            .map(|found| self.secret_at(section, key, &found))
+            .transpose()
+    }
+
+    /// One secret or a list of them; none where the key is left out.
+    fn secrets(&self, section: &Section<'a>, key: &'static str) -> Result<Vec<Secret>, Problem> {
         let Some(found) = section.value(key) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        if found.value.as_table().is_none() {
+        let Some(items) = found.items() else {
+            return Ok(vec![self.secret_at(section, key, &found)?]);
+        };
+        let read: Vec<_> = items
+            .map(|item| self.secret_at(section, key, &item))
+            .collect::<Result<_, _>>()?;
+        if read.is_empty() {
+            let empty = format!("`{key}` of {} is an empty list", section.title());
+            return Err(found.problem(empty));
+        }
+        Ok(read)
+    }
+
+    /// The `headers` of a webhook: what they say stands in the file or is a secret.
+    fn headers(&self, section: &Section<'a>) -> Result<Vec<(String, Secret)>, Problem> {
+        let Some(table) = section.section("headers")? else {
+            return Ok(Vec::new());
+        };
+        let read = table.entries().map(|(name, found)| {
+            let value = match found.value.as_str() {
+                Some(text) => Secret::new(text),
+                None => self.secret_at(&table, name, &found)?,
+            };
+            Ok((name.to_owned(), value))
+        });
+        read.collect()
+    }
+
+    fn secret_at(
+        &self,
+        section: &Section<'a>,
+        key: &str,
+        found: &Located<'a, &'a DeValue<'a>>,
+    ) -> Result<Secret, Problem> {
+        let Some(from) = found.section(format!("`{key}` of {}", section.title())) else {
             return Err(found.problem(format!(
                 "`{key}` of {} is a secret and does not stand in the file: write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
                 section.title()
             )));
-        }
-        let Some(from) = section.section(key)? else {
-            return Ok(None);
         };
         let (env, file) = (from.str("env")?, from.str("file")?);
         from.finish()?;
@@ -556,7 +653,7 @@ impl<'a> Reader<'a> {
         if text.is_empty() {
             return Err(from.problem(format!("{} is empty", from.title())));
         }
-        Ok(Some(Secret::new(text)))
+        Ok(Secret::new(text))
     }
 }
 

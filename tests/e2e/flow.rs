@@ -1184,7 +1184,7 @@ async fn mistakes_are_found_before_anything_runs() {
         ),
         (
             with("").replace("kind = 'webhook'", "kind = 'slak'"),
-            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `webhook`; did you mean `slack`?",
+            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `teams`, `voice`, `webhook`; did you mean `slack`?",
         ),
         (
             with("").replace("{ env = 'HUB' }", "'open sesame'"),
@@ -1233,6 +1233,49 @@ async fn mistakes_are_found_before_anything_runs() {
         (
             with("").replace("[[rule]]", "[[rules]]"),
             "9: the file has no key `rules`; did you mean `rule`?",
+        ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nsecret = [{ env = 'HUB' }, 'open sesame']",
+            ),
+            "8: `secret` of channel `chat` is a secret and does not stand in the file: write secret = { env = \"NAME\" } or { file = \"PATH\" }",
+        ),
+        (
+            with("").replace("kind = 'webhook'", "kind = 'webhook'\nsecret = []"),
+            "8: `secret` of channel `chat` is an empty list",
+        ),
+        (
+            with("").replace("kind = 'webhook'", "kind = 'webhook'\nmethod = 'GET'"),
+            "5: channel `chat`: \"GET\" is no method; there are POST, PUT and PATCH",
+        ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nheaders = { X-Key = { env = 'NONE' } }",
+            ),
+            "8: the environment variable NONE for `X-Key` of `headers` of channel `chat` is not set",
+        ),
+        (
+            with("").replace(
+                "kind = 'webhook'",
+                "kind = 'webhook'\nheaders = { Host = 'x' }",
+            ),
+            "5: channel `chat`: the header `host` is not the tenant's to set",
+        ),
+        (
+            with(
+                "[[channel]]\nname = 'phone'\nkind = 'voice'\naccount_sid = 'AC1'\nfrom = '+12025550100'\nto = ['5550101']\nauth_token = { env = 'HUB' }",
+            ),
+            "13: channel `phone`: \"5550101\" is not a phone number; write it with its country, as in \"+12025550123\"",
+        ),
+        (
+            with("[[channel]]\nname = 'phone'\nkind = 'voice'\naccount_sid = 'AC1'"),
+            "13: channel `phone` has no `to`",
+        ),
+        (
+            with("[[channel]]\nname = 'office'\nkind = 'teams'\nurl = 'https://example.com'"),
+            "16: `url` of channel `office` is a secret and does not stand in the file: write url = { env = \"NAME\" } or { file = \"PATH\" }",
         ),
         (with("name = 'again'"), "13: not TOML: "),
         (

@@ -44,6 +44,7 @@ impl Mail {
             .arg(write("certificate.pem", certificate.pem()))
             .arg(write("key.pem", key.serialize_pem()))
             .args([USER, PASSWORD])
+            .arg(write("records.json", "{}".into()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -278,4 +279,64 @@ async fn a_stranger_gets_no_mail() {
     );
     assert_eq!(mail.received.lock().unwrap().len(), 0);
     server.end().await;
+}
+
+/// What is signed here is verified by another's library, with either kind of key, and not once a word
+/// of it has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_mail_verifies() {
+    let Ok(python) = python() else { return };
+    let made = python.script("dkimkeys.py").output().unwrap();
+    let keys: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let mail = Mail::start(&python).await;
+    let records = json!({
+        "rsa._domainkey.example.com": keys["rsa"]["record"],
+        "ed25519._domainkey.example.com": keys["ed25519"]["record"],
+    });
+    std::fs::write(mail.dir.path().join("records.json"), records.to_string()).unwrap();
+    // Headers that are signed need not be there.
+    let full =
+        "reply_to = 'team@example.com'\nlist_unsubscribe = 'https://example.com/stop?who=ops'\n";
+    let cases = [("rsa", full), ("ed25519", full), ("rsa", "")];
+    for (n, (kind, more)) in cases.into_iter().enumerate() {
+        let path = mail.dir.path().join(kind);
+        std::fs::write(&path, keys[kind]["key"].as_str().unwrap()).unwrap();
+        let settings = format!(
+            "{more}dkim = {{ domain = 'example.com', selector = '{kind}', key = {{ file = '{}' }} }}\n",
+            path.display()
+        );
+        let server = mail.engine(PASSWORD, "'ops@example.com'", &settings).await;
+        let taken = server.post_json("/in/acme/open", &hostile()).await;
+        let story = server.settled(&taken.id()).await;
+        let delivery = &story["deliveries"][0];
+        assert_eq!(delivery["state"], "delivered", "{delivery}");
+        let got = &mail.wait_for(n + 1).await[n];
+        assert_eq!(got["dkim"], true, "{kind}: {got}");
+        if more.is_empty() {
+            server.end().await;
+            continue;
+        }
+        for changed in got["dkim_changed"].as_array().unwrap() {
+            assert_ne!(changed, true, "{kind}: {got}");
+        }
+        let header = |name: &str| -> String {
+            let headers = got["headers"].as_array().unwrap();
+            let found = headers.iter().find(|header| {
+                let found = header[0].as_str().unwrap();
+                found.eq_ignore_ascii_case(name)
+            });
+            found.map_or_else(String::new, |it| it[1].as_str().unwrap().to_owned())
+        };
+        assert_eq!(
+            header("List-Unsubscribe"),
+            "<https://example.com/stop?who=ops>"
+        );
+        assert_eq!(
+            header("List-Unsubscribe-Post"),
+            "List-Unsubscribe=One-Click"
+        );
+        let signature = header("DKIM-Signature");
+        assert!(signature.contains("d=example.com"), "{signature}");
+        server.end().await;
+    }
 }

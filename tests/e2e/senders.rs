@@ -12,6 +12,7 @@ const EXAMPLES: usize = 329;
 const SECRET: &str = "it-is-made-up";
 /// 32 bytes that are nobody's.
 const WHSEC: &str = "whsec_bWFkZS11cC1mb3ItdGVzdHMtYWxvbmUtMzItYnl0ZXM=";
+const WHSEC_OLD: &str = "whsec_dGhlIGtleSB0aGF0IGlzIGJlaW5nIHJlcGxhY2Vk";
 
 /// Runs a script on lines of JSON; gives the line that it answers to each.
 fn script(node: &Node, name: &str, argument: &str, lines: &[Value]) -> Vec<String> {
@@ -119,12 +120,16 @@ async fn what_goes_out_verifies_with_the_reference_library() {
     let hook = Receiver::start().await;
     let tenant = format!(
         "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n\
-         [[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = '{}'\nsecret = {{ env = 'WHSEC' }}\n\
+         [[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = '{}'\nmethod = 'PUT'\n\
+         secret = [{{ env = 'WHSEC' }}, {{ env = 'WHSEC_OLD' }}]\n\
+         headers = {{ \"X-Team\" = 'ops', Authorization = {{ env = 'BEARER' }} }}\n\
          [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n",
         hook.url("/")
     );
     let server = Setup::new()
         .env("WHSEC", WHSEC)
+        .env("WHSEC_OLD", WHSEC_OLD)
+        .env("BEARER", "Bearer made-up")
         .tenant("acme", &tenant)
         .start()
         .await;
@@ -142,6 +147,9 @@ async fn what_goes_out_verifies_with_the_reference_library() {
     };
     let mut lines = Vec::new();
     for got in &got {
+        assert_eq!(got.method, "PUT");
+        let own = (got.header("x-team"), got.header("authorization"));
+        assert_eq!(own, ("ops", "Bearer made-up"));
         let body = std::str::from_utf8(&got.body).unwrap();
         let headers = ["webhook-id", "webhook-timestamp", "webhook-signature"]
             .map(|name| (name, got.header(name)));
@@ -151,17 +159,23 @@ async fn what_goes_out_verifies_with_the_reference_library() {
         other[0].1 = "another-id";
         lines.push(line(body, other));
     }
-    let answers = script(&node, "verify.js", WHSEC, &lines);
-    for answers in answers.chunks(3) {
-        assert_eq!(
-            answers,
-            [
-                "ok",
-                "No matching signature found",
-                "No matching signature found"
-            ]
-        );
+    // While a key is replaced, a receiver may know either of the two.
+    for secret in [WHSEC, WHSEC_OLD] {
+        let answers = script(&node, "verify.js", secret, &lines);
+        for answers in answers.chunks(3) {
+            assert_eq!(
+                answers,
+                [
+                    "ok",
+                    "No matching signature found",
+                    "No matching signature found"
+                ]
+            );
+        }
     }
+    let stranger = "whsec_bmVpdGhlciBvZiB0aGUgdHdvIGtleXMgaGVyZQ==";
+    let answers = script(&node, "verify.js", stranger, &lines);
+    assert!(!answers.contains(&"ok".to_owned()), "{answers:?}");
     server.end().await;
 }
 

@@ -1,6 +1,7 @@
 """A mail server for tests: STARTTLS, then AUTH, then mail, which it prints as JSON.
 
-Arguments: certificate chain, key, user, password. The first line it prints is its port; every
+Arguments: certificate chain, key, user, password, and a file of DNS records as JSON (name: text),
+with which DKIM signatures are verified. The first line it prints is its port; every
 later one is a message as Python's own email package understands it. It ends with its standard input.
 """
 
@@ -12,12 +13,26 @@ import logging
 import ssl
 import sys
 
+import dkim
 from aiosmtpd.smtp import SMTP, AuthResult
 
 # Refused handshakes and passwords are what the tests do, not news.
 logging.getLogger("mail").setLevel(logging.CRITICAL)
 
-CERTIFICATE, KEY, USER, PASSWORD = sys.argv[1:5]
+CERTIFICATE, KEY, USER, PASSWORD, RECORDS = sys.argv[1:6]
+
+
+def record(name, timeout=5):
+    with open(RECORDS) as records:
+        found = json.load(records).get(name.decode().rstrip("."))
+    return found and found.encode()
+
+
+def signed(content):
+    try:
+        return dkim.verify(content, dnsfunc=record)
+    except dkim.DKIMException as error:
+        return str(error)
 
 
 class Handler:
@@ -34,6 +49,12 @@ class Handler:
         message = email.message_from_bytes(envelope.content, policy=email.policy.default)
         text = message.get_body(("plain",))
         html = message.get_body(("html",))
+        # Any header or word changed on the way, and nobody answers for it.
+        changed = [
+            envelope.content.replace(b"Subject: ", b"Subject: Re: ", 1),
+            envelope.content.replace(b"One-Click", b"Two-Click", 1),
+            envelope.content.replace(b"second line", b"another line", 1),
+        ]
         print(
             json.dumps(
                 {
@@ -51,6 +72,8 @@ class Handler:
                     "content_type": message.get_content_type(),
                     "text": text.get_content() if text else None,
                     "html": html.get_content() if html else None,
+                    "dkim": signed(envelope.content),
+                    "dkim_changed": [signed(content) for content in changed],
                     "defects": [str(defect) for defect in message.defects],
                 }
             ),

@@ -54,13 +54,13 @@ pub fn node() -> Result<Node, Absent> {
 /// When it is not, and the environment does not say that it must be.
 pub fn python() -> Result<Python, Absent> {
     let import = Command::new("python3")
-        .args(["-c", "import aiosmtpd"])
+        .args(["-c", "import aiosmtpd, dkim, nacl, rsa"])
         .output();
     if import.is_ok_and(|output| output.status.success()) {
         return Ok(Python(()));
     }
     Err(absent(
-        "python3 with aiosmtpd is not here",
+        "python3 with the packages of tests/py is not here",
         "pip install -r tests/py/requirements.txt",
         "HOOKSIEVE_NEED_PY",
     ))

@@ -4,7 +4,7 @@ use crate::until;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::Response;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub struct Received {
+    pub method: Method,
     pub path: String,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
@@ -157,6 +158,7 @@ async fn take(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         return Response::default();
     };
     let received = Received {
+        method: parts.method,
         path: parts.uri.path().to_owned(),
         headers: parts.headers,
         body: body.into(),

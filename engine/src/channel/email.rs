@@ -5,7 +5,7 @@
 //!   without either is taken only for a server on this machine.
 //! - One refused recipient does not keep the message from the others, and whoever has it is never
 //!   sent it again.
-//! - The message is the same bytes at every try, with a Message-ID made from the delivery's id: where
+//! - The message is the same bytes at every try (but for the time in its DKIM signature), with a Message-ID made from the delivery's id: where
 //!   a try ends after the data was sent and before the server answered, nobody can know whether it
 //!   arrived; it is sent again, and a mailbox that looks at the Message-ID shows it once.
 //!
@@ -22,6 +22,7 @@
 //! whatever the code: it is about the server or the settings, not about this message, and the
 //! schedule gives people the time to mend it.
 
+pub mod dkim;
 mod message;
 mod session;
 #[cfg(test)]
@@ -34,15 +35,21 @@ use crate::secret::Secret;
 use crate::store::Delivery;
 use hooksieve_sdk::wire::Payload;
 use lettre::message::Mailbox;
+use lettre::message::dkim::DkimConfig;
 use lettre::transport::smtp::client::AsyncSmtpConnection;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
+use url::Url;
 
 const RECIPIENTS_MAX: usize = 50;
 const SUBJECT_CHARS_MAX: usize = 200;
+/// One line of a header may have 998 (RFC 5322, section 2.1.1).
+const UNSUBSCRIBE_BYTES_MAX: usize = 900;
+/// RFC 2369, and RFC 8058, which wants both signed.
+const HEADERS_OF_LISTS: [&str; 2] = ["List-Unsubscribe", "List-Unsubscribe-Post"];
 /// How much of a server's words is kept for a refused recipient.
 const REPLY_CHARS_MAX: usize = 200;
 /// How long a connection waits for the next message, and how many do.
@@ -60,6 +67,9 @@ pub struct Settings {
     pub from: String,
     pub to: Vec<String>,
     pub reply_to: Option<String>,
+    /// Where a reader says that he wants no more: an `https` or a `mailto` address.
+    pub list_unsubscribe: Option<String>,
+    pub dkim: Option<dkim::Settings>,
     pub timeout_ms: u64,
 }
 
@@ -82,6 +92,8 @@ pub struct Email {
     from: Mailbox,
     to: Vec<Mailbox>,
     reply_to: Option<Mailbox>,
+    list_unsubscribe: Option<Url>,
+    dkim: Option<Box<DkimConfig>>,
     pub(super) timeout: Duration,
     idle: Arc<Mutex<Idle>>,
 }
@@ -141,6 +153,17 @@ impl Email {
             from: mailbox(&settings.from)?,
             to: to.collect::<Result<_, _>>()?,
             reply_to: settings.reply_to.as_deref().map(mailbox).transpose()?,
+            list_unsubscribe: settings
+                .list_unsubscribe
+                .as_deref()
+                .map(unsubscribe)
+                .transpose()?,
+            dkim: settings
+                .dkim
+                .as_ref()
+                .map(dkim::config)
+                .transpose()?
+                .map(Box::new),
             host: settings.host,
             port: settings.port,
             tls: settings.tls,
@@ -218,6 +241,28 @@ impl Email {
             secrets.login(user, password.expose());
         }
     }
+}
+
+fn unsubscribe(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text)
+        .map_err(|error| format!("the list_unsubscribe address is not one: {error}"))?;
+    if !matches!(url.scheme(), "https" | "mailto") {
+        return Err(format!(
+            "the list_unsubscribe address begins with {:?}, and only https and mailto are taken",
+            url.scheme()
+        ));
+    }
+    if url.scheme() == "mailto" {
+        mailbox(url.path())?;
+    }
+    // What stands between angle brackets, among commas (RFC 2369, section 2).
+    let fits = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b',');
+    if url.as_str().len() > UNSUBSCRIBE_BYTES_MAX || !url.as_str().bytes().all(fits) {
+        return Err(format!(
+            "the list_unsubscribe address may have {UNSUBSCRIBE_BYTES_MAX} bytes, and neither `<`, `>` nor a comma"
+        ));
+    }
+    Ok(url)
 }
 
 fn mailbox(text: &str) -> Result<Mailbox, String> {

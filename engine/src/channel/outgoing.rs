@@ -8,6 +8,7 @@
 use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
 use lettre::transport::smtp::client as smtp;
+use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -87,17 +88,19 @@ impl Outgoing {
         })
     }
 
-    /// Posts a body and reads the answer. Failures that are not an answer are all worth a retry:
+    /// Sends a body and reads the answer. Failures that are not an answer are all worth a retry:
     /// hosts come back, and so do names and certificates.
-    pub(super) async fn post(
+    pub(super) async fn send(
         &self,
+        method: Method,
         url: &Url,
         headers: HeaderMap,
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
         self.may_reach(url)?;
-        let request = self.http.post(url.clone()).headers(headers).body(body);
+        let request = self.http.request(method, url.clone());
+        let request = request.headers(headers).body(body);
         let mut response = request.timeout(timeout).send().await.map_err(|error| {
             let failure = Failure::later(sending(&host(url), &error, timeout));
             failure.ambiguous(!error.is_connect() && !error.is_builder())
@@ -122,7 +125,7 @@ impl Outgoing {
         })
     }
 
-    /// Posts JSON; see [`Outgoing::post`].
+    /// Posts JSON; see [`Outgoing::send`].
     pub(super) async fn post_json(
         &self,
         url: &Url,
@@ -132,7 +135,7 @@ impl Outgoing {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let body = body.to_string().into_bytes();
-        self.post(url, headers, body, timeout).await
+        self.send(Method::POST, url, headers, body, timeout).await
     }
 
     /// An address that stands in a URL as such is never resolved, so it is checked here.
@@ -185,14 +188,18 @@ impl Answer {
     /// The failure that this answer is, for a channel that knows it is one. A receiver that is busy
     /// or broken is asked again; one that understood and refused is not.
     pub(super) fn failure(&self, error: String) -> Failure {
-        let retry = match (self.status, self.retry_after) {
+        self.failed(error, self.retry(self.status))
+    }
+
+    /// Whether trying again can help after this status, be it in words.
+    pub(super) fn retry(&self, status: u16) -> Retry {
+        match (status, self.retry_after) {
             (408 | 425 | 429 | 500.., Some(wait)) => Retry::After(wait),
             (408 | 425 | 429 | 500.., None) => Retry::Later,
             // RFC 9110, section 15.5.11: likely for good.
             (410, _) => Retry::Gone,
             _ => Retry::Never,
-        };
-        self.failed(error, retry)
+        }
     }
 
     /// The failure that this answer is, where its status does not tell whether to try again.

@@ -1,8 +1,8 @@
-//! A webhook of the tenant's: JSON by POST, signed as Standard Webhooks version 1 describes
+//! A webhook of the tenant's: JSON, by POST unless it is told otherwise, signed as Standard Webhooks version 1 describes
 //! (standardwebhooks.com), so that receivers can check it with the libraries they have.
 //!
 //! The id is the delivery's and stays the same over its retries; the timestamp and the signature are
-//! of each attempt. Success is 2xx and nothing else.
+//! of each attempt. While a key is replaced by another, both sign. Success is 2xx and nothing else.
 
 use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
@@ -13,7 +13,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use hooksieve_sdk::wire::{Message, Payload};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use sha2::Sha256;
 use std::ops::RangeInclusive;
@@ -23,18 +24,46 @@ use url::Url;
 /// How long a key may be, as Standard Webhooks asks.
 const KEY_BYTES: RangeInclusive<usize> = 24..=64;
 
+/// The new key and the old one.
+const KEYS_MAX: usize = 2;
+const METHODS: [Method; 3] = [Method::POST, Method::PUT, Method::PATCH];
+const HEADERS_MAX: usize = 16;
+const HEADER_BYTES_MAX: usize = 4_096;
+/// What is of a connection and not of a message (RFC 9110, section 7.6.1), and what is said here.
+const HEADERS_TAKEN: [&str; 12] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "host",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 /// What a tenant file says of a webhook.
+#[derive(Default)]
 pub struct Settings {
     pub url: String,
-    /// `whsec_` and the key in Base64; without one, nothing is signed.
-    pub secret: Option<Secret>,
+    /// Each `whsec_` and the key in Base64; without one, nothing is signed.
+    pub secrets: Vec<Secret>,
+    /// `POST` where it is left out.
+    pub method: Option<String>,
+    /// Headers of the tenant's own; what they say is secret.
+    pub headers: Vec<(String, Secret)>,
     pub timeout_ms: u64,
 }
 
 /// A webhook with checked settings.
 pub struct Webhook {
     url: Url,
-    key: Option<Vec<u8>>,
+    keys: Vec<Vec<u8>>,
+    method: Method,
+    headers: HeaderMap,
     pub(super) timeout: Duration,
 }
 
@@ -69,10 +98,25 @@ impl Webhook {
     /// One sentence that says what is wrong; it never holds the secret.
     pub fn new(settings: Settings) -> Result<Self, String> {
         let url = outgoing::web_address(&settings.url)?;
-        let key = settings.secret.as_ref().map(key).transpose()?;
+        if settings.secrets.len() > KEYS_MAX {
+            return Err(format!(
+                "there are {} secrets, and at most {KEYS_MAX} sign: the new one and the old one",
+                settings.secrets.len()
+            ));
+        }
+        let keys = settings.secrets.iter().map(key).collect::<Result<_, _>>()?;
+        let method = match settings.method.as_deref() {
+            None => Method::POST,
+            Some(given) => METHODS
+                .into_iter()
+                .find(|method| method.as_str() == given)
+                .ok_or_else(|| format!("{given:?} is no method; there are POST, PUT and PATCH"))?,
+        };
         Ok(Self {
             url,
-            key,
+            keys,
+            method,
+            headers: headers(&settings.headers)?,
             timeout: Duration::from_millis(settings.timeout_ms),
         })
     }
@@ -88,7 +132,10 @@ impl Webhook {
         let body = body(delivery)
             .map_err(|error| Failure::never(format!("the body cannot become JSON: {error}")))?;
         let headers = self.headers(&delivery.id.to_string(), now_s, &body);
-        let answer = client.post(&self.url, headers, body, self.timeout).await?;
+        let method = self.method.clone();
+        let answer = client
+            .send(method, &self.url, headers, body, self.timeout)
+            .await?;
         let host = outgoing::host(&self.url);
         match answer.status {
             200..300 => Ok(Sent {
@@ -104,7 +151,7 @@ impl Webhook {
     }
 
     fn headers(&self, id: &str, now_s: u64, body: &[u8]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.headers.clone();
         let mut put = |name: &'static str, value: String| {
             // Ids, digits and Base64 are all visible ASCII.
             if let Ok(value) = HeaderValue::from_str(&value) {
@@ -114,16 +161,28 @@ impl Webhook {
         put(CONTENT_TYPE.as_str(), "application/json".into());
         put("webhook-id", id.into());
         put("webhook-timestamp", now_s.to_string());
-        if let Some(key) = &self.key {
-            put("webhook-signature", sign(key, id, now_s, body));
+        if !self.keys.is_empty() {
+            let signatures = self.keys.iter().map(|key| sign(key, id, now_s, body));
+            put(
+                "webhook-signature",
+                signatures.collect::<Vec<_>>().join(" "),
+            );
         }
         headers
     }
 
     pub(super) fn secrets(&self, secrets: &mut Secrets) {
         secrets.url(&self.url);
-        if let Some(key) = &self.key {
+        for key in &self.keys {
             secrets.text(&BASE64.encode(key));
+        }
+        for value in self.headers.values() {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            secrets.text(&value);
+            // "Bearer TOKEN" may come back as the token alone.
+            if let Some((_, last)) = value.rsplit_once(' ') {
+                secrets.text(last);
+            }
         }
     }
 }
@@ -155,6 +214,39 @@ fn sign(key: &[u8], id: &str, now_s: u64, body: &[u8]) -> String {
     mac.update(format!("{id}.{now_s}.").as_bytes());
     mac.update(body);
     format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()))
+}
+
+/// Reads the tenant's own headers. No error holds a value.
+fn headers(given: &[(String, Secret)]) -> Result<HeaderMap, String> {
+    if given.len() > HEADERS_MAX {
+        return Err(format!(
+            "there are {} headers, and at most {HEADERS_MAX} are sent",
+            given.len()
+        ));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in given {
+        let name: HeaderName = name
+            .parse()
+            .map_err(|_| format!("{name:?} is not the name of a header"))?;
+        if HEADERS_TAKEN.contains(&name.as_str()) || name.as_str().starts_with("webhook-") {
+            return Err(format!("the header `{name}` is not the tenant's to set"));
+        }
+        let value = value.expose();
+        if value.len() > HEADER_BYTES_MAX {
+            return Err(format!(
+                "the header `{name}` has {} bytes, and at most {HEADER_BYTES_MAX} are sent",
+                value.len()
+            ));
+        }
+        let mut value = HeaderValue::from_str(value)
+            .map_err(|_| format!("the header `{name}` may hold visible ASCII characters only"))?;
+        value.set_sensitive(true);
+        if headers.insert(&name, value).is_some() {
+            return Err(format!("the header `{name}` is there twice"));
+        }
+    }
+    Ok(headers)
 }
 
 fn key(secret: &Secret) -> Result<Vec<u8>, String> {
@@ -194,8 +286,9 @@ mod tests {
     fn webhook(url: &str, secret: Option<&str>) -> Result<Webhook, String> {
         Webhook::new(Settings {
             url: url.into(),
-            secret: secret.map(Secret::new),
+            secrets: secret.map(Secret::new).into_iter().collect(),
             timeout_ms: 500,
+            ..Settings::default()
         })
     }
 
@@ -274,6 +367,83 @@ mod tests {
         ] {
             assert_eq!(webhook(url, secret).err().as_deref(), Some(error));
         }
+    }
+
+    #[test]
+    fn own_headers_are_checked_and_their_values_never_told() {
+        let refused = |headers: &[(&str, &str)]| {
+            let headers = headers.iter();
+            Webhook::new(Settings {
+                url: "https://example.com".into(),
+                headers: headers
+                    .map(|(name, value)| ((*name).to_owned(), Secret::new(*value)))
+                    .collect(),
+                ..Settings::default()
+            })
+            .err()
+        };
+        let long = "x".repeat(4_097);
+        let many: Vec<String> = (0..17).map(|n| format!("x-{n}")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "v")).collect();
+        for (headers, error) in [
+            (
+                &[("X Name", "hidden")][..],
+                "\"X Name\" is not the name of a header",
+            ),
+            (
+                &[("Host", "hidden")],
+                "the header `host` is not the tenant's to set",
+            ),
+            (
+                &[("Transfer-Encoding", "chunked")],
+                "the header `transfer-encoding` is not the tenant's to set",
+            ),
+            (
+                &[("Webhook-Id", "hidden")],
+                "the header `webhook-id` is not the tenant's to set",
+            ),
+            (
+                &[("X-A", "hidden\r\nX-B: 1")],
+                "the header `x-a` may hold visible ASCII characters only",
+            ),
+            (
+                &[("X-A", &long)],
+                "the header `x-a` has 4097 bytes, and at most 4096 are sent",
+            ),
+            (
+                &[("X-A", "hidden"), ("x-a", "hidden")],
+                "the header `x-a` is there twice",
+            ),
+            (&many, "there are 17 headers, and at most 16 are sent"),
+        ] {
+            assert_eq!(refused(headers).as_deref(), Some(error));
+        }
+        assert_eq!(refused(&many[..16]), None);
+        assert_eq!(refused(&[("X-A", &long[..4_096])]), None);
+    }
+
+    #[test]
+    fn methods_and_keys_are_few() {
+        let refused = |method: &str, keys: usize| {
+            Webhook::new(Settings {
+                url: "https://example.com".into(),
+                method: Some(method.into()),
+                secrets: vec![Secret::new(SECRET); keys],
+                ..Settings::default()
+            })
+            .err()
+        };
+        for method in ["POST", "PUT", "PATCH"] {
+            assert_eq!(refused(method, 2), None);
+        }
+        for method in ["GET", "DELETE", "post", ""] {
+            let error = format!("{method:?} is no method; there are POST, PUT and PATCH");
+            assert_eq!(refused(method, 0), Some(error));
+        }
+        assert_eq!(
+            refused("POST", 3).as_deref(),
+            Some("there are 3 secrets, and at most 2 sign: the new one and the old one")
+        );
     }
 
     #[test]

@@ -117,6 +117,30 @@ impl<T> Located<'_, T> {
     }
 }
 
+impl<'a> Located<'a, &'a DeValue<'a>> {
+    /// The table that it is, under a title for messages.
+    pub fn section(&self, title: impl Into<String>) -> Option<Section<'a>> {
+        Some(Section {
+            source: self.source,
+            title: title.into(),
+            span: self.span.clone(),
+            table: self.value.as_table()?,
+            asked: RefCell::default(),
+        })
+    }
+
+    /// The items of the list that it is.
+    pub fn items(&self) -> Option<impl Iterator<Item = Self>> {
+        let source = self.source;
+        let items = self.value.as_array()?.iter();
+        Some(items.map(move |item| Located {
+            value: item.get_ref(),
+            span: item.span(),
+            source,
+        }))
+    }
+}
+
 impl<'a> Section<'a> {
     pub fn titled(mut self, title: impl Into<String>) -> Self {
         self.title = title.into();
@@ -142,6 +166,19 @@ impl<'a> Section<'a> {
             span: value.span(),
             value: value.get_ref(),
             source: self.source,
+        })
+    }
+
+    /// All of it, for tables whose keys are the tenant's own.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a str, Located<'a, &'a DeValue<'a>>)> {
+        let source = self.source;
+        self.table.iter().map(move |(name, value)| {
+            let value = Located {
+                value: value.get_ref(),
+                span: value.span(),
+                source,
+            };
+            (name.get_ref().as_ref(), value)
         })
     }
 

@@ -87,8 +87,8 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     let channels = ["fast", "slow", "flaky"].map(|channel| {
         let webhook = webhook::Webhook::new(webhook::Settings {
             url: format!("http://{address}/{channel}"),
-            secret: None,
             timeout_ms: 10_000,
+            ..webhook::Settings::default()
         });
         let key = (name("octo"), name(channel));
         (key, Arc::new(Channel::Webhook(webhook.unwrap())))

@@ -1,6 +1,6 @@
-//! A message as mail: the same bytes at every try, in plain text and in HTML.
+//! A message as mail: in plain text and in HTML, signed where there is a key.
 
-use super::{Email, SUBJECT_CHARS_MAX};
+use super::{Email, HEADERS_OF_LISTS, SUBJECT_CHARS_MAX};
 use crate::channel::Failure;
 use crate::channel::text::{self, angle_entity, escaped};
 use crate::store::Delivery;
@@ -36,6 +36,20 @@ impl Email {
         if let Some(reply_to) = &self.reply_to {
             email = email.reply_to(reply_to.clone());
         }
+        if let Some(url) = &self.list_unsubscribe {
+            let [one, post] = HEADERS_OF_LISTS.map(HeaderName::new_from_ascii_str);
+            // As it is: an address that is wrapped or encoded is none.
+            let address = format!("<{url}>");
+            email = email.raw_header(HeaderValue::dangerous_new_pre_encoded(
+                one,
+                address.clone(),
+                address,
+            ));
+            if url.scheme() == "https" {
+                let click = "List-Unsubscribe=One-Click".into();
+                email = email.raw_header(HeaderValue::new(post, click));
+            }
+        }
         for to in &self.to {
             email = email.to(to.clone());
         }
@@ -48,7 +62,12 @@ impl Email {
             .singlepart(part(ContentType::TEXT_HTML, html(delivery, message)));
         email
             .multipart(parts)
-            .map(|email| email.formatted())
+            .map(|mut email| {
+                if let Some(dkim) = &self.dkim {
+                    email.sign(dkim);
+                }
+                email.formatted()
+            })
             .map_err(|error| Failure::never(format!("the email cannot be built: {error}")))
     }
 }

@@ -90,6 +90,8 @@ fn settings(port: u16, to: &[&str]) -> Settings {
         from: "Hooks <hooks@example.com>".into(),
         to: to.iter().map(|&to| to.into()).collect(),
         reply_to: Some("Team <team@example.com>".into()),
+        list_unsubscribe: None,
+        dkim: None,
         timeout_ms: 2000,
     }
 }
@@ -212,6 +214,22 @@ fn settings_that_cannot_work_are_refused() {
         (
             |it| it.from = "ann@exämple.com".into(),
             "\"ann@exämple.com\" has letters outside of ASCII in its address; write its domain in the xn-- form",
+        ),
+        (
+            |it| it.list_unsubscribe = Some("http://example.com/stop".into()),
+            "the list_unsubscribe address begins with \"http\", and only https and mailto are taken",
+        ),
+        (
+            |it| it.list_unsubscribe = Some("stop".into()),
+            "the list_unsubscribe address is not one: relative URL without a base",
+        ),
+        (
+            |it| it.list_unsubscribe = Some(format!("https://example.com/{}", "x".repeat(881))),
+            "the list_unsubscribe address may have 900 bytes, and neither `<`, `>` nor a comma",
+        ),
+        (
+            |it| it.list_unsubscribe = Some("https://example.com/a,b".into()),
+            "the list_unsubscribe address may have 900 bytes, and neither `<`, `>` nor a comma",
         ),
         (
             |it| {
@@ -443,4 +461,26 @@ async fn a_server_that_falls_silent_over_the_message_may_have_it() {
         .unwrap_err();
     assert_eq!((failure.retry, failure.ambiguous), (Retry::Later, true));
     assert_eq!(heard.lock().unwrap().messages.len(), 1);
+}
+
+#[test]
+fn a_reader_can_say_that_he_wants_no_more() {
+    let head = |address: &str| {
+        let mut settings = settings(25, &["ann@example.com"]);
+        settings.list_unsubscribe = Some(address.into());
+        let email = Email::new(settings).unwrap_or_else(|error| panic!("{error}"));
+        let source = email.source(&hostile(), &hostile_message()).unwrap();
+        let source = String::from_utf8(source).unwrap();
+        source.split_once("\r\n\r\n").unwrap().0.to_owned()
+    };
+    let long = format!("https://example.com/{}?a=1&b=2", "x".repeat(860));
+    for address in ["https://example.com/stop?id=1", long.as_str()] {
+        let head = head(address);
+        let line = format!("\r\nList-Unsubscribe: <{address}>\r\n");
+        assert!(head.contains(&line), "{head}");
+        assert!(head.contains("\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"));
+    }
+    let head = head("mailto:stop@example.com?subject=stop");
+    assert!(head.contains("\r\nList-Unsubscribe: <mailto:stop@example.com?subject=stop>\r\n"));
+    assert!(!head.contains("List-Unsubscribe-Post"), "{head}");
 }
