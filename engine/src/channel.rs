@@ -16,6 +16,7 @@ pub mod lark;
 pub mod outgoing;
 pub mod pagerduty;
 pub mod slack;
+pub mod sql;
 mod text;
 pub mod webhook;
 
@@ -32,6 +33,7 @@ pub enum Channel {
     Lark(lark::Lark),
     PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
+    Sql(Box<sql::Sql>),
     Webhook(webhook::Webhook),
 }
 
@@ -86,6 +88,7 @@ impl Channel {
             Channel::Lark(lark) => lark.send(client, delivery).await,
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
+            Channel::Sql(sql) => sql.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
         }
     }
@@ -98,6 +101,7 @@ impl Channel {
             Channel::Lark(lark) => lark.timeout,
             Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
+            Channel::Sql(sql) => sql.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
         }
     }
@@ -110,6 +114,7 @@ impl Channel {
             Channel::Lark(_) => "lark",
             Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
+            Channel::Sql(_) => "sql",
             Channel::Webhook(_) => "webhook",
         }
     }
@@ -120,7 +125,7 @@ impl Channel {
     /// One sentence that says what it takes instead.
     pub fn takes(&self, payload: &Payload) -> Result<(), String> {
         match (self, payload) {
-            (Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
+            (Channel::Sql(_) | Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
             (Channel::PagerDuty(_), Payload::Body(body)) => pagerduty::takes(body),
             (_, Payload::Body(_)) => Err(format!(
                 "channel kind {} takes a message, not a body",

@@ -2,8 +2,8 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, discord, email, lark, pagerduty, slack, webhook};
-use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, webhook};
+use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
 use crate::secret::Secret;
@@ -214,7 +214,15 @@ fn known<'n>(
 }
 
 /// The kinds of channels.
-const CHANNELS: [&str; 6] = ["discord", "email", "lark", "pagerduty", "slack", "webhook"];
+const CHANNELS: [&str; 7] = [
+    "discord",
+    "email",
+    "lark",
+    "pagerduty",
+    "slack",
+    "sql",
+    "webhook",
+];
 
 struct Reader<'a> {
     file: &'a File,
@@ -317,6 +325,8 @@ impl<'a> Reader<'a> {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            "sql" => sql::Sql::new(self.sql(&section, timeout_ms)?)
+                .map(|sql| Channel::Sql(Box::new(sql))),
             "webhook" => webhook::Webhook::new(webhook::Settings {
                 url: section.need_str("url")?.value.to_owned(),
                 secret: self.secret(&section, "secret")?,
@@ -375,6 +385,39 @@ impl<'a> Reader<'a> {
             reply_to: section
                 .str("reply_to")?
                 .map(|reply_to| reply_to.value.to_owned()),
+            timeout_ms,
+        })
+    }
+
+    fn sql(&self, section: &Section<'a>, timeout_ms: u64) -> Result<sql::Settings, Problem> {
+        let drivers = [
+            ("mysql", sql::Driver::MySql),
+            ("postgres", sql::Driver::Postgres),
+        ];
+        let tls = match section.str("tls")? {
+            None => true,
+            Some(tls) => one_of(&tls, section, "tls", &[("none", false), ("require", true)])?,
+        };
+        let port = section.u64("port")?.map(|port| {
+            let given = u16::try_from(port.value).ok().filter(|port| *port > 0);
+            given.ok_or_else(|| port.problem("`port` may be 1 to 65535"))
+        });
+        let values = section
+            .items("values")?
+            .ok_or_else(|| section.problem(format!("{} has no `values`", section.title())))?;
+        Ok(sql::Settings {
+            driver: one_of(&section.need_str("driver")?, section, "driver", &drivers)?,
+            host: section.need_str("host")?.value.to_owned(),
+            port: port.transpose()?,
+            database: section.need_str("database")?.value.to_owned(),
+            username: section.need_str("username")?.value.to_owned(),
+            password: self.secret(section, "password")?,
+            tls,
+            statement: section.need_str("statement")?.value.to_owned(),
+            values: values
+                .iter()
+                .map(|item| sql_value(item, section))
+                .collect::<Result<_, _>>()?,
             timeout_ms,
         })
     }
@@ -513,6 +556,59 @@ impl<'a> Reader<'a> {
         }
         Ok(Some(Secret::new(text)))
     }
+}
+
+/// What a database's place gets: "delivery_id", "/pointer", or { pointer = "/pointer", type = "..." }.
+fn sql_value(item: &Item<'_>, channel: &Section<'_>) -> Result<sql::Binding, Problem> {
+    let pointer = |found: &Located<'_, &str>| match found.value {
+        "" => Ok(String::new()),
+        pointer if pointer.starts_with('/') => Ok(pointer.to_owned()),
+        other => Err(found.problem(format!(
+            "{other:?} in `values` of {} is no JSON pointer; write \"/{other}\"",
+            channel.title()
+        ))),
+    };
+    let table = match item {
+        Item::Str(found) if found.value.starts_with('/') => {
+            return Ok(sql::Binding::Pointer {
+                pointer: pointer(found)?,
+                r#type: sql::Type::Text,
+                required: false,
+            });
+        }
+        Item::Str(found) => {
+            let given = one_of(found, channel, "values", &sql::Given::ALL);
+            return given.map(sql::Binding::Given);
+        }
+        Item::Section(table) => table,
+    };
+    let read = sql::Binding::Pointer {
+        pointer: pointer(&table.need_str("pointer")?)?,
+        r#type: one_of(&table.need_str("type")?, table, "type", &sql::Type::ALL)?,
+        required: table.bool("required")?.is_some_and(|given| given.value),
+    };
+    table.finish()?;
+    Ok(read)
+}
+
+/// What a word stands for, of those that there are.
+fn one_of<T: Copy>(
+    found: &Located<'_, &str>,
+    section: &Section<'_>,
+    key: &str,
+    all: &[(&'static str, T)],
+) -> Result<T, Problem> {
+    if let Some((_, meant)) = all.iter().find(|(name, _)| *name == found.value) {
+        return Ok(*meant);
+    }
+    let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    Err(found.problem(format!(
+        "`{key}` of {} has {:?}; there are `{}`{}",
+        section.title(),
+        found.value,
+        names.join("`, `"),
+        did_you_mean(found.value, names.iter().copied())
+    )))
 }
 
 fn named<'a>(section: Section<'a>, what: &str) -> Result<(Name, Section<'a>), Problem> {

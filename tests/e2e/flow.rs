@@ -1184,7 +1184,7 @@ async fn mistakes_are_found_before_anything_runs() {
         ),
         (
             with("").replace("kind = 'webhook'", "kind = 'slak'"),
-            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `webhook`; did you mean `slack`?",
+            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `sql`, `webhook`; did you mean `slack`?",
         ),
         (
             with("").replace("{ env = 'HUB' }", "'open sesame'"),
