@@ -54,10 +54,25 @@ fn tenant(channels: &[String]) -> String {
 }
 
 fn setup(config: &str, channels: &[String]) -> Setup {
-    Setup::new()
+    let setup = Setup::new()
         .env("DB", PASSWORD)
         .config(config)
-        .tenant("acme", &tenant(channels))
+        .tenant("acme", &tenant(channels));
+    // What Postgres' own programs would listen to.
+    let variables = [
+        ("PGHOST", "/nowhere"),
+        ("PGHOSTADDR", "10.0.0.1"),
+        ("PGPORT", "1"),
+        ("PGUSER", "nobody"),
+        ("PGPASSWORD", "wrong"),
+        ("PGDATABASE", "nowhere"),
+        ("PGSSLMODE", "verify-full"),
+        ("PGSSLROOTCERT", "/nowhere/ca.pem"),
+        ("PGSSLCERT", "/nowhere/certificate.pem"),
+    ];
+    variables
+        .into_iter()
+        .fold(setup, |setup, (name, value)| setup.env(name, value))
 }
 
 /// Has the rule post this to `db0`; gives the delivery when it has ended.
@@ -403,7 +418,7 @@ async fn tls_is_with_the_configured_host(database: &Database) {
     };
     // As every channel has it that says nothing of TLS.
     let by_address = channel(
-        &database,
+        database,
         &format!("statement = '{insert}'\nvalues = ['delivery_id']"),
     );
     let by_name = by_address.replace("'127.0.0.1'", "'localhost'");
@@ -468,4 +483,18 @@ async fn no_database_inside_is_asked() {
     }
     server.stop().await;
     assert!(listener.accept().is_err(), "somebody connected");
+}
+
+/// The one variable that the driver lets nobody take back.
+#[tokio::test]
+async fn options_in_the_environment_are_refused() {
+    let settings = "kind = 'sql'\ndriver = 'postgres'\nhost = 'db.example'\ndatabase = 'a'\nusername = 'a'\n\
+                    statement = 'SELECT 1'\nvalues = []";
+    let setup = setup(HASTY, &[settings.to_owned()]).env("PGOPTIONS", "-c role=admin");
+    let (code, said) = setup.refused(&["--listen", "127.0.0.1:0"]);
+    assert_eq!(code, 2);
+    assert!(
+        said.contains("PGOPTIONS is set in the engine's environment"),
+        "{said}"
+    );
 }
