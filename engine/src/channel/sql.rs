@@ -7,7 +7,7 @@
 //! - Every value has a declared type. What is of another type is sent nowhere.
 //! - Delivered means that the server said so after the statement's own transaction was committed.
 //! - The connection goes to an address that the guard checked, and with TLS the certificate is that of
-//!   the configured host, by the same roots as for HTTP. See [`relay`] for how.
+//!   the configured host, by the same roots as for HTTP. `sql/relay.rs` says how.
 //! - No setting comes from the environment or a file (`PGHOST`, `~/.pgpass`), and none leads to a
 //!   socket or a file.
 //! - What a server answers is bounded before the driver reads it, and what the driver panics at is a
