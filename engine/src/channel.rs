@@ -17,6 +17,7 @@ pub mod lark;
 pub mod outgoing;
 pub mod pagerduty;
 pub mod slack;
+pub mod sql;
 pub mod teams;
 mod text;
 pub mod voice;
@@ -37,6 +38,7 @@ pub enum Channel {
     Lark(lark::Lark),
     PagerDuty(pagerduty::PagerDuty),
     Slack(slack::Slack),
+    Sql(Box<sql::Sql>),
     Teams(teams::Teams),
     Voice(voice::Voice),
     Webhook(webhook::Webhook),
@@ -100,6 +102,7 @@ impl Channel {
             Channel::Lark(lark) => lark.send(client, delivery).await,
             Channel::PagerDuty(pagerduty) => pagerduty.send(client, delivery).await,
             Channel::Slack(slack) => slack.send(client, delivery).await,
+            Channel::Sql(sql) => sql.send(client, delivery).await,
             Channel::Teams(teams) => teams.send(client, delivery).await,
             Channel::Voice(voice) => voice.send(client, delivery).await,
             Channel::Webhook(webhook) => webhook.send(client, delivery).await,
@@ -116,6 +119,7 @@ impl Channel {
             Channel::Lark(lark) => lark.secrets(&mut secrets),
             Channel::PagerDuty(pagerduty) => pagerduty.secrets(&mut secrets),
             Channel::Slack(slack) => slack.secrets(&mut secrets),
+            Channel::Sql(sql) => sql.secrets(&mut secrets),
             Channel::Teams(teams) => teams.secrets(&mut secrets),
             Channel::Voice(voice) => voice.secrets(&mut secrets),
             Channel::Webhook(webhook) => webhook.secrets(&mut secrets),
@@ -134,7 +138,10 @@ impl Channel {
             Channel::PagerDuty(_) => const { &[Rate::new(120, 60)] },
             // "1 per second" for an incoming webhook.
             Channel::Slack(_) => const { &[Rate::new(1, 1)] },
-            Channel::Email(_) | Channel::Webhook(_) => &[],
+            // Messages to a flow, and calls: 4 and 1 a second.
+            Channel::Teams(_) => const { &[Rate::new(4, 1)] },
+            Channel::Voice(_) => const { &[Rate::new(1, 1)] },
+            Channel::Email(_) | Channel::Sql(_) | Channel::Webhook(_) => &[],
         }
     }
 
@@ -146,6 +153,7 @@ impl Channel {
             Channel::Lark(lark) => lark.timeout,
             Channel::PagerDuty(pagerduty) => pagerduty.timeout,
             Channel::Slack(slack) => slack.timeout,
+            Channel::Sql(sql) => sql.timeout,
             Channel::Teams(teams) => teams.timeout,
             Channel::Voice(voice) => voice.timeout,
             Channel::Webhook(webhook) => webhook.timeout,
@@ -160,6 +168,7 @@ impl Channel {
             Channel::Lark(_) => "lark",
             Channel::PagerDuty(_) => "pagerduty",
             Channel::Slack(_) => "slack",
+            Channel::Sql(_) => "sql",
             Channel::Teams(_) => "teams",
             Channel::Voice(_) => "voice",
             Channel::Webhook(_) => "webhook",
@@ -172,7 +181,7 @@ impl Channel {
     /// One sentence that says what it takes instead.
     pub fn takes(&self, payload: &Payload) -> Result<(), String> {
         match (self, payload) {
-            (Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
+            (Channel::Sql(_) | Channel::Webhook(_), _) | (_, Payload::Message(_)) => Ok(()),
             (Channel::PagerDuty(_), Payload::Body(body)) => pagerduty::takes(body),
             (_, Payload::Body(_)) => Err(format!(
                 "channel kind {} takes a message, not a body",

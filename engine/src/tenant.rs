@@ -2,8 +2,8 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
-use crate::channel::{Channel, discord, email, lark, pagerduty, slack, teams, voice, webhook};
-use crate::config::read::{Located, Problem, Section, Source as File, did_you_mean, plain};
+use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
+use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::Name;
 use crate::ingest::verify::Verify;
@@ -221,12 +221,13 @@ fn known<'n>(
 }
 
 /// The kinds of channels.
-const CHANNELS: [&str; 8] = [
+const CHANNELS: [&str; 9] = [
     "discord",
     "email",
     "lark",
     "pagerduty",
     "slack",
+    "sql",
     "teams",
     "voice",
     "webhook",
@@ -371,6 +372,8 @@ impl<'a> Reader<'a> {
                 timeout_ms,
             })
             .map(Channel::Slack),
+            "sql" => sql::Sql::new(self.sql(&section, timeout_ms)?)
+                .map(|sql| Channel::Sql(Box::new(sql))),
             "teams" => teams::Teams::new(teams::Settings {
                 url: self.need_secret(&section, "url")?,
                 timeout_ms,
@@ -442,6 +445,39 @@ impl<'a> Reader<'a> {
                 .str("list_unsubscribe")?
                 .map(|address| address.value.to_owned()),
             dkim: self.dkim(section)?,
+            timeout_ms,
+        })
+    }
+
+    fn sql(&self, section: &Section<'a>, timeout_ms: u64) -> Result<sql::Settings, Problem> {
+        let drivers = [
+            ("mysql", sql::Driver::MySql),
+            ("postgres", sql::Driver::Postgres),
+        ];
+        let tls = match section.str("tls")? {
+            None => true,
+            Some(tls) => one_of(&tls, section, "tls", &[("none", false), ("require", true)])?,
+        };
+        let port = section.u64("port")?.map(|port| {
+            let given = u16::try_from(port.value).ok().filter(|port| *port > 0);
+            given.ok_or_else(|| port.problem("`port` may be 1 to 65535"))
+        });
+        let values = section
+            .items("values")?
+            .ok_or_else(|| section.problem(format!("{} has no `values`", section.title())))?;
+        Ok(sql::Settings {
+            driver: one_of(&section.need_str("driver")?, section, "driver", &drivers)?,
+            host: section.need_str("host")?.value.to_owned(),
+            port: port.transpose()?,
+            database: section.need_str("database")?.value.to_owned(),
+            username: section.need_str("username")?.value.to_owned(),
+            password: self.secret(section, "password")?,
+            tls,
+            statement: section.need_str("statement")?.value.to_owned(),
+            values: values
+                .iter()
+                .map(|item| sql_value(item, section))
+                .collect::<Result<_, _>>()?,
             timeout_ms,
         })
     }
@@ -655,6 +691,59 @@ impl<'a> Reader<'a> {
         }
         Ok(Secret::new(text))
     }
+}
+
+/// What a database's place gets: "delivery_id", "/pointer", or { pointer = "/pointer", type = "..." }.
+fn sql_value(item: &Item<'_>, channel: &Section<'_>) -> Result<sql::Binding, Problem> {
+    let pointer = |found: &Located<'_, &str>| match found.value {
+        "" => Ok(String::new()),
+        pointer if pointer.starts_with('/') => Ok(pointer.to_owned()),
+        other => Err(found.problem(format!(
+            "{other:?} in `values` of {} is no JSON pointer; write \"/{other}\"",
+            channel.title()
+        ))),
+    };
+    let table = match item {
+        Item::Str(found) if found.value.starts_with('/') => {
+            return Ok(sql::Binding::Pointer {
+                pointer: pointer(found)?,
+                r#type: sql::Type::Text,
+                required: false,
+            });
+        }
+        Item::Str(found) => {
+            let given = one_of(found, channel, "values", &sql::Given::ALL);
+            return given.map(sql::Binding::Given);
+        }
+        Item::Section(table) => table,
+    };
+    let read = sql::Binding::Pointer {
+        pointer: pointer(&table.need_str("pointer")?)?,
+        r#type: one_of(&table.need_str("type")?, table, "type", &sql::Type::ALL)?,
+        required: table.bool("required")?.is_some_and(|given| given.value),
+    };
+    table.finish()?;
+    Ok(read)
+}
+
+/// What a word stands for, of those that there are.
+fn one_of<T: Copy>(
+    found: &Located<'_, &str>,
+    section: &Section<'_>,
+    key: &str,
+    all: &[(&'static str, T)],
+) -> Result<T, Problem> {
+    if let Some((_, meant)) = all.iter().find(|(name, _)| *name == found.value) {
+        return Ok(*meant);
+    }
+    let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    Err(found.problem(format!(
+        "`{key}` of {} has {:?}; there are `{}`{}",
+        section.title(),
+        found.value,
+        names.join("`, `"),
+        did_you_mean(found.value, names.iter().copied())
+    )))
 }
 
 fn named<'a>(section: Section<'a>, what: &str) -> Result<(Name, Section<'a>), Problem> {

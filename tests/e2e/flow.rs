@@ -1124,6 +1124,12 @@ async fn mistakes_are_found_before_anything_runs() {
     let chat = "[[channel]]\nname = 'chat'\nkind = 'webhook'\nurl = 'http://127.0.0.1:1/'\n";
     let rule = "[[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n";
     let with = |more: &str| format!("{source}{chat}{rule}{more}");
+    let sql = |driver: &str| {
+        format!(
+            "[[channel]]\nname = 'db'\nkind = 'sql'\n{driver}\nhost = 'a.example'\ndatabase = 'd'\nusername = 'u'\n\
+             statement = 'DELETE FROM t WHERE a = ? OR b = ?'\nvalues = ['/b', {{ pointer = '/c', type = 'text' }}]\n"
+        )
+    };
     // The rule begins at line 9.
     let tenants: Vec<(String, &str)> = vec![
         (
@@ -1184,7 +1190,7 @@ async fn mistakes_are_found_before_anything_runs() {
         ),
         (
             with("").replace("kind = 'webhook'", "kind = 'slak'"),
-            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `teams`, `voice`, `webhook`; did you mean `slack`?",
+            "7: channel `chat` has the kind \"slak\"; there are `discord`, `email`, `lark`, `pagerduty`, `slack`, `sql`, `teams`, `voice`, `webhook`; did you mean `slack`?",
         ),
         (
             with("").replace("{ env = 'HUB' }", "'open sesame'"),
@@ -1281,6 +1287,38 @@ async fn mistakes_are_found_before_anything_runs() {
         (
             with("timeout_ms = 5").replace("url = ", "timeout_ms = 5\nurl = "),
             "8: `timeout_ms` may be 100 to 600000",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("'mysql'", "'mysq'")),
+            "16: `driver` of channel `db` has \"mysq\"; there are `mysql`, `postgres`; did you mean `mysql`?",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("'a.example'", "'/run/mysqld'")),
+            "13: channel `db`: \"/run/mysqld\" is not a host: it takes a name or an address, and no URL or socket",
+        ),
+        (
+            with(&sql("driver = 'postgres'")),
+            "13: channel `db`: the statement has places for 0 values ($1, $2), and `values` lists 2",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("'/b'", "'b'")),
+            "21: `values` of channel `db` has \"b\"; there are `delivery_id`, `event_id`, `event_type`, `reason`, `rule`, `source`, `subject`, `time`",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("'text'", "'txt'")),
+            "21: `type` of number 2 in `values` of channel `db` has \"txt\"; there are `boolean`, `bytes`, `float`, `integer`, `json`, `text`, `timestamp`; did you mean `text`?",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("'/c'", "'c'")),
+            "21: \"c\" in `values` of channel `db` is no JSON pointer; write \"/c\"",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("{ ", "{ requird = true, ")),
+            "21: number 2 in `values` of channel `db` has no key `requird`; did you mean `required`?",
+        ),
+        (
+            with(&sql("driver = 'mysql'").replace("['/b', ", "'/b' #")),
+            "21: `values` of channel `db` is not a list of strings and tables",
         ),
     ];
     let hook = Receiver::start().await;

@@ -14,4 +14,5 @@ mod refused;
 mod senders;
 mod sizes;
 mod smith;
+mod sql;
 mod stack;

@@ -6,6 +6,7 @@
 //! - [`Server`] posts, asks, and ends: a test that forgets to end it fails, so that nothing runs on
 //!   unseen and nothing that it accepted is left unaccounted for.
 //! - [`Receiver`] is an HTTP server that keeps what it got and answers as it is told.
+//! - [`Database`] is a Postgres or MariaDB server of the test's own.
 //! - [`cli`] runs one command to its end.
 //!
 //! Nothing here sleeps for a fixed time: [`until`] looks again and again up to [`PATIENCE`].
@@ -14,6 +15,7 @@
     reason = "tests say loudly what they could not do"
 )]
 
+mod databases;
 mod peers;
 mod program;
 pub mod proof;
@@ -22,6 +24,7 @@ mod server;
 pub mod sign;
 pub mod smith;
 
+pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
 pub use peers::{Absent, Node, Python, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};

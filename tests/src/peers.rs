@@ -1,5 +1,6 @@
 //! Other people's programs that the tests talk to: they are asked for, and where they are missing
-//! that is said loudly. With `CI=true` or `HOOKSIEVE_NEED_JS=1` or `HOOKSIEVE_NEED_PY=1` it fails.
+//! that is said loudly. With `CI=true`, `HOOKSIEVE_NEED_JS=1`, `HOOKSIEVE_NEED_PY=1` or
+//! `HOOKSIEVE_NEED_SQL=1` it fails.
 
 use crate::{say, tests_folder};
 use std::process::Command;
@@ -14,7 +15,7 @@ pub struct Node(());
 /// Python with the packages of `tests/py/requirements.txt`.
 pub struct Python(());
 
-fn absent(what: &str, install: &str, variable: &str) -> Absent {
+pub(crate) fn absent(what: &str, install: &str, variable: &str) -> Absent {
     let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     let needed = set("CI", "true") || set(variable, "1");
     let sentence = format!("{what}: `{install}` installs it");

@@ -6,7 +6,7 @@
 //!   was checked: a name that leads elsewhere at its next look-up gains nothing.
 //! - Only global unicast addresses pass, besides the networks that the operator allows. An IPv4 address
 //!   within an IPv6 one counts as what it is, or not at all.
-//! - It holds for HTTP and SMTP alike, for names and for literal addresses.
+//! - It holds for HTTP, SMTP and databases alike, for names and for literal addresses.
 //!
 //! Ranges: IANA's special-purpose address registries for IPv4 and IPv6, with RFC 6890 and what was
 //! registered since; and the addresses at which clouds hand out credentials, which lie in them but for

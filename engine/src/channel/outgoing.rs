@@ -1,20 +1,23 @@
-//! The clients that all channels share: one for HTTP, and the TLS settings for SMTP.
+//! The clients that all channels share: one for HTTP, and the TLS settings for SMTP and databases.
 //!
 //! Nothing is sent where [`Guard`] says no. No redirect is followed, no proxy is taken from the
 //! environment, every request has a timeout and every answer is read to a cap. Certificates are checked
-//! against the platform's roots and the operator's extra ones, the same for HTTP and SMTP. There is no
-//! setting that skips the check.
+//! against the platform's roots and the operator's extra ones, the same for all. There is no setting
+//! that skips the check.
 
 use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
 use lettre::transport::smtp::client as smtp;
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls_platform_verifier::Verifier;
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use url::Url;
 
@@ -32,6 +35,10 @@ pub struct Outgoing {
     ca: Option<smtp::Certificate>,
     /// By host: each holds the parsed roots, so making one costs milliseconds.
     smtp_tls: Mutex<HashMap<String, smtp::TlsParameters>>,
+    /// The operator's extra roots.
+    extra: Vec<CertificateDer<'static>>,
+    /// Made when a database first needs it: reading the platform's roots takes milliseconds.
+    tls: OnceLock<Arc<rustls::ClientConfig>>,
 }
 
 /// What an HTTP receiver answered.
@@ -54,6 +61,7 @@ impl Outgoing {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut roots = Vec::new();
         let mut ca = None;
+        let mut extra = Vec::new();
         if let Some(pem) = ca_pem {
             let bad =
                 |error: &dyn StdError| format!("the extra certificates cannot be read: {error}");
@@ -62,6 +70,9 @@ impl Outgoing {
                 return Err("the extra certificates hold no PEM certificate".into());
             }
             ca = Some(smtp::Certificate::from_pem(pem).map_err(|error| bad(&error))?);
+            extra = CertificateDer::pem_slice_iter(pem)
+                .collect::<Result<_, _>>()
+                .map_err(|error| bad(&error))?;
         }
         let http = reqwest::Client::builder()
             .user_agent(concat!("hooksieve/", env!("CARGO_PKG_VERSION")))
@@ -85,6 +96,8 @@ impl Outgoing {
             guard,
             ca,
             smtp_tls: Mutex::default(),
+            extra,
+            tls: OnceLock::new(),
         })
     }
 
@@ -149,7 +162,7 @@ impl Outgoing {
         checked.map_err(|refused| Failure::never(guarded(&host(url), &refused.to_string())))
     }
 
-    /// Where a mail server is.
+    /// Where a mail server or a database is.
     pub(super) async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
         let resolved = self.guard.resolve(host, port).await;
         resolved.map_err(|error| {
@@ -164,6 +177,23 @@ impl Outgoing {
                 Err(_) => Failure::later(error),
             }
         })
+    }
+
+    /// The TLS settings for a database: roots and checks as for HTTP.
+    pub(super) fn tls(&self) -> Result<Arc<rustls::ClientConfig>, String> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls.clone());
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Verifier::new_with_extra_roots(self.extra.iter().cloned(), provider.clone());
+        let verifier = verifier.map_err(|error| error.to_string())?;
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        Ok(self.tls.get_or_init(|| Arc::new(config)).clone())
     }
 
     /// The TLS settings for a mail server.

@@ -111,6 +111,12 @@ pub struct Located<'a, T> {
     source: &'a Source,
 }
 
+/// One of a list of strings and tables.
+pub enum Item<'a> {
+    Str(Located<'a, &'a str>),
+    Section(Section<'a>),
+}
+
 impl<T> Located<'_, T> {
     pub fn problem(&self, message: impl Into<String>) -> Problem {
         self.source.problem(self.span.clone(), message)
@@ -309,6 +315,37 @@ impl<'a> Section<'a> {
                 span: item.span(),
                 source: self.source,
             })
+        });
+        read.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A list of strings and tables, each with its place.
+    pub fn items(&self, key: &'static str) -> Result<Option<Vec<Item<'a>>>, Problem> {
+        let Some(found) = self.value(key) else {
+            return Ok(None);
+        };
+        let wrong = || {
+            found.problem(format!(
+                "`{key}` of {} is not a list of strings and tables",
+                self.title
+            ))
+        };
+        let items = found.value.as_array().ok_or_else(wrong)?;
+        let read = items.iter().enumerate().map(|(n, item)| {
+            if let Some(value) = item.get_ref().as_str() {
+                return Ok(Item::Str(Located {
+                    value,
+                    span: item.span(),
+                    source: self.source,
+                }));
+            }
+            Ok(Item::Section(Section {
+                source: self.source,
+                title: format!("number {} in `{key}` of {}", n + 1, self.title),
+                span: item.span(),
+                table: item.get_ref().as_table().ok_or_else(wrong)?,
+                asked: RefCell::default(),
+            }))
         });
         read.collect::<Result<_, _>>().map(Some)
     }
