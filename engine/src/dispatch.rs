@@ -31,9 +31,9 @@ use self::pace::{Breaker, Buckets};
 use crate::acknowledge::Links;
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
-use crate::store::{self, Attempt, Delivery, Line, Settlement, Store};
+use crate::store::{self, Attempt, Delivery, Line, Settlement, State, Store};
 use crate::timing;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,8 +93,9 @@ struct Work {
     attempts: JoinSet<Ended>,
     running: HashMap<task::Id, Delivery>,
     settling: JoinSet<DeliveryId>,
-    /// All of both: what the store gives out again, because its lease ended, is recognised.
-    in_hand: HashSet<DeliveryId>,
+    /// All of both, and whether the store has given it out again meanwhile: its lease ended, or its
+    /// attempt was recorded, is due again, and was not seen to end here.
+    in_hand: HashMap<DeliveryId, bool>,
     lanes: HashMap<Line, Lane>,
     /// Attempts in flight, by tenant.
     tenants: HashMap<Name, usize>,
@@ -188,9 +189,9 @@ impl Dispatcher {
                 }
                 Some(settled) = work.settling.join_next() => {
                     let full = work.settling.len() + 1 >= SETTLING_MAX;
-                    work.settled(settled);
+                    self.settled(&mut work, settled).await;
                     while let Some(settled) = work.settling.try_join_next() {
-                        work.settled(settled);
+                        self.settled(&mut work, settled).await;
                     }
                     if full {
                         ask_at_ms = Some(i64::MIN);
@@ -207,7 +208,10 @@ impl Dispatcher {
 
     /// Claims and begins what may begin, and says when to ask again.
     async fn claim(&self, work: &mut Work, now_ms: i64) -> Result<Option<i64>, store::Error> {
-        let free = self.settings.in_flight_max - work.attempts.len();
+        let free = self
+            .settings
+            .in_flight_max
+            .saturating_sub(work.attempts.len());
         let mut free = free.min(SETTLING_MAX - work.settling.len());
         let mut wake_ms = None;
         let (lanes, tenants) = (&mut work.lanes, &mut work.tenants);
@@ -245,18 +249,52 @@ impl Dispatcher {
             .claim(now_ms, self.settings.lease_ms, &mut wanted)
             .await?;
         for delivery in claimed.deliveries {
-            if !work.in_hand.insert(delivery.id) {
+            if let Some(again) = work.in_hand.get_mut(&delivery.id) {
+                *again = true;
                 work.free(&delivery.line());
-                continue;
+            } else {
+                self.begin(work, delivery);
             }
-            let attempt = Arc::clone(&self.shared).attempt(delivery.clone());
-            let id = work.attempts.spawn(attempt).id();
-            work.running.insert(id, delivery);
         }
         if work.lanes.len() > work.running.len() + IDLE_LANES {
             work.lanes.retain(|_, lane| !lane.is_idle(now_ms));
         }
         Ok(claimed.next_ms.into_iter().chain(wake_ms).min())
+    }
+
+    /// Begins an attempt that was counted already.
+    fn begin(&self, work: &mut Work, delivery: Delivery) {
+        work.in_hand.insert(delivery.id, false);
+        let attempt = Arc::clone(&self.shared).attempt(delivery.clone());
+        let id = work.attempts.spawn(attempt).id();
+        work.running.insert(id, delivery);
+    }
+
+    /// An attempt is recorded. What the store gave out again meanwhile is looked at once more: whether
+    /// anything is left to do can be seen only now.
+    async fn settled(&self, work: &mut Work, settled: Result<DeliveryId, JoinError>) {
+        let id = match settled {
+            Ok(id) => id,
+            Err(error) => {
+                tracing::error!(%error, "recording an attempt panicked; it will be made again");
+                return;
+            }
+        };
+        if work.in_hand.remove(&id) != Some(true) {
+            return;
+        }
+        match self.shared.store.delivery(id).await {
+            Ok(Some(delivery)) => {
+                let now_ms = (self.shared.clock)();
+                if matches!(delivery.state, State::Pending { due_ms } if due_ms <= now_ms) {
+                    work.count(&delivery.line());
+                    self.begin(work, delivery);
+                }
+            }
+            Ok(None) => {}
+            // It comes back when its lease ends.
+            Err(error) => tracing::error!(delivery = %id, %error, "a delivery could not be read"),
+        }
     }
 
     fn lane(&self, line: &Line, now_ms: i64) -> Lane {
@@ -318,24 +356,23 @@ impl Dispatcher {
 }
 
 impl Work {
+    /// One more attempt, whether or not there is room for it.
+    fn count(&mut self, line: &Line) {
+        if let Some(lane) = self.lanes.get_mut(line) {
+            lane.running += 1;
+        }
+        *self.tenants.entry(line.tenant.clone()).or_default() += 1;
+    }
+
     fn free(&mut self, line: &Line) {
         if let Some(lane) = self.lanes.get_mut(line) {
-            lane.running -= 1;
+            lane.running = lane.running.saturating_sub(1);
         }
         if let Some(count) = self.tenants.get_mut(&line.tenant) {
             *count -= 1;
             if *count == 0 {
                 self.tenants.remove(&line.tenant);
             }
-        }
-    }
-
-    fn settled(&mut self, settled: Result<DeliveryId, JoinError>) {
-        match settled {
-            Ok(id) => {
-                self.in_hand.remove(&id);
-            }
-            Err(error) => tracing::error!(%error, "recording an attempt panicked"),
         }
     }
 }

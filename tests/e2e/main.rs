@@ -16,3 +16,4 @@ mod sizes;
 mod smith;
 mod sql;
 mod stack;
+mod timing;

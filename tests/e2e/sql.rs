@@ -5,10 +5,10 @@ use hooksieve_tests::{ALLOW, DATABASE, Database, Kind, PASSWORD, Server, Setup, 
 use serde_json::{Value, json};
 
 /// Retries within milliseconds.
-const HASTY: &str = "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 100\nattempts_max = 3\n";
+const HASTY: &str = "[dispatch]\nretry_ms = [10, 20]\n";
 
 /// Retries until a database is there again.
-const PATIENT: &str = "[dispatch]\nretry_first_ms = 10\nretry_max_ms = 1000\nattempts_max = 100\n";
+const PATIENT: &str = "[dispatch]\nretry_ms = [10, 20, 40, 80, 160, 320, 640, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000]\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres() {

@@ -65,7 +65,13 @@ mod tests {
             ("the most jitter", 1, None, 1.0, Some(6_000)),
             ("asked for more", 1, Some(60 * second), MIDDLE, Some(60_000)),
             ("asked for less", 1, Some(second), MIDDLE, Some(5_000)),
-            ("asked for none", 1, Some(0 * second), MIDDLE, Some(5_000)),
+            (
+                "asked for none",
+                1,
+                Some(Duration::ZERO),
+                MIDDLE,
+                Some(5_000),
+            ),
             (
                 "asked for a year",
                 1,

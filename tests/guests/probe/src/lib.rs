@@ -3,6 +3,7 @@
 
 use hooksieve_sdk::prelude::*;
 use serde::Deserialize;
+use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -24,6 +25,38 @@ struct Typed<'a> {
 #[derive(Debug, Deserialize)]
 struct Nested {
     ratio: f64,
+}
+
+/// With the timing that the event asks for, in seconds.
+fn timed(mut message: hooksieve_sdk::Notify, event: &Event) -> hooksieve_sdk::Notify {
+    let number = |pointer| event.i64(pointer).map(|number| number as u64);
+    let seconds = |pointer| number(pointer).map(Duration::from_secs);
+    let key = event.str("/key").unwrap_or("key");
+    if let Some(after) = seconds("/after_s") {
+        message = message.after(after);
+    }
+    if let Some(window) = event.str("/window") {
+        message = message.within(window);
+    }
+    if let Some(window) = seconds("/digest_s") {
+        message = message.digest(key, window, number("/size").unwrap_or(100));
+    }
+    if let Some(window) = seconds("/dedupe_s") {
+        message = message.dedupe(key, window);
+    }
+    if let Some(period) = seconds("/throttle_s") {
+        message = message.throttle(key, number("/count").unwrap_or(1), period);
+    }
+    if let Some(after) = seconds("/escalate_s") {
+        message = message.escalate("boss", after);
+    }
+    if let Some(channel) = event.str("/fallback") {
+        message = message.or_else(channel);
+    }
+    if event.bool("/critical") == Some(true) {
+        message = message.critical();
+    }
+    message
 }
 
 #[rule]
@@ -62,7 +95,7 @@ fn probe(event: &Event, config: &Config) -> Result<Decision, String> {
                 let part = |pointer| field.str(pointer).unwrap_or("").to_owned();
                 message = message.field(part("/name"), part("/value"));
             }
-            Ok(message.because(config.greeting.as_str()))
+            Ok(timed(message, event).because(config.greeting.as_str()))
         }
         "everywhere" => Ok(event
             .each("/channels")
