@@ -5,14 +5,14 @@
 //! process answers, `/readyz` that it can store.
 
 use crate::channel::{Failure, Outgoing};
-use crate::dispatch::Channels;
+use crate::dispatch::{Channels, Switches};
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::verify::json::{bearer, same};
 use crate::pipeline::{Pipeline, ReleaseError, now_ms};
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::store::{
-    self, About, Acknowledgement, Attempt, DecisionRecord, Delivery, Held, Outcome,
+    self, About, Acknowledgement, Attempt, DecisionRecord, Delivery, Held, Line, Outcome,
     State as DeliveryState, Store, StoredEvent, Then,
 };
 use crate::timing::Suppressed;
@@ -34,6 +34,7 @@ pub struct Admin {
     pub pipeline: Arc<Pipeline>,
     pub channels: Arc<Channels>,
     pub outgoing: Arc<Outgoing>,
+    pub switches: Arc<Switches>,
     pub token: Secret,
 }
 
@@ -59,6 +60,7 @@ impl Admin {
             .route("/v1/deliveries/{id}", get(delivery))
             .route("/v1/deliveries/{id}/acknowledge", post(acknowledge))
             .route("/v1/channels/{tenant}/{channel}/test", post(test))
+            .route("/v1/channels/{tenant}/{channel}/enable", post(enable))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
             .route("/readyz", get(ready))
             .route("/healthz", get(async || "ok"))
@@ -425,6 +427,30 @@ pub struct TestView {
 }
 
 /// Sends one real message. It is an attempt of no event, so nothing of it is stored or tried again.
+/// A channel that was enabled.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EnabledView {
+    /// Whether it was disabled before.
+    pub was_disabled: bool,
+}
+
+async fn enable(
+    State(admin): Shared,
+    Path((tenant, channel)): Path<(String, String)>,
+) -> Answer<EnabledView> {
+    let line = Line {
+        tenant: parse::<Name>(&tenant, "tenant")?,
+        channel: parse::<Name>(&channel, "channel")?,
+    };
+    let key = (line.tenant.clone(), line.channel.clone());
+    if !admin.channels.contains_key(&key) {
+        return Err(not_found("channel", &format!("{channel} of {tenant}")));
+    }
+    let was_disabled = admin.switches.enable(&line).await.map_err(store_problem)?;
+    tracing::info!(tenant, channel, was_disabled, "a channel is enabled");
+    Ok(Json(EnabledView { was_disabled }))
+}
+
 async fn test(
     State(admin): Shared,
     Path((tenant, channel)): Path<(String, String)>,

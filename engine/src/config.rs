@@ -89,6 +89,7 @@ pub struct Dispatch {
     pub lease_ms: u64,
     pub timeout_ms: u64,
     pub retry_ms: Vec<u64>,
+    pub disable_after_ms: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -374,7 +375,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 31] = [
+const RANGES: [(&str, &str, i64, i64); 32] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -404,6 +405,7 @@ const RANGES: [(&str, &str, i64, i64); 31] = [
     ("limits", "actions", 1, 1_000),
     ("dispatch", "in_flight_max", 1, 100_000),
     ("dispatch", "in_flight_per_channel_max", 1, 100_000),
+    ("dispatch", "disable_after_ms", 1, 31_536_000_000),
     ("dispatch", "lease_ms", 1_000, 86_400_000),
     ("dispatch", "timeout_ms", 100, 600_000),
 ];

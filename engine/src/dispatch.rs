@@ -21,17 +21,19 @@
 
 pub mod pace;
 mod retry;
+mod switches;
 #[cfg(test)]
 mod tests;
 
 pub use pace::{Pace, Rate};
 pub use retry::{RETRY_AFTER_MAX, Schedule, WAIT_MS_MAX, WAITS_MAX};
+pub use switches::{Switches, Wake};
 
 use self::pace::{Breaker, Buckets};
 use crate::acknowledge::Links;
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
-use crate::store::{self, Attempt, Delivery, Line, Settlement, State, Store};
+use crate::store::{self, Attempt, Delivery, Disabled, Line, Settlement, State, Store};
 use crate::timing;
 use std::collections::HashMap;
 use std::pin::pin;
@@ -69,6 +71,8 @@ pub struct Settings {
     /// For how long a claimed delivery is ours; longer than the longest timeout of a channel.
     pub lease_ms: i64,
     pub schedule: Schedule,
+    /// After how long without anything arriving a channel is disabled.
+    pub disable_after_ms: i64,
 }
 
 /// Delivers what the store holds, until it is cancelled.
@@ -84,12 +88,15 @@ struct Shared {
     channels: Arc<Channels>,
     outgoing: Arc<Outgoing>,
     links: Links,
+    switches: Arc<Switches>,
     clock: Clock,
 }
 
 /// What is under way.
 #[derive(Default)]
 struct Work {
+    /// Channels that are being disabled.
+    disabling: JoinSet<()>,
     attempts: JoinSet<Ended>,
     running: HashMap<task::Id, Delivery>,
     settling: JoinSet<DeliveryId>,
@@ -123,6 +130,7 @@ impl Dispatcher {
         paces: Paces,
         outgoing: Arc<Outgoing>,
         links: Links,
+        switches: Arc<Switches>,
         settings: Settings,
         clock: Clock,
     ) -> Self {
@@ -131,6 +139,7 @@ impl Dispatcher {
             channels,
             outgoing,
             links,
+            switches,
             clock,
         };
         Self {
@@ -204,6 +213,7 @@ impl Dispatcher {
             self.ended(&mut work, ended);
         }
         work.settling.join_all().await;
+        work.disabling.join_all().await;
     }
 
     /// Claims and begins what may begin, and says when to ask again.
@@ -333,11 +343,23 @@ impl Dispatcher {
                 Ended::panicked(now_ms)
             }
         };
+        let mut disable = None;
         if let Some(lane) = work.lanes.get_mut(&line) {
             match ended.result {
                 Ok(()) | Err(Retry::Never) => lane.breaker.answered(),
-                Err(Retry::Later | Retry::After(_) | Retry::Gone) => {
+                Err(Retry::Gone) => {
+                    let reason = ended.error.clone().unwrap_or_default();
+                    disable = Some(reason);
+                }
+                Err(Retry::Later | Retry::After(_)) => {
                     let (since_ms, opened) = lane.breaker.failed(now_ms);
+                    if now_ms - since_ms >= self.settings.disable_after_ms {
+                        disable = Some(format!(
+                            "nothing has arrived since {}: {}",
+                            crate::ingest::time(since_ms),
+                            ended.error.as_deref().unwrap_or_default()
+                        ));
+                    }
                     if opened {
                         let (tenant, channel) = (&line.tenant, &line.channel);
                         tracing::warn!(%tenant, %channel, since_ms, "the receiver keeps failing and gets a rest");
@@ -345,6 +367,16 @@ impl Dispatcher {
                 }
             }
         }
+        if let Some(reason) = disable {
+            let (shared, line) = (Arc::clone(&self.shared), line.clone());
+            let disabled = Disabled {
+                at_ms: now_ms,
+                reason,
+            };
+            work.disabling
+                .spawn(async move { shared.switches.disable(line, disabled).await });
+        }
+        while work.disabling.try_join_next().is_some() {}
         let number = delivery.attempts.len() as u32 + 1;
         let schedule = self.pace(&line).and_then(|pace| pace.schedule.as_ref());
         let schedule = schedule.unwrap_or(&self.settings.schedule);
@@ -422,6 +454,15 @@ impl Shared {
     async fn attempt(self: Arc<Self>, mut delivery: Delivery) -> Ended {
         let at_ms = (self.clock)();
         let began = Instant::now();
+        if let Some(disabled) = self.switches.get(&delivery.line()) {
+            let failure = Failure::never(format!(
+                "channel {:?} is disabled since {}: {}; enable it, then redrive this",
+                delivery.channel,
+                crate::ingest::time(disabled.at_ms),
+                disabled.reason
+            ));
+            return Ended::new(Err(failure), at_ms, 0);
+        }
         let key = (delivery.tenant.clone(), delivery.channel.clone());
         let result = match self.channels.get(&key) {
             Some(channel) => {
@@ -529,7 +570,7 @@ fn log(of: &Delivery, attempt: u32, ended: &Ended, settlement: &Settlement) {
     } = ended.attempt;
     match settlement {
         Settlement::Delivered => {
-            tracing::info!(%tenant, %channel, %delivery, attempt, status, duration_ms, refused, "delivered");
+            tracing::debug!(%tenant, %channel, %delivery, attempt, status, duration_ms, refused, "delivered");
         }
         Settlement::RetryAt { due_ms } => {
             tracing::warn!(%tenant, %channel, %delivery, attempt, status, duration_ms, error, due_ms, "delivery failed, to be tried again");

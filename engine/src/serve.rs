@@ -11,7 +11,7 @@ use crate::channel::Outgoing;
 use crate::channel::guard::Guard;
 use crate::config::Config;
 use crate::config::read::Problem;
-use crate::dispatch::{self, Dispatcher};
+use crate::dispatch::{self, Dispatcher, Switches};
 use crate::ingest::Ingest;
 use crate::pipeline::{Pipeline, Rules, Workers, now_ms};
 use crate::sandbox::{Cache, Kept, Sandbox};
@@ -166,6 +166,11 @@ impl Engine {
             config.decide.batch_max,
         );
         let pipeline = Arc::new(pipeline);
+        let wake: dispatch::Wake = {
+            let pipeline = pipeline.clone();
+            Arc::new(move |tenant: &Name| pipeline.wake(tenant))
+        };
+        let switches = Arc::new(Switches::load(store.clone(), wake).await?);
         let ingest = Ingest::new(
             &mut tenants,
             store.clone(),
@@ -177,6 +182,7 @@ impl Engine {
             pipeline: pipeline.clone(),
             channels: channels.clone(),
             outgoing: outgoing.clone(),
+            switches: switches.clone(),
             token: token.clone(),
         };
         let app = Router::new()
@@ -200,6 +206,7 @@ impl Engine {
             paces,
             outgoing,
             links,
+            switches,
             dispatch_settings(config),
             Arc::new(now_ms),
         );
@@ -291,6 +298,7 @@ fn dispatch_settings(config: &Config) -> dispatch::Settings {
         in_flight_max: dispatch.in_flight_max,
         in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
         lease_ms: dispatch.lease_ms as i64,
+        disable_after_ms: dispatch.disable_after_ms as i64,
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),
         },

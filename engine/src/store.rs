@@ -210,6 +210,14 @@ pub struct Claimed {
     pub next_ms: Option<i64>,
 }
 
+/// Since when and why nothing is sent to a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disabled {
+    pub at_ms: i64,
+    /// One sentence that names the host.
+    pub reason: String,
+}
+
 /// What became of a request to acknowledge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -510,6 +518,12 @@ pub trait Outbox: Send + Sync {
     async fn acknowledge(&self, id: DeliveryId, now_ms: i64) -> Result<Acknowledgement, Error>;
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error>;
+
+    /// Notes that a channel is disabled, or no longer; returns when durable.
+    async fn switch(&self, line: &Line, disabled: Option<Disabled>) -> Result<(), Error>;
+
+    /// The channels that are disabled.
+    async fn disabled(&self) -> Result<Vec<(Line, Disabled)>, Error>;
 
     /// What became of an event.
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error>;

@@ -265,3 +265,48 @@ async fn a_timing_that_cannot_be_is_a_failure_of_the_rule() {
     );
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_gone_is_disabled_until_someone_enables_it() {
+    let receiver = Receiver::answering(|n, request| {
+        Reply::status(if request.path == "/mail" && n == 0 {
+            410
+        } else {
+            200
+        })
+    })
+    .await;
+    let (setup, server) = engine(&receiver, "").await;
+    let gone = notified(&server, "gone", json!({})).await;
+    let story = server.settled(&gone).await;
+    assert_eq!(story["deliveries"][0]["state"], "dead");
+    // Its tenant hears of it, by an event of its own that the rules see like any other.
+    let disabled = until("the channel to be disabled", || async {
+        let event = notified(&server, "later", json!({})).await;
+        let story = server.settled(&event).await;
+        let delivery = story["deliveries"][0].clone();
+        (delivery["state"] == "dead").then_some(delivery)
+    })
+    .await;
+    let reason = disabled["reason"].as_str().expect("a reason");
+    assert!(
+        reason.contains("answered 410; enable it, then redrive this"),
+        "{reason}"
+    );
+    let sent = receiver.count();
+    server.stop().await;
+
+    let server = setup.start().await;
+    let still = notified(&server, "still", json!({})).await;
+    let story = server.settled(&still).await;
+    assert_eq!(story["deliveries"][0]["state"], "dead");
+    assert_eq!(receiver.count(), sent, "nothing was sent");
+    let enable = "/v1/channels/acme/mail/enable";
+    let enabled = server.call(Method::POST, enable).await.json();
+    assert_eq!(enabled["was_disabled"], true);
+    let enabled = server.call(Method::POST, enable).await.json();
+    assert_eq!(enabled["was_disabled"], false);
+    notified(&server, "again", json!({})).await;
+    receiver.wait_for(sent + 1).await;
+    server.end().await;
+}

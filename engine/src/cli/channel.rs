@@ -2,7 +2,7 @@
 
 use super::client::Remote;
 use super::{Failure, style};
-use hooksieve::admin::TestView;
+use hooksieve::admin::{EnabledView, TestView};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -22,11 +22,21 @@ enum Command {
         #[arg(value_name = "CHANNEL")]
         channel: String,
     },
+    /// Send to a channel again that was disabled
+    Enable {
+        #[arg(value_name = "TENANT")]
+        tenant: String,
+        #[arg(value_name = "CHANNEL")]
+        channel: String,
+    },
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
-    let Command::Test { tenant, channel } = command;
+    let (tenant, channel) = match command {
+        Command::Test { tenant, channel } => (tenant, channel),
+        Command::Enable { tenant, channel } => return enable(&remote, &tenant, &channel),
+    };
     let path = format!("/v1/channels/{tenant}/{channel}/test");
     let test: TestView = remote.call(Method::POST, &path)?;
     let outcome = match test.delivered {
@@ -60,4 +70,19 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     }
     anstream::println!("  took     {} ms", test.duration_ms);
     outcome
+}
+
+fn enable(remote: &Remote, tenant: &str, channel: &str) -> Result<(), Failure> {
+    let path = format!("/v1/channels/{tenant}/{channel}/enable");
+    let enabled: EnabledView = remote.call(Method::POST, &path)?;
+    if remote.json {
+        anstream::println!("{}", serde_json::json!(enabled));
+    } else if enabled.was_disabled {
+        anstream::println!(
+            "{channel} of {tenant} is enabled; `hooksieve dead redrive --all --tenant {tenant} --channel {channel}` sends what it missed"
+        );
+    } else {
+        anstream::println!("{channel} of {tenant} was not disabled");
+    }
+    Ok(())
 }

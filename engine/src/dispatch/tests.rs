@@ -94,7 +94,10 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         (key, Arc::new(Channel::Webhook(webhook.unwrap())))
     });
     let store = Arc::new(MemoryStore::new(0));
+    let wake: Wake = Arc::new(|_: &Name| {});
+    let switches = Switches::load(store.clone(), wake).await.unwrap();
     let settings = Settings {
+        disable_after_ms: 60_000,
         in_flight_max,
         in_flight_per_channel_max: per_channel_max,
         lease_ms,
@@ -108,6 +111,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         Paces::new(),
         Arc::new(crate::channel::tests::outgoing(None)),
         Links::new(None, Secret::new("a key")),
+        Arc::new(switches),
         settings,
         Arc::new(now_ms),
     );

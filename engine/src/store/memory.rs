@@ -4,8 +4,9 @@
 //! It keeps every promise of the traits but durability, and bounds nothing.
 
 use super::{
-    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
-    Held, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted, moment_ms,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Disabled, Error,
+    EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
+    moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
@@ -39,6 +40,7 @@ struct Rows {
     leases: HashMap<DeliveryId, i64>,
     held: BTreeMap<(EventId, Name), Held>,
     memories: HashMap<(Name, Slot), Memory>,
+    disabled: BTreeMap<Line, Disabled>,
 }
 
 impl MemoryStore {
@@ -312,6 +314,19 @@ impl Outbox for MemoryStore {
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         Ok(self.rows().deliveries.get(&id).cloned())
+    }
+
+    async fn switch(&self, line: &Line, disabled: Option<Disabled>) -> Result<(), Error> {
+        let off = &mut self.rows().disabled;
+        match disabled {
+            Some(disabled) => off.insert(line.clone(), disabled),
+            None => off.remove(line),
+        };
+        Ok(())
+    }
+
+    async fn disabled(&self) -> Result<Vec<(Line, Disabled)>, Error> {
+        Ok(self.rows().disabled.clone().into_iter().collect())
     }
 
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {

@@ -27,8 +27,8 @@ use self::due::{Due, Step};
 use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
 use super::{
-    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Error, EventLog,
-    Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Disabled, Error,
+    EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
 };
 use crate::id::{DeliveryId, EventId, Name};
 use async_trait::async_trait;
@@ -375,6 +375,31 @@ impl Outbox for SledStore {
 
     async fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         self.read(move |shared| shared.delivery(id)).await
+    }
+
+    async fn switch(&self, line: &Line, disabled: Option<Disabled>) -> Result<(), Error> {
+        let line = line.clone();
+        self.write(|answer| Command::Switch {
+            line,
+            disabled,
+            answer,
+        })
+        .await
+    }
+
+    async fn disabled(&self) -> Result<Vec<(Line, Disabled)>, Error> {
+        self.read(|shared| {
+            let from = Bound::Included(vec![keys::CHANNEL]);
+            let rows = shared.range(from, vec![keys::CHANNEL + 1]);
+            rows.map(|row| {
+                let (key, value) = row?;
+                let line = keys::line(&key);
+                let line = line.ok_or_else(|| shared.bad_row(&key, "no channel in its key"))?;
+                Ok((line, shared.decode(&key, &value)?))
+            })
+            .collect()
+        })
+        .await
     }
 
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {

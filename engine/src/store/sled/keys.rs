@@ -12,6 +12,7 @@
 //! r {event id}                       what was made of an event: decisions and delivery ids
 //! d {delivery id}                    a delivery
 //! q {tenant} 0 {channel} 0 {due} {delivery id}   a pending delivery falls due (no value)
+//! k {tenant} 0 {channel} 0            a channel that is disabled
 //! t {tenant} 0 {slot 16}             what timing remembers of a key
 //! z {over} {tenant} 0 {slot 16}      when that may be forgotten (no value)
 //! h {tenant} 0 {event id} {rule}     a held event
@@ -37,6 +38,7 @@ pub(super) const DUPLICATE: u8 = b'u';
 pub(super) const DUE: u8 = b'q';
 pub(super) const HELD: u8 = b'h';
 pub(super) const DEAD: u8 = b'x';
+pub(super) const CHANNEL: u8 = b'k';
 const MEMORY: u8 = b't';
 const OVER: u8 = b'z';
 const DECISIONS: u8 = b'r';
@@ -88,6 +90,14 @@ pub(super) fn due(line: &Line, (due_ms, id): (i64, DeliveryId)) -> Vec<u8> {
     key
 }
 
+pub(super) fn channel(line: &Line) -> Vec<u8> {
+    let (tenant, channel) = (line.tenant.as_str(), line.channel.as_str());
+    join(
+        CHANNEL,
+        &[tenant.as_bytes(), &[0], channel.as_bytes(), &[0]],
+    )
+}
+
 /// Where what is due in a line begins.
 fn of_line(line: &Line) -> Vec<u8> {
     let (tenant, channel) = (line.tenant.as_str(), line.channel.as_str());
@@ -100,7 +110,7 @@ pub(super) fn after_line(line: &Line) -> Vec<u8> {
     join(DUE, &[tenant.as_bytes(), &[0], channel.as_bytes(), &[1]])
 }
 
-/// The line of a key that [`due`] made.
+/// The line of a key that [`due`] or [`channel`] made.
 pub(super) fn line(key: &[u8]) -> Option<Line> {
     let mut names = key.get(1..)?.split(|&byte| byte == 0);
     let mut name = || std::str::from_utf8(names.next()?).ok()?.parse().ok();

@@ -9,8 +9,8 @@ use super::row::{Made, Row};
 use super::{Options, Shared, keys};
 use crate::id::{DeliveryId, EventId, Name};
 use crate::store::{
-    Acknowledgement, Appended, Attempt, Commit, DecisionRecord, Delivery, Error, Line, NewEvent,
-    Settlement, State, moment_ms,
+    Acknowledgement, Appended, Attempt, Commit, DecisionRecord, Delivery, Disabled, Error, Line,
+    NewEvent, Settlement, State, moment_ms,
 };
 use crate::timing::{self, Memory, Remember, Slot};
 use serde::{Serialize, de::DeserializeOwned};
@@ -56,6 +56,11 @@ pub(super) enum Command {
         id: DeliveryId,
         now_ms: i64,
         answer: Answer<Option<Delivery>>,
+    },
+    Switch {
+        line: Line,
+        disabled: Option<Disabled>,
+        answer: Answer<()>,
     },
     Acknowledge {
         id: DeliveryId,
@@ -131,6 +136,14 @@ impl Writer {
             }
             Command::Redrive { id, now_ms, answer } => {
                 let done = self.redrive(group, id, now_ms);
+                group.answer(answer, done);
+            }
+            Command::Switch {
+                line,
+                disabled,
+                answer,
+            } => {
+                let done = self.switch(group, &line, disabled);
                 group.answer(answer, done);
             }
             Command::Acknowledge { id, now_ms, answer } => {
@@ -369,6 +382,21 @@ impl Writer {
         self.encode(&mut rows, keys::delivery(escalation), &row)?;
         group.take(rows);
         Ok(Acknowledgement::Acknowledged)
+    }
+
+    fn switch(
+        &self,
+        group: &mut Group,
+        line: &Line,
+        disabled: Option<Disabled>,
+    ) -> Result<(), Error> {
+        let mut rows = Staged::default();
+        match disabled {
+            Some(disabled) => self.encode(&mut rows, keys::channel(line), &disabled)?,
+            None => rows.remove(keys::channel(line)),
+        }
+        group.take(rows);
+        Ok(())
     }
 
     /// Keeps a delivery where it is until the group is durable; `false` when it is out on a lease.
