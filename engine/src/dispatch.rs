@@ -73,13 +73,13 @@ pub struct Settings {
     pub schedule: Schedule,
     /// After how long without anything arriving a channel is disabled.
     pub disable_after_ms: i64,
+    pub paces: Paces,
 }
 
 /// Delivers what the store holds, until it is cancelled.
 pub struct Dispatcher {
     shared: Arc<Shared>,
     settings: Settings,
-    paces: Paces,
 }
 
 /// What every attempt needs.
@@ -127,7 +127,6 @@ impl Dispatcher {
     pub fn new(
         store: Arc<dyn Store>,
         channels: Arc<Channels>,
-        paces: Paces,
         outgoing: Arc<Outgoing>,
         links: Links,
         switches: Arc<Switches>,
@@ -145,7 +144,6 @@ impl Dispatcher {
         Self {
             shared: Arc::new(shared),
             settings,
-            paces,
         }
     }
 
@@ -319,7 +317,8 @@ impl Dispatcher {
     }
 
     fn pace(&self, line: &Line) -> Option<&Pace> {
-        self.paces.get(&(line.tenant.clone(), line.channel.clone()))
+        let paces = &self.settings.paces;
+        paces.get(&(line.tenant.clone(), line.channel.clone()))
     }
 
     /// Frees what an attempt held, and has its outcome recorded.

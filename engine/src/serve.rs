@@ -203,11 +203,10 @@ impl Engine {
         let dispatcher = Dispatcher::new(
             store,
             channels,
-            paces,
             outgoing,
             links,
             switches,
-            dispatch_settings(config),
+            dispatch_settings(config, paces),
             Arc::new(now_ms),
         );
         engine
@@ -292,13 +291,14 @@ fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
         .cached(cache))
 }
 
-fn dispatch_settings(config: &Config) -> dispatch::Settings {
+fn dispatch_settings(config: &Config, paces: dispatch::Paces) -> dispatch::Settings {
     let dispatch = &config.dispatch;
     dispatch::Settings {
         in_flight_max: dispatch.in_flight_max,
         in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
         lease_ms: dispatch.lease_ms as i64,
         disable_after_ms: dispatch.disable_after_ms as i64,
+        paces,
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),
         },

@@ -98,6 +98,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     let switches = Switches::load(store.clone(), wake).await.unwrap();
     let settings = Settings {
         disable_after_ms: 60_000,
+        paces: Paces::new(),
         in_flight_max,
         in_flight_per_channel_max: per_channel_max,
         lease_ms,
@@ -108,7 +109,6 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     let dispatcher = Dispatcher::new(
         store.clone(),
         Arc::new(HashMap::from(channels)),
-        Paces::new(),
         Arc::new(crate::channel::tests::outgoing(None)),
         Links::new(None, Secret::new("a key")),
         Arc::new(switches),
