@@ -222,6 +222,7 @@ impl Dispatcher {
             .saturating_sub(work.attempts.len());
         let mut free = free.min(SETTLING_MAX - work.settling.len());
         let mut wake_ms = None;
+        let mut granted = Vec::new();
         let (lanes, tenants) = (&mut work.lanes, &mut work.tenants);
         let mut wanted = |line: &Line| {
             if free == 0 {
@@ -250,16 +251,30 @@ impl Dispatcher {
                 tenants.insert(line.tenant.clone(), 1);
             }
             free -= 1;
+            granted.push(line.clone());
             true
         };
         let store = &self.shared.store;
         let claimed = store
             .claim(now_ms, self.settings.lease_ms, &mut wanted)
-            .await?;
+            .await;
+        if let Ok(claimed) = &claimed {
+            for delivery in &claimed.deliveries {
+                let line = delivery.line();
+                if let Some(at) = granted.iter().position(|granted| *granted == line) {
+                    granted.swap_remove(at);
+                }
+            }
+        }
+        // What was granted and did not come: it was settled meanwhile, or the store failed.
+        for line in granted {
+            work.unused(&line);
+        }
+        let claimed = claimed?;
         for delivery in claimed.deliveries {
             if let Some(again) = work.in_hand.get_mut(&delivery.id) {
                 *again = true;
-                work.free(&delivery.line());
+                work.unused(&delivery.line());
             } else {
                 self.begin(work, delivery);
             }
@@ -347,8 +362,8 @@ impl Dispatcher {
             match ended.result {
                 Ok(()) | Err(Retry::Never) => lane.breaker.answered(),
                 Err(Retry::Gone) => {
-                    let reason = ended.error.clone().unwrap_or_default();
-                    disable = Some(reason);
+                    lane.breaker.answered();
+                    disable = Some(ended.error.clone().unwrap_or_default());
                 }
                 Err(Retry::Later | Retry::After(_)) => {
                     let (since_ms, opened) = lane.breaker.failed(now_ms);
@@ -393,6 +408,14 @@ impl Work {
             lane.running += 1;
         }
         *self.tenants.entry(line.tenant.clone()).or_default() += 1;
+    }
+
+    /// Takes back what was granted and came to no attempt.
+    fn unused(&mut self, line: &Line) {
+        if let Some(lane) = self.lanes.get_mut(line) {
+            lane.breaker.not_begun();
+        }
+        self.free(line);
     }
 
     fn free(&mut self, line: &Line) {

@@ -239,6 +239,16 @@ pub struct RedriveOf {
 }
 
 impl Delivery {
+    /// It as a digest that others may join.
+    pub(crate) fn as_digest(&mut self) -> timing::Digest<'_> {
+        timing::Digest {
+            timing: self.timing.as_deref(),
+            state: &mut self.state,
+            attempted: !self.attempts.is_empty(),
+            gathered: &mut self.gathered,
+        }
+    }
+
     pub fn line(&self) -> Line {
         Line {
             tenant: self.tenant.clone(),

@@ -214,22 +214,30 @@ pub fn admit<R: Remember>(
     Ok(escalation(delivery, &timing, due_ms))
 }
 
+/// What of a delivery is a digest.
+pub struct Digest<'a> {
+    pub timing: Option<&'a Timing>,
+    pub state: &'a mut State,
+    pub attempted: bool,
+    pub gathered: &'a mut Vec<Line>,
+}
+
 /// Adds a delivery to an open digest, which goes out at once when it is full; `false` when it no longer
 /// takes any.
-pub fn gather(digest: &mut Delivery, new: &Delivery, clock_ms: i64) -> bool {
-    let Some(timing) = digest.timing.as_deref() else {
+pub fn gather(digest: Digest<'_>, new: &Delivery, clock_ms: i64) -> bool {
+    let Some(timing) = digest.timing else {
         return false;
     };
     let size = timing.digest.as_ref().map_or(0, |digest| digest.size);
-    let State::Pending { due_ms } = digest.state else {
+    let State::Pending { due_ms } = *digest.state else {
         return false;
     };
     let gathered = digest.gathered.len() as u64;
-    if !digest.attempts.is_empty() || gathered == 0 || gathered >= size {
+    if digest.attempted || gathered == 0 || gathered >= size {
         return false;
     }
     if gathered + 1 == size {
-        digest.state = State::Pending {
+        *digest.state = State::Pending {
             due_ms: within(timing, clock_ms).min(due_ms),
         };
     }

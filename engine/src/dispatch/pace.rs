@@ -151,6 +151,11 @@ impl Breaker {
         self.probing = self.rests_until_ms.is_some();
     }
 
+    /// There was nothing to attempt after all.
+    pub(super) fn not_begun(&mut self) {
+        self.probing = false;
+    }
+
     /// The receiver took one, or refused it for a reason of that one's own.
     pub(super) fn answered(&mut self) {
         *self = Self::default();

@@ -1,7 +1,9 @@
 //! What every store must do: one suite, run against each implementation.
 
 use super::*;
-use hooksieve_sdk::wire::{Action, Body, Field, Link, Message};
+use hooksieve_sdk::wire::{
+    Action, Body, Digest, Escalate, Field, Link as WireLink, Message, Timing,
+};
 use tokio::task::JoinSet;
 
 pub(super) const WINDOW_MS: i64 = 60_000;
@@ -29,6 +31,9 @@ macro_rules! conformance {
             settled_is_settled,
             dead_letters_are_listed,
             a_dead_letter_is_redriven_once,
+            a_digest_gathers_what_one_event_and_others_bring,
+            an_escalation_is_acknowledged_unless_it_is_out,
+            what_is_disabled_is_remembered,
             held_events_are_resolved_once,
             next_due_is_the_earliest_that_can_happen,
             waiters_are_told,
@@ -107,7 +112,7 @@ fn message(title: &str) -> Payload {
     Payload::Message(Message {
         title: title.to_owned(),
         text: "what happened".to_owned(),
-        link: Some(Link {
+        link: Some(WireLink {
             url: "https://example.com/1".to_owned(),
             label: None,
         }),
@@ -515,6 +520,104 @@ pub(super) async fn a_dead_letter_is_redriven_once(store: TestStore) {
     assert!(third.id != dead && third.id != new.id);
     let accepted: Vec<_> = third.accepted().collect();
     assert_eq!(accepted, ["a@example.com", "b@example.com"]);
+}
+
+/// An event whose rule sends this often to a digest of three, or escalates.
+async fn timed(store: &TestStore, actions: usize, timing: &Timing) -> Vec<DeliveryId> {
+    let event = store.append(anonymous("a", "x")).await.unwrap().id;
+    let mut commit = commit_due("a", event, "triage", &vec![NOW_MS; actions]);
+    for delivery in &mut commit.deliveries {
+        delivery.timing = Some(Box::new(timing.clone()));
+    }
+    if let Outcome::Decided(decided) = &mut commit.decisions[0].outcome {
+        let action = decided.actions[0].clone();
+        decided.actions = vec![action; actions];
+    }
+    let ids = commit.deliveries.iter().map(|it| it.id).collect();
+    store.commit(&name("a"), vec![commit]).await.unwrap();
+    ids
+}
+
+pub(super) async fn a_digest_gathers_what_one_event_and_others_bring(store: TestStore) {
+    let mut digest = Timing::default();
+    digest.digest = Some(Digest {
+        key: "k".to_owned(),
+        window_s: 60,
+        size: 3,
+    });
+    let first = timed(&store, 2, &digest).await;
+    assert_eq!(claimed(&store, NOW_MS, 9).await, []);
+    let second = timed(&store, 1, &digest).await;
+    // It is full, so it is due.
+    let due = claim(&*store, NOW_MS, 1_000, 9).await;
+    assert_eq!(due.len(), 1);
+    assert_eq!(due[0].id, first[0]);
+    assert_eq!(due[0].payload, message("an incident"));
+    let lines: Vec<_> = due[0].gathered.iter().map(|line| line.delivery).collect();
+    assert_eq!(lines, [first[0], first[1], second[0]]);
+    for gathered in [first[1], second[0]] {
+        let state = store.delivery(gathered).await.unwrap().unwrap().state;
+        let into = first[0];
+        assert!(
+            matches!(state, State::Gathered { into: it, .. } if it == into),
+            "{state:?}"
+        );
+    }
+    // The next one begins another, and one that is out takes no more.
+    let third = timed(&store, 1, &digest).await;
+    assert_eq!(
+        claimed(&store, NOW_MS + 60_000, 9).await.first(),
+        Some(&first[0])
+    );
+    let fourth = timed(&store, 1, &digest).await;
+    let state = store.delivery(fourth[0]).await.unwrap().unwrap().state;
+    assert!(matches!(state, State::Pending { .. }), "{state:?}");
+    assert_ne!(third, fourth);
+}
+
+pub(super) async fn an_escalation_is_acknowledged_unless_it_is_out(store: TestStore) {
+    let mut timing = Timing::default();
+    timing.escalate = Some(Escalate {
+        channel: "boss".to_owned(),
+        after_s: 1,
+    });
+    let acknowledge = async |id: DeliveryId| store.acknowledge(id, NOW_MS + 5).await.unwrap();
+    let one = timed(&store, 1, &timing).await[0];
+    let late = timed(&store, 1, &timing).await[0];
+    let plain = given(&store, "a", &[NOW_MS]).await[0];
+    assert_eq!(acknowledge(plain).await, Acknowledgement::Nothing);
+    for id in [one, one.escalated(), one] {
+        assert_eq!(acknowledge(id).await, Acknowledgement::Acknowledged);
+    }
+    let mut due = claimed(&store, NOW_MS + 1_000, 9).await;
+    let mut expected = vec![one, late, plain, late.escalated()];
+    due.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(due, expected);
+    assert_eq!(acknowledge(late).await, Acknowledgement::TooLate);
+    let unknown = DeliveryId::new(EventId::from_bytes(b"unknown"), &name("r"), 0);
+    assert_eq!(acknowledge(unknown).await, Acknowledgement::Nothing);
+}
+
+pub(super) async fn what_is_disabled_is_remembered(store: TestStore) {
+    let line = |channel: &str| Line {
+        tenant: name("a"),
+        channel: name(channel),
+    };
+    let disabled = |reason: &str| Disabled {
+        at_ms: NOW_MS,
+        reason: reason.to_owned(),
+    };
+    for (channel, reason) in [("b", "gone"), ("a", "old"), ("a", "new")] {
+        let off = Some(disabled(reason));
+        store.switch(&line(channel), off).await.unwrap();
+    }
+    let all = [(line("a"), disabled("new")), (line("b"), disabled("gone"))];
+    assert_eq!(store.disabled().await.unwrap(), all);
+    for _ in 0..2 {
+        store.switch(&line("a"), None).await.unwrap();
+    }
+    assert_eq!(store.disabled().await.unwrap(), all[1..]);
 }
 
 pub(super) async fn held_events_are_resolved_once(store: TestStore) {

@@ -411,7 +411,7 @@ impl Remember for (&mut Rows, Name) {
             return Ok(false);
         };
         let before = delivery.state.clone();
-        let joined = timing::gather(delivery, new, clock_ms);
+        let joined = timing::gather(delivery.as_digest(), new, clock_ms);
         if let (State::Pending { due_ms: before }, State::Pending { due_ms }) =
             (before, &delivery.state)
         {

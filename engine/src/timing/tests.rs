@@ -33,7 +33,7 @@ impl Remember for Kept {
     fn join(&mut self, digest: DeliveryId, new: &Delivery, at: i64) -> Result<bool, Infallible> {
         let open = self.deliveries.iter_mut().find(|it| it.id == digest);
         let open = open.filter(|_| !self.out.contains(&digest));
-        Ok(open.is_some_and(|open| gather(open, new, at)))
+        Ok(open.is_some_and(|open| gather(open.as_digest(), new, at)))
     }
 }
 

@@ -143,6 +143,17 @@ impl Row {
         }
     }
 
+    /// It as a digest that others may join. (Not by way of the delivery: while an event is committed, the
+    /// row with its decisions is not there yet.)
+    pub(super) fn as_digest(&mut self) -> timing::Digest<'_> {
+        timing::Digest {
+            timing: self.timing.as_deref(),
+            state: &mut self.state,
+            attempted: !self.attempts.is_empty(),
+            gathered: &mut self.gathered,
+        }
+    }
+
     pub(super) fn line(&self) -> Line {
         Line {
             tenant: self.tenant.clone(),

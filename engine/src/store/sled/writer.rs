@@ -619,30 +619,23 @@ impl Remember for Keys<'_> {
 
     fn join(&mut self, digest: DeliveryId, new: &Delivery, clock_ms: i64) -> Result<bool, Error> {
         let key = keys::delivery(digest);
-        let Some(row) = self.writer.read::<Row>(self.group, self.rows, &key)? else {
+        let Some(mut row) = self.writer.read::<Row>(self.group, self.rows, &key)? else {
             return Ok(false);
         };
         let State::Pending { due_ms: before_ms } = row.state else {
             return Ok(false);
         };
-        if !self.writer.freeze(self.group, digest) {
+        if !self.writer.freeze(self.group, digest)
+            || !timing::gather(row.as_digest(), new, clock_ms)
+        {
             return Ok(false);
         }
-        let decisions = keys::decisions(row.event);
-        let made = self.writer.read(self.group, self.rows, &decisions)?;
-        let mut made: Made = made.unwrap_or_default();
-        let mut delivery = row.into_delivery(digest, &made);
-        if !timing::gather(&mut delivery, new, clock_ms) {
-            return Ok(false);
-        }
-        if let State::Pending { due_ms } = delivery.state
+        if let State::Pending { due_ms } = row.state
             && due_ms != before_ms
         {
-            self.rows
-                .no_longer_due(delivery.line(), (before_ms, digest));
-            self.rows.due(delivery.line(), (due_ms, digest));
+            self.rows.no_longer_due(row.line(), (before_ms, digest));
+            self.rows.due(row.line(), (due_ms, digest));
         }
-        let row = Row::of(&delivery, &mut made);
         self.writer.encode(self.rows, key, &row)?;
         Ok(true)
     }
