@@ -275,7 +275,11 @@ impl Delivery {
             state: State::Pending { due_ms: now_ms },
             attempts: Vec::new(),
             created_ms: now_ms,
-            // What its rule said of fallbacks still holds.
+            // What its rule said of fallbacks still holds; nobody is called a second time.
+            timing: self.timing.clone().map(|mut timing| {
+                timing.escalate = None;
+                timing
+            }),
             redrive_of: Some(RedriveOf {
                 id: self.id,
                 accepted: self.accepted().map(str::to_owned).collect(),

@@ -213,6 +213,7 @@ impl Sql {
             ),
             false => format!("{place} did not take the row within {timeout:?}"),
         })
+        .ambiguous(sent)
     }
 
     /// A connection that waited, unless its server closed it meanwhile.

@@ -98,6 +98,7 @@ fn lost(place: &str, phase: Phase, error: &sqlx::Error) -> Failure {
             "the connection to {place} broke: {cause}; the statement was sent, and whether it ran is not known"
         ),
     })
+    .ambiguous(phase == Phase::Running)
 }
 
 /// What a code means and whether it passes. What is not known is tried again.
