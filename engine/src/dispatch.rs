@@ -98,7 +98,7 @@ struct Work {
     /// Channels that are being disabled.
     disabling: JoinSet<()>,
     attempts: JoinSet<Ended>,
-    running: HashMap<task::Id, Delivery>,
+    running: HashMap<task::Id, Begun>,
     settling: JoinSet<DeliveryId>,
     /// All of both, and whether the store has given it out again meanwhile: its lease ended, or its
     /// attempt was recorded, is due again, and was not seen to end here.
@@ -114,6 +114,14 @@ struct Lane {
     in_flight_max: usize,
     buckets: Buckets,
     breaker: Breaker,
+}
+
+/// An attempt in flight: all that is needed when it has ended.
+struct Begun {
+    id: DeliveryId,
+    line: Line,
+    /// Of the delivery's attempts, from 1.
+    number: u32,
 }
 
 /// What came of an attempt.
@@ -288,9 +296,14 @@ impl Dispatcher {
     /// Begins an attempt that was counted already.
     fn begin(&self, work: &mut Work, delivery: Delivery) {
         work.in_hand.insert(delivery.id, false);
-        let attempt = Arc::clone(&self.shared).attempt(delivery.clone());
+        let begun = Begun {
+            id: delivery.id,
+            line: delivery.line(),
+            number: delivery.attempts.len() as u32 + 1,
+        };
+        let attempt = Arc::clone(&self.shared).attempt(delivery);
         let id = work.attempts.spawn(attempt).id();
-        work.running.insert(id, delivery);
+        work.running.insert(id, begun);
     }
 
     /// An attempt is recorded. What the store gave out again meanwhile is looked at once more: whether
@@ -342,17 +355,17 @@ impl Dispatcher {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        let Some(delivery) = work.running.remove(&id) else {
+        let Some(begun) = work.running.remove(&id) else {
             return;
         };
-        let line = delivery.line();
+        let Begun { id, line, number } = begun;
         work.free(&line);
         let now_ms = (self.shared.clock)();
         let ended = match ended {
             Ok((_, ended)) => ended,
             Err(error) => {
                 // A bug of ours that this delivery brings out: it would bring it out at every try.
-                let (tenant, channel, delivery) = (&line.tenant, &line.channel, delivery.id);
+                let (tenant, channel, delivery) = (&line.tenant, &line.channel, id);
                 tracing::error!(%tenant, %channel, %delivery, %error, "an attempt panicked");
                 Ended::panicked(now_ms)
             }
@@ -391,12 +404,11 @@ impl Dispatcher {
                 .spawn(async move { shared.switches.disable(line, disabled).await });
         }
         while work.disabling.try_join_next().is_some() {}
-        let number = delivery.attempts.len() as u32 + 1;
         let schedule = self.pace(&line).and_then(|pace| pace.schedule.as_ref());
         let schedule = schedule.unwrap_or(&self.settings.schedule);
         let settlement = settlement(&ended, schedule, number, now_ms, rand::random());
-        log(&delivery, number, &ended, &settlement);
-        let settle = Arc::clone(&self.shared).settle(delivery.id, ended.attempt, settlement);
+        log(id, &line, number, &ended, &settlement);
+        let settle = Arc::clone(&self.shared).settle(id, ended.attempt, settlement);
         work.settling.spawn(settle);
     }
 }
@@ -492,8 +504,10 @@ impl Shared {
                     .timing
                     .as_ref()
                     .is_some_and(|it| it.escalate.is_some());
-                let link = self.links.address(delivery.id).filter(|_| escalates);
-                delivery.payload = timing::render(&delivery, link.as_deref());
+                let link = escalates.then(|| self.links.address(delivery.id)).flatten();
+                if let Some(payload) = timing::render(&delivery, link.as_deref()) {
+                    delivery.payload = payload;
+                }
                 channel.send(&self.outgoing, &delivery).await
             }
             None => Err(Failure::never(format!(
@@ -582,8 +596,8 @@ fn record(result: Result<Sent, Failure>, at_ms: i64, duration_ms: u64) -> Attemp
 }
 
 /// One line an outcome; a failure's error names the host and nothing secret.
-fn log(of: &Delivery, attempt: u32, ended: &Ended, settlement: &Settlement) {
-    let (tenant, channel, delivery) = (&of.tenant, &of.channel, &of.id);
+fn log(delivery: DeliveryId, line: &Line, attempt: u32, ended: &Ended, settlement: &Settlement) {
+    let (tenant, channel) = (&line.tenant, &line.channel);
     let (error, refused) = (ended.error.as_deref(), ended.attempt.refused.len());
     let Attempt {
         status,

@@ -11,11 +11,15 @@ use std::fmt::Write as _;
 /// How long a digest's text may become, in bytes; lines beyond it are counted.
 const TEXT_BYTES_MAX: usize = 16_000;
 
-/// The payload as it goes out; `acknowledge` is the address behind which it can be acknowledged.
-pub fn render(delivery: &Delivery, acknowledge: Option<&str>) -> Payload {
+/// The payload as it goes out, where it is not the delivery's own; `acknowledge` is the address behind
+/// which it can be acknowledged.
+pub fn render(delivery: &Delivery, acknowledge: Option<&str>) -> Option<Payload> {
     let Payload::Message(message) = &delivery.payload else {
-        return delivery.payload.clone();
+        return None;
     };
+    if delivery.gathered.len() <= 1 && delivery.held_back == 0 && acknowledge.is_none() {
+        return None;
+    }
     let mut message = message.clone();
     if delivery.gathered.len() > 1 {
         message = digest(message, &delivery.gathered);
@@ -32,7 +36,7 @@ pub fn render(delivery: &Delivery, acknowledge: Option<&str>) -> Payload {
     if let Some(address) = acknowledge {
         field("Acknowledge", address.to_owned());
     }
-    Payload::Message(message)
+    Some(Payload::Message(message))
 }
 
 /// One message for many: the first one's title and how many more there are, then a line for each.
