@@ -7,7 +7,7 @@
 //! smith [--once N] [--modules N] [--through-child N] [--decisions N] [--loads N] [--seed S] [--threads N]
 //! ```
 //!
-//! `--once` are only checked, compiled and asked about one event; `--modules` are compared, warm and new.
+//! `--once` are small ones, only checked, compiled and asked about one event; `--modules` are compared, warm and new.
 //! `--decisions` are of one rule, warm and new, with traps, refused growth and exhausted fuel among
 //! them. `--loads` are of modules that are in the cache, each run once and dropped.
 //!
@@ -55,19 +55,22 @@ fn main() -> ExitCode {
         }
     };
     let child = Config::built_in().compile;
-    let passed = run("once each", &arguments, arguments.once, None, Proof::once)
+    let run = |how, modules, compiler, case, prove| {
+        run(how, &arguments, modules, compiler, Steps { case, prove })
+    };
+    let passed = run("once each", arguments.once, None, Case::small, Proof::once)
         && run(
             "in this process",
-            &arguments,
             arguments.modules,
             None,
+            Case::new,
             Proof::check,
         )
         && run(
             "through a process that compiles",
-            &arguments,
             arguments.through_child,
             Some(child),
+            Case::new,
             Proof::check,
         )
         && stays_flat("decisions", arguments.decisions, decisions)
@@ -108,6 +111,13 @@ impl Arguments {
     }
 }
 
+/// What is done with a number: the module it stands for, and the proof that it is put to.
+#[derive(Clone, Copy)]
+struct Steps {
+    case: fn(u64) -> Option<Case>,
+    prove: fn(&mut Proof, &Case) -> Result<(), String>,
+}
+
 /// How far all threads together have come.
 struct Progress {
     next: AtomicU64,
@@ -122,7 +132,7 @@ fn run(
     arguments: &Arguments,
     modules: u64,
     compiler: Option<CompileLimits>,
-    prove: fn(&mut Proof, &Case) -> Result<(), String>,
+    steps: Steps,
 ) -> bool {
     if modules == 0 {
         return true;
@@ -143,7 +153,7 @@ fn run(
             .map(|thread| {
                 scope.spawn({
                     let progress = &progress;
-                    move || work(thread, progress, compiler, prove)
+                    move || work(thread, progress, compiler, steps)
                 })
             })
             .collect();
@@ -162,12 +172,7 @@ fn run(
     flat && !progress.failed.load(Ordering::Relaxed)
 }
 
-fn work(
-    thread: u64,
-    progress: &Progress,
-    compiler: Option<CompileLimits>,
-    prove: fn(&mut Proof, &Case) -> Result<(), String>,
-) {
+fn work(thread: u64, progress: &Progress, compiler: Option<CompileLimits>, steps: Steps) {
     let current = std::env::temp_dir().join(format!("smith-current-{thread}"));
     let mut proof = Proof::new(compiler);
     while !progress.failed.load(Ordering::Relaxed) {
@@ -177,10 +182,10 @@ fn work(
         }
         // What cannot be written makes only crashes harder to find.
         let _ = std::fs::write(&current, seed.to_string());
-        let Some(case) = Case::new(seed) else {
+        let Some(case) = (steps.case)(seed) else {
             continue;
         };
-        if let Err(message) = prove(&mut proof, &case) {
+        if let Err(message) = (steps.prove)(&mut proof, &case) {
             progress.failed.store(true, Ordering::Relaxed);
             eprintln!("module {seed} ({}): {message}", kept(&case).display());
         }

@@ -24,6 +24,18 @@ pub struct Case {
 impl Case {
     /// The case of this number, always the same; `None` where the generator makes none of it.
     pub fn new(seed: u64) -> Option<Self> {
+        Self::of(seed, smith::module)
+    }
+
+    /// The small case of this number, for as many modules as can be.
+    pub fn small(seed: u64) -> Option<Self> {
+        Self::of(seed, smith::small)
+    }
+
+    fn of(
+        seed: u64,
+        module: fn(&mut Unstructured<'_>) -> arbitrary::Result<Vec<u8>>,
+    ) -> Option<Self> {
         let mut random = StdRng::seed_from_u64(seed);
         let mut bytes = vec![0; 6_000];
         random.fill_bytes(&mut bytes);
@@ -31,7 +43,7 @@ impl Case {
         let limits = limits(&mut u).ok()?;
         let mut config = vec![0; u.int_in_range(0..=200).ok()?];
         u.fill_buffer(&mut config).ok()?;
-        let wasm = smith::module(&mut u).ok()?;
+        let wasm = module(&mut u).ok()?;
         // The module takes what it wants; its events have bytes of their own.
         random.fill_bytes(&mut bytes);
         let mut u = Unstructured::new(&bytes);

@@ -40,11 +40,36 @@ const ERROR: &[u8] = b"\x81\xa5error\xa2no";
 pub fn module(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let shape = Shape::random(u)?;
     let body = wasm_smith::Module::new(shape.config(), u)?.to_bytes();
-    let wat = shape.around(&body, u)?;
-    match wat::parse_str(&wat) {
-        Ok(wasm) => Ok(wasm),
-        Err(error) => panic!("{error}:\n{wat}"),
-    }
+    Ok(assembled(&shape.around(&body, u)?))
+}
+
+/// A module within the contract that is quick to compile: one to three short functions, each called
+/// for every event, and nothing around them that shows what state they leave.
+///
+/// # Errors
+/// As [`module`].
+pub fn small(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    let shape = Shape {
+        instructions: u.int_in_range(3..=12)?,
+        ..Shape::random(u)?
+    };
+    let config = Config {
+        max_funcs: 3,
+        max_globals: 2,
+        max_tables: 1,
+        max_types: 4,
+        min_funcs: 1,
+        min_globals: 1,
+        min_tables: 0,
+        min_types: 2,
+        ..shape.config()
+    };
+    let body = wasm_smith::Module::new(config, u)?.to_bytes();
+    Ok(assembled(&shape.thinly_around(&body)))
+}
+
+fn assembled(wat: &str) -> Vec<u8> {
+    wat::parse_str(wat).unwrap_or_else(|error| panic!("{error}:\n{wat}"))
 }
 
 /// An event: which functions it calls is in its first bytes.
@@ -190,6 +215,39 @@ impl Shape {
         wat.push(')');
         Ok(wat)
     }
+
+    /// The random module with no more than a rule has to have.
+    fn thinly_around(&self, body: &[u8]) -> String {
+        let found = Found::read(body);
+        let calls: String = (0..found.functions.len())
+            .map(|n| {
+                let drops = "drop ".repeat(found.functions[n].results().len());
+                format!("{} {drops}", found.bare_call(n))
+            })
+            .collect();
+        format!(
+            "(module
+               (memory $memory (export \"memory\") {})
+               {}
+               (func (export \"hooksieve_abi_1\"))
+               (data (i32.const {DECISION_AT}) \"{}\")
+               (func (export \"hooksieve_reserve\") (param i32) (result i32)
+                 (i32.const {INPUT_AT}))
+               (func (export \"hooksieve_decide\")
+                   (param $from i32) (param i32 i32 i32) (result i64)
+                 {calls}
+                 (i64.const {})))",
+            self.pages,
+            inner_text(body),
+            escaped(DECISION),
+            place(DECISION_AT, DECISION),
+        )
+    }
+}
+
+/// Where an answer stands, as a rule says it.
+fn place(at: u32, bytes: &[u8]) -> u64 {
+    u64::from(at) << 32 | bytes.len() as u64
 }
 
 /// `$mix` takes a value into the running hash.
@@ -334,7 +392,7 @@ impl Found {
     }
 
     /// A call of one of the random functions, with arguments from the place in `$from`.
-    fn call(&self, n: usize) -> String {
+    fn bare_call(&self, n: usize) -> String {
         let mut call = String::new();
         for (at, ty) in self.functions[n].params().iter().enumerate() {
             let at = 16 + 4 * ((n + at) % 8);
@@ -344,6 +402,12 @@ impl Found {
             };
         }
         let _ = write!(call, "(call $#func{n})");
+        call
+    }
+
+    /// The same, and what it gives goes into the running hash.
+    fn call(&self, n: usize) -> String {
+        let mut call = self.bare_call(n);
         for ty in self.functions[n].results().iter().rev() {
             call.push_str(&mixed(*ty));
         }
@@ -469,7 +533,6 @@ fn write_decide(wat: &mut String, found: &Found, grown_table: Option<usize>) {
             found.call(n)
         );
     }
-    let place = |at: u32, bytes: &[u8]| u64::from(at) << 32 | bytes.len() as u64;
     let decision = place(DECISION_AT, DECISION);
     let error = place(ERROR_AT, ERROR);
     let random = match found.of_type(&[], &[ValType::I64]) {
