@@ -4,9 +4,15 @@
 //! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
 //! process answers, `/readyz` that it can store.
 
+mod dead;
+
+pub use dead::{Page, Purged};
+
 use crate::channel::{Failure, Outgoing};
 use crate::dispatch::{Channels, Switches};
+use crate::housekeeping::Watermark;
 use crate::id::{DeliveryId, EventId, Name};
+use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
 use crate::pipeline::{Pipeline, ReleaseError, now_ms};
 use crate::problem::Problem;
@@ -35,6 +41,7 @@ pub struct Admin {
     pub channels: Arc<Channels>,
     pub outgoing: Arc<Outgoing>,
     pub switches: Arc<Switches>,
+    pub watermark: Arc<Watermark>,
     pub token: Secret,
 }
 
@@ -55,8 +62,7 @@ impl Admin {
                 get(held_one).delete(drop_held),
             )
             .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
-            .route("/v1/dead", get(dead))
-            .route("/v1/dead/{id}/redrive", post(redrive))
+            .merge(dead::router())
             .route("/v1/deliveries/{id}", get(delivery))
             .route("/v1/deliveries/{id}/acknowledge", post(acknowledge))
             .route("/v1/channels/{tenant}/{channel}/test", post(test))
@@ -119,7 +125,10 @@ impl From<QueryRejection> for Problem {
 
 async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
     admin.store.ready().await.map_err(store_problem)?;
-    Ok("ready")
+    match admin.watermark.refuses() {
+        Some(why) => Err(full(why)),
+        None => Ok("ready"),
+    }
 }
 
 /// An event with what became of it, for people and programs.
@@ -175,7 +184,8 @@ pub struct DeliveryView {
     pub r#type: String,
     pub rule: Name,
     pub channel: Name,
-    /// `pending`, `delivered`, `dead`, or `redriven`: dead, and taken up again.
+    /// `pending`, `delivered`, `dead`, `redriven` (dead, and taken up again), `purged` (dead, and no
+    /// longer a dead letter), `fallen-back`, `suppressed`, `gathered` or `acknowledged`.
     pub state: String,
     /// When it was delivered or given up, or when it is due.
     pub at: String,
@@ -342,50 +352,11 @@ async fn release(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
 
 async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
     let (tenant, event, rule) = held_path(path)?;
-    let story = admin.store.story(event).await.map_err(store_problem)?;
-    let failed = story.and_then(|story| {
-        let own = story.event.tenant == tenant;
-        story
-            .decisions
-            .into_iter()
-            .find(|decision| own && decision.rule == rule)
-    });
-    let Some(mut decision) = failed else {
-        return Err(not_found("held event", &event.to_string()));
-    };
-    if let Outcome::Failed { then, .. } = &mut decision.outcome {
-        *then = Then::Dropped;
+    match admin.pipeline.drop_held(&tenant, event, &rule).await {
+        Ok(decision) => Ok(Json(decision_view(&decision))),
+        Err(ReleaseError::Store(error)) => Err(store_problem(error)),
+        Err(_) => Err(not_found("held event", &event.to_string())),
     }
-    decision.decided_ms = now_ms();
-    let resolved = admin
-        .store
-        .resolve_held(&tenant, decision.clone(), Vec::new())
-        .await;
-    if resolved.map_err(store_problem)? {
-        Ok(Json(decision_view(&decision)))
-    } else {
-        Err(not_found("held event", &event.to_string()))
-    }
-}
-
-async fn dead(State(admin): Shared, query: ListOrNot) -> Answer<Vec<DeliveryView>> {
-    let Query(query) = query?;
-    let dead = admin.store.dead(query.tenant()?.as_ref(), LIST_MAX).await;
-    let dead = dead.map_err(store_problem)?;
-    Ok(Json(
-        dead.iter()
-            .map(|delivery| delivery_view(delivery, false))
-            .collect(),
-    ))
-}
-
-async fn redrive(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
-    let id = parse::<DeliveryId>(&id, "delivery")?;
-    let redriven = admin.store.redrive(id, now_ms()).await;
-    let redriven = redriven.map_err(store_problem)?;
-    let new = redriven.ok_or_else(|| not_found("dead letter", &id.to_string()))?;
-    tracing::info!(delivery = %id, new = %new.id, "a dead letter is redriven");
-    Ok(Json(delivery_view(&new, false)))
 }
 
 async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
@@ -618,6 +589,7 @@ fn delivery_view(delivery: &Delivery, with_payload: bool) -> DeliveryView {
         DeliveryState::Delivered { at_ms } => ("delivered", *at_ms, None),
         DeliveryState::Dead { at_ms, reason } => ("dead", *at_ms, Some(reason.clone())),
         DeliveryState::Redriven { at_ms, reason, .. } => ("redriven", *at_ms, Some(reason.clone())),
+        DeliveryState::Purged { at_ms, reason } => ("purged", *at_ms, Some(reason.clone())),
         DeliveryState::FallenBack { at_ms, reason, .. } => {
             ("fallen-back", *at_ms, Some(reason.clone()))
         }

@@ -11,6 +11,7 @@ mod held;
 mod policies;
 mod replay;
 mod serve;
+mod store;
 mod style;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +49,8 @@ enum Command {
     Held(held::Args),
     /// Look at deliveries that were given up
     Dead(dead::Args),
+    /// Check a store as a whole, export or import it
+    Store(store::Args),
     /// Find out whether a channel works
     Channel(channel::Args),
     /// Tell what became of an event: rules, decisions, deliveries, attempts
@@ -106,6 +109,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Policies(args) => policies::run(args),
         Command::Held(args) => held::run(args),
         Command::Dead(args) => dead::run(args),
+        Command::Store(args) => store::run(args),
         Command::Channel(args) => channel::run(args),
         Command::Explain(args) => explain::run(args),
     };

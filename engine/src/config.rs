@@ -70,6 +70,10 @@ pub struct Store {
     pub cache_bytes: u64,
     pub queue_max: usize,
     pub group_max: usize,
+    pub keep_s: u64,
+    pub dead_keep_s: u64,
+    pub bytes_max: u64,
+    pub disk_free_bytes_min: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -375,7 +379,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 32] = [
+const RANGES: [(&str, &str, i64, i64); 36] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -385,6 +389,10 @@ const RANGES: [(&str, &str, i64, i64); 32] = [
     ("store", "cache_bytes", 1 << 20, 1 << 40),
     ("store", "queue_max", 1, 1_000_000),
     ("store", "group_max", 1, 100_000),
+    ("store", "keep_s", 1, 100 * 366 * 86_400),
+    ("store", "dead_keep_s", 1, 100 * 366 * 86_400),
+    ("store", "bytes_max", 16 << 20, 1 << 50),
+    ("store", "disk_free_bytes_min", 0, 1 << 50),
     ("decide", "threads", 0, 1_024),
     ("decide", "batch_max", 1, 10_000),
     ("decide", "instances_max", 0, 1_000_000),

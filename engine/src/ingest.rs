@@ -7,6 +7,7 @@
 pub mod verify;
 
 use crate::config::Server;
+use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
@@ -29,6 +30,7 @@ pub struct Ingest {
     sources: HashMap<(Name, Name), Source>,
     log: Arc<dyn EventLog>,
     pipeline: Arc<Pipeline>,
+    watermark: Arc<Watermark>,
     permits: Semaphore,
     body_bytes_max: usize,
     request_timeout: Duration,
@@ -48,6 +50,7 @@ impl Ingest {
         tenants: &mut [Tenant],
         log: Arc<dyn EventLog>,
         pipeline: Arc<Pipeline>,
+        watermark: Arc<Watermark>,
         server: &Server,
     ) -> Self {
         let sources = tenants.iter_mut().flat_map(|tenant| {
@@ -59,6 +62,7 @@ impl Ingest {
             sources: sources.collect(),
             log,
             pipeline,
+            watermark,
             permits: Semaphore::new(server.requests_max),
             body_bytes_max: server.body_bytes_max,
             request_timeout: Duration::from_millis(server.request_timeout_ms),
@@ -82,6 +86,9 @@ async fn take(
         let detail = "too many requests are being received; send it again later";
         return Err(busy(detail));
     };
+    if let Some(why) = ingest.watermark.refuses() {
+        return Err(full(why));
+    }
     let names = tenant.parse::<Name>().ok().zip(source.parse::<Name>().ok());
     let Some((names, source)) = names.and_then(|names| ingest.sources.get_key_value(&names)) else {
         return Err(Problem::new(
@@ -212,6 +219,18 @@ fn not_stored(error: store::Error) -> Problem {
             busy("the event could not be stored, and was not taken; send it again later")
         }
     }
+}
+
+/// Nothing is taken until there is room again.
+pub(crate) fn full(why: &str) -> Problem {
+    let detail = format!("{why}, so no event is taken; send it again later");
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "store-full",
+        "No room",
+        detail,
+    )
+    .retry_after(60)
 }
 
 fn busy(detail: &str) -> Problem {

@@ -44,6 +44,7 @@ pub mod admin;
 pub mod channel;
 pub mod config;
 pub mod dispatch;
+pub mod housekeeping;
 pub mod id;
 pub mod ingest;
 pub mod pipeline;

@@ -7,7 +7,12 @@
 
 mod cli;
 
+use mimalloc::MiMalloc;
 use std::process::ExitCode;
+
+/// The store copies a leaf of its tree for every row: that is where an allocator shows.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     hooksieve::sandbox::compile_if_asked();

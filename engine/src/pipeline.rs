@@ -559,9 +559,40 @@ impl Pipeline {
             Err(ReleaseError::NotHeld)
         }
     }
+
+    /// Ends the holding of an event for one rule, with nothing done about it.
+    ///
+    /// # Errors
+    /// When it is not held, or the store fails.
+    pub async fn drop_held(
+        &self,
+        tenant: &Name,
+        event: EventId,
+        rule: &Name,
+    ) -> Result<DecisionRecord, ReleaseError> {
+        let story = self.store.story(event).await?;
+        let own = story.filter(|story| story.event.tenant == *tenant);
+        let decisions = own.into_iter().flat_map(|story| story.decisions);
+        let mut decision = decisions
+            .into_iter()
+            .find(|decision| decision.rule == *rule)
+            .ok_or(ReleaseError::NotHeld)?;
+        if let Outcome::Failed { then, .. } = &mut decision.outcome {
+            *then = Then::Dropped;
+        }
+        decision.decided_ms = now_ms();
+        let resolved = self
+            .store
+            .resolve_held(tenant, decision.clone(), Vec::new());
+        if resolved.await? {
+            Ok(decision)
+        } else {
+            Err(ReleaseError::NotHeld)
+        }
+    }
 }
 
-/// Why a held event was not released.
+/// Why a held event was not released, or not dropped.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     #[error("the event is not held for this rule")]

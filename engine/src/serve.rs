@@ -12,6 +12,7 @@ use crate::channel::guard::Guard;
 use crate::config::Config;
 use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher, Switches};
+use crate::housekeeping::{self, Housekeeper, Watermark};
 use crate::ingest::Ingest;
 use crate::pipeline::{Pipeline, Rules, Workers, now_ms};
 use crate::sandbox::{Cache, Kept, Sandbox};
@@ -171,10 +172,12 @@ impl Engine {
             Arc::new(move |tenant: &Name| pipeline.wake(tenant))
         };
         let switches = Arc::new(Switches::load(store.clone(), wake).await?);
+        let watermark = Arc::new(Watermark::default());
         let ingest = Ingest::new(
             &mut tenants,
             store.clone(),
             pipeline.clone(),
+            watermark.clone(),
             &config.server,
         );
         let admin = admin::Admin {
@@ -183,6 +186,7 @@ impl Engine {
             channels: channels.clone(),
             outgoing: outgoing.clone(),
             switches: switches.clone(),
+            watermark: watermark.clone(),
             token: token.clone(),
         };
         let app = Router::new()
@@ -200,6 +204,16 @@ impl Engine {
             drain: Duration::from_millis(config.server.drain_ms),
             store: store.clone(),
         };
+        let housekeeper = Housekeeper::new(
+            store.clone(),
+            pipeline.clone(),
+            watermark,
+            housekeeping_settings(config),
+        );
+        engine
+            .dispatch
+            .tasks
+            .spawn(housekeeper.run(engine.dispatch.cancel.clone()));
         let dispatcher = Dispatcher::new(
             store,
             channels,
@@ -302,6 +316,17 @@ fn dispatch_settings(config: &Config, paces: dispatch::Paces) -> dispatch::Setti
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),
         },
+    }
+}
+
+fn housekeeping_settings(config: &Config) -> housekeeping::Settings {
+    let store = &config.store;
+    housekeeping::Settings {
+        path: config.server.data.clone(),
+        keep_ms: store.keep_s as i64 * 1_000,
+        dead_keep_ms: store.dead_keep_s as i64 * 1_000,
+        bytes_max: store.bytes_max,
+        disk_free_bytes_min: store.disk_free_bytes_min,
     }
 }
 

@@ -11,6 +11,8 @@
 //! - How often and when deliveries go out ([`crate::timing`]) is decided in the commit that adds them.
 //! - A delivery that was given out by [`Outbox::claim`] is not given out again before it is settled,
 //!   its lease ends, or the process does. What was settled as delivered or dead never comes back.
+//! - [`History::forget`] removes an event only with all that was made of it, and only when nothing of it
+//!   can change any more: it is decided, not held, and none of its deliveries waits or is a dead letter.
 //!
 //! What this module does not do: decide, deliver, or know the time. Every moment is a parameter, in
 //! milliseconds since 1970 (UTC).
@@ -21,7 +23,7 @@ mod memory;
 mod sled;
 
 pub use self::memory::MemoryStore;
-pub use self::sled::{Options, SledStore};
+pub use self::sled::{Kind, Options, Report, SledStore, TransferError, check, export, import};
 
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Suppressed};
@@ -263,6 +265,14 @@ impl Delivery {
         before.chain(own).map(String::as_str)
     }
 
+    /// Makes a dead letter one that can be forgotten; `false` for what is no dead letter.
+    fn purge(&mut self) -> bool {
+        let purged = self.state.purged();
+        let is_dead = purged.is_some();
+        self.state = purged.unwrap_or_else(|| self.state.clone());
+        is_dead
+    }
+
     /// Takes a dead letter up again: gives the new delivery, due at once, and notes its id in the old
     /// one. `None` for what is no dead letter.
     fn redrive(&mut self, now_ms: i64) -> Option<Self> {
@@ -312,6 +322,7 @@ pub struct About {
 ///   |          +---- retry at -----+ (lease ends:          |         (and a new delivery: pending)
 ///   |          |                      pending again)       -> fallen-back
 ///   |          |                                                     (and a new delivery: pending)
+///   |          |                                           -> dead --purge--> purged
 ///   |          +--acknowledge, where it is an escalation--> acknowledged
 ///   +-> suppressed (by dedupe or throttle)
 ///   +-> gathered   (a digest lists it)
@@ -338,6 +349,11 @@ pub enum State {
         reason: String,
         to: DeliveryId,
     },
+    /// Given up, and no longer a dead letter: it was purged.
+    Purged {
+        at_ms: i64,
+        reason: String,
+    },
     /// Given up, and sent to the channel that its rule named for that.
     FallenBack {
         at_ms: i64,
@@ -360,6 +376,24 @@ pub enum State {
     Acknowledged {
         at_ms: i64,
     },
+}
+
+impl State {
+    /// Whether nothing can change it any more.
+    fn is_final(&self) -> bool {
+        !matches!(self, State::Pending { .. } | State::Dead { .. })
+    }
+
+    /// What a dead letter becomes that is purged.
+    fn purged(&self) -> Option<Self> {
+        match self {
+            State::Dead { at_ms, reason } => Some(State::Purged {
+                at_ms: *at_ms,
+                reason: reason.clone(),
+            }),
+            _ => None,
+        }
+    }
 }
 
 /// One try to deliver.
@@ -418,6 +452,61 @@ pub enum Settlement {
     Delivered,
     RetryAt { due_ms: i64 },
     Dead { reason: String },
+}
+
+/// Which dead letters are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Which {
+    pub tenant: Option<Name>,
+    pub channel: Option<Name>,
+    /// Given up before this moment.
+    pub before_ms: Option<i64>,
+    /// After this one, in the order of when they were given up.
+    pub after: Option<(i64, DeliveryId)>,
+}
+
+impl Which {
+    fn are_of(&self, delivery: &Delivery) -> bool {
+        let is = |wanted: &Option<Name>, name: &Name| wanted.as_ref().is_none_or(|it| it == name);
+        is(&self.tenant, &delivery.tenant) && is(&self.channel, &delivery.channel)
+    }
+}
+
+/// Some of the dead letters that were asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeadPage {
+    pub deliveries: Vec<Delivery>,
+    /// Where the next page begins, unless this was the last. A page may have fewer than its limit, or
+    /// none, and not be the last.
+    pub next: Option<(i64, DeliveryId)>,
+}
+
+/// How far a sweep through old events has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub tenant: Name,
+    pub event: EventId,
+}
+
+/// What one step of a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many events it looked at.
+    pub seen: usize,
+    /// How many events it removed.
+    pub forgotten: usize,
+    /// Where the next step begins; `None` when all old events were looked at.
+    pub next: Option<Mark>,
+}
+
+/// What a store takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What its rows take. A file has more: room of rows that were removed, which new ones use.
+    pub live_bytes: u64,
+    pub file_bytes: u64,
+    /// When the oldest event came in.
+    pub oldest_ms: Option<i64>,
 }
 
 /// An event with all that became of it.
@@ -521,8 +610,8 @@ pub trait Outbox: Send + Sync {
         deliveries: Vec<Delivery>,
     ) -> Result<bool, Error>;
 
-    /// Dead letters of one tenant or of all, oldest first.
-    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error>;
+    /// A page of dead letters, oldest first.
+    async fn dead(&self, which: &Which, limit: usize) -> Result<DeadPage, Error>;
 
     /// Takes a dead letter up again, as a new delivery under an id of its own; gives the new one.
     /// `None` when there is no such dead letter (any more).
@@ -543,12 +632,27 @@ pub trait Outbox: Send + Sync {
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error>;
 }
 
+/// What is over: it is kept for a while, and then goes.
+#[async_trait]
+pub trait History: Send + Sync {
+    /// Makes dead letters ones that can be forgotten, with their events; how many of these were dead
+    /// letters.
+    async fn purge(&self, ids: Vec<DeliveryId>) -> Result<usize, Error>;
+
+    /// One step of a sweep through the events that came in before a moment: removes those of which
+    /// nothing can change any more, with their decisions and deliveries.
+    async fn forget(&self, before_ms: i64, from: Option<Mark>) -> Result<Swept, Error>;
+
+    /// What it takes now. Not for every event: it looks at every page.
+    async fn usage(&self) -> Result<Usage, Error>;
+}
+
 /// When an id was given out: the first 48 bits of a UUIDv7.
 fn moment_ms(id: EventId) -> i64 {
     (id.0.as_u128() >> 80) as i64
 }
 
-/// Both halves in one: what the engine runs on.
-pub trait Store: EventLog + Outbox {}
+/// All in one: what the engine runs on.
+pub trait Store: EventLog + Outbox + History {}
 
-impl<T: EventLog + Outbox> Store for T {}
+impl<T: EventLog + Outbox + History> Store for T {}

@@ -9,6 +9,7 @@ mod flow;
 mod fuel;
 mod guest;
 mod hostile;
+mod housekeeping;
 mod load;
 mod mail;
 mod refused;

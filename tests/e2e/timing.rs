@@ -210,7 +210,7 @@ async fn a_dead_channel_falls_back_on_another() {
     let got = receiver.received();
     assert_ne!(got[0].id(), got[1].id());
     let dead = server.get("/v1/dead").await.json();
-    assert_eq!(dead, json!([]), "it arrived elsewhere");
+    assert_eq!(dead["items"], json!([]), "it arrived elsewhere");
     server.end().await;
 }
 

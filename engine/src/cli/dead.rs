@@ -1,9 +1,9 @@
-//! `hooksieve dead`: deliveries that were given up, and how they are taken up again.
+//! `hooksieve dead`: deliveries that were given up, how they are taken up again, and how they go.
 
 use super::client::Remote;
 use super::explain::attempts;
 use super::{Failure, style};
-use hooksieve::admin::DeliveryView;
+use hooksieve::admin::{DeliveryView, Page, Purged};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -16,8 +16,14 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// List the oldest 1,000
-    List(Filter),
+    /// List them, oldest first
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+    },
     /// Show one, with every attempt and what was to be sent
     Show {
         #[arg(value_name = "DELIVERY_ID")]
@@ -25,18 +31,29 @@ enum Command {
     },
     /// Take them up again, each as a new delivery under an id of its own
     Redrive {
-        #[arg(
-            value_name = "DELIVERY_ID",
-            required_unless_present = "all",
-            conflicts_with_all = ["tenant", "channel"]
-        )]
-        deliveries: Vec<String>,
-        /// All that `list` shows with the same options
-        #[arg(long, conflicts_with = "deliveries")]
-        all: bool,
         #[command(flatten)]
-        filter: Filter,
+        which: Which,
     },
+    /// Have them forgotten, with their events, once those are old enough
+    Purge {
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+#[derive(clap::Args)]
+struct Which {
+    #[arg(
+        value_name = "DELIVERY_ID",
+        required_unless_present = "all",
+        conflicts_with_all = ["tenant", "channel", "older_than"]
+    )]
+    deliveries: Vec<String>,
+    /// All that `list` shows with the same options
+    #[arg(long, conflicts_with = "deliveries")]
+    all: bool,
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(clap::Args)]
@@ -44,30 +61,53 @@ struct Filter {
     /// Only this tenant's
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// Of those, only this channel's
+    /// Only this channel's
     #[arg(long, value_name = "NAME")]
     channel: Option<String>,
+    /// Only those that were given up longer ago: 90m, 12h, 7d
+    #[arg(long, value_name = "TIME")]
+    older_than: Option<jiff::SignedDuration>,
 }
 
 impl Filter {
-    fn list(&self, remote: &Remote) -> Result<Vec<DeliveryView>, Failure> {
-        let query = match &self.tenant {
-            Some(tenant) => format!("?tenant={tenant}"),
-            None => String::new(),
-        };
-        let mut dead: Vec<DeliveryView> = remote.call(Method::GET, &format!("/v1/dead{query}"))?;
-        if let Some(channel) = &self.channel {
-            dead.retain(|dead| dead.channel.as_str() == channel);
+    fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        for (name, value) in [("tenant", &self.tenant), ("channel", &self.channel)] {
+            if let Some(value) = value {
+                query.append_pair(name, value);
+            }
         }
-        Ok(dead)
+        if let Some(age) = self.older_than {
+            let before = jiff::Timestamp::now() - age;
+            query.append_pair("before", &before.to_string());
+        }
+        query.finish()
+    }
+
+    /// All of them, page by page; whether there are more than `limit`.
+    fn list(&self, remote: &Remote, limit: usize) -> Result<(Vec<DeliveryView>, bool), Failure> {
+        let (query, mut after, mut dead) = (self.query(), String::new(), Vec::new());
+        loop {
+            let path = format!("/v1/dead?{query}{after}");
+            let page: Page<DeliveryView> = remote.call(Method::GET, &path)?;
+            dead.extend(page.items);
+            match page.next {
+                Some(next) if dead.len() <= limit => after = format!("&after={next}"),
+                next => {
+                    let more = next.is_some() || dead.len() > limit;
+                    dead.truncate(limit);
+                    return Ok((dead, more));
+                }
+            }
+        }
     }
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
     match command {
-        Command::List(filter) => {
-            let dead = filter.list(&remote)?;
+        Command::List { filter, limit } => {
+            let (dead, more) = filter.list(&remote, limit)?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(dead));
                 return Ok(());
@@ -98,6 +138,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 ]);
             }
             anstream::println!("{table}");
+            if more {
+                anstream::println!("There are more; show them with --limit.");
+            }
         }
         Command::Show { delivery } => {
             let path = format!("/v1/deliveries/{delivery}");
@@ -121,30 +164,49 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 serde_json::to_string_pretty(&delivery.payload).map_err(Failure::outcome)?;
             anstream::println!("payload  {payload}");
         }
-        Command::Redrive {
-            mut deliveries,
-            all,
-            filter,
-        } => {
-            if all {
-                let listed = filter.list(&remote)?;
-                deliveries = listed.into_iter().map(|dead| dead.id).collect();
-            }
-            let mut redriven = Vec::new();
-            for id in &deliveries {
-                let path = format!("/v1/dead/{id}/redrive");
-                let new: DeliveryView = remote.call(Method::POST, &path)?;
-                if !remote.json {
-                    anstream::println!("{id} goes out again as {}", new.id);
-                }
-                redriven.push(new);
-            }
-            if remote.json {
-                anstream::println!("{}", serde_json::json!(redriven));
-            } else if redriven.is_empty() {
-                anstream::println!("There was nothing to redrive.");
-            }
+        Command::Redrive { which } => redrive(&remote, which)?,
+        Command::Purge { which } => purge(&remote, which)?,
+    }
+    Ok(())
+}
+
+fn redrive(remote: &Remote, which: Which) -> Result<(), Failure> {
+    let mut deliveries = which.deliveries;
+    if which.all {
+        let (listed, _) = which.filter.list(remote, usize::MAX)?;
+        deliveries = listed.into_iter().map(|dead| dead.id).collect();
+    }
+    let mut redriven = Vec::new();
+    for id in &deliveries {
+        let path = format!("/v1/dead/{id}/redrive");
+        let new: DeliveryView = remote.call(Method::POST, &path)?;
+        if !remote.json {
+            anstream::println!("{id} goes out again as {}", new.id);
         }
+        redriven.push(new);
+    }
+    if remote.json {
+        anstream::println!("{}", serde_json::json!(redriven));
+    } else if redriven.is_empty() {
+        anstream::println!("There was nothing to redrive.");
+    }
+    Ok(())
+}
+
+fn purge(remote: &Remote, which: Which) -> Result<(), Failure> {
+    let mut paths: Vec<_> = which.deliveries.iter().map(|id| format!("/{id}")).collect();
+    if which.all {
+        paths.push(format!("?{}", which.filter.query()));
+    }
+    let mut purged = 0;
+    for path in paths {
+        let done: Purged = remote.call(Method::DELETE, &format!("/v1/dead{path}"))?;
+        purged += done.purged;
+    }
+    if remote.json {
+        anstream::println!("{}", serde_json::json!(Purged { purged }));
+    } else {
+        anstream::println!("Purged: {purged}.");
     }
     Ok(())
 }

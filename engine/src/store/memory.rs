@@ -4,9 +4,9 @@
 //! It keeps every promise of the traits but durability, and bounds nothing.
 
 use super::{
-    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Disabled, Error,
-    EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
-    moment_ms,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DeadPage, DecisionRecord, Delivery,
+    Disabled, Error, EventLog, Held, History, Line, Mark, NewEvent, Outbox, Settlement, State,
+    StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
@@ -257,21 +257,26 @@ impl Outbox for MemoryStore {
         Ok(true)
     }
 
-    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error> {
+    async fn dead(&self, which: &Which, limit: usize) -> Result<DeadPage, Error> {
         let rows = self.rows();
-        let of_tenant = |it: &&Delivery| tenant.is_none_or(|tenant| it.tenant == *tenant);
         let mut dead: Vec<_> = rows
             .deliveries
             .values()
-            .filter(of_tenant)
+            .filter(|delivery| which.are_of(delivery))
             .filter_map(|delivery| match delivery.state {
-                State::Dead { at_ms, .. } => Some((at_ms, delivery)),
+                State::Dead { at_ms, .. } => Some(((at_ms, delivery.id), delivery)),
                 _ => None,
             })
+            .filter(|(at, _)| which.after.is_none_or(|after| *at > after))
+            .filter(|(at, _)| which.before_ms.is_none_or(|before_ms| at.0 < before_ms))
             .collect();
-        dead.sort_by_key(|(at_ms, delivery)| (*at_ms, delivery.id));
-        let oldest = dead.into_iter().take(limit);
-        Ok(oldest.map(|(_, delivery)| delivery.clone()).collect())
+        dead.sort_by_key(|(at, _)| *at);
+        let more = dead.len() > limit;
+        dead.truncate(limit);
+        Ok(DeadPage {
+            next: dead.last().map(|(at, _)| *at).filter(|_| more),
+            deliveries: dead.into_iter().map(|(_, it)| it.clone()).collect(),
+        })
     }
 
     async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error> {
@@ -346,6 +351,57 @@ impl Outbox for MemoryStore {
             held: held.map(|(_, held)| held.clone()).collect(),
             event,
         }))
+    }
+}
+
+#[async_trait]
+impl History for MemoryStore {
+    async fn purge(&self, ids: Vec<DeliveryId>) -> Result<usize, Error> {
+        let mut rows = self.rows();
+        let mut purge = |id: &DeliveryId| rows.deliveries.get_mut(id).is_some_and(Delivery::purge);
+        Ok(ids.iter().filter(|id| purge(id)).count())
+    }
+
+    async fn forget(&self, before_ms: i64, _: Option<Mark>) -> Result<Swept, Error> {
+        let mut rows = self.rows();
+        let rows = &mut *rows;
+        let (mut over, mut seen) = (Vec::new(), 0);
+        for (tenant, id) in rows.events.keys() {
+            seen += usize::from(moment_ms(*id) < before_ms);
+            let decided = rows.cursors.get(tenant).is_some_and(|last| id <= last);
+            let held = rows.held.keys().any(|(event, _)| event == id);
+            let mut made = rows.made.get(id).into_iter().flatten();
+            let is_final = made.all(|id| rows.deliveries[id].state.is_final());
+            if moment_ms(*id) < before_ms && decided && !held && is_final {
+                over.push((tenant.clone(), *id));
+            }
+        }
+        for key in &over {
+            rows.events.remove(key);
+            rows.decisions.remove(&key.1);
+            for id in rows.made.remove(&key.1).into_iter().flatten() {
+                rows.deliveries.remove(&id);
+            }
+        }
+        Ok(Swept {
+            seen,
+            forgotten: over.len(),
+            next: None,
+        })
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        let rows = self.rows();
+        let events = rows.events.iter();
+        let live_bytes = events
+            .clone()
+            .map(|(_, it)| it.encoded.len() as u64)
+            .sum::<u64>();
+        Ok(Usage {
+            live_bytes,
+            file_bytes: live_bytes,
+            oldest_ms: events.map(|((_, id), _)| moment_ms(*id)).min(),
+        })
     }
 }
 

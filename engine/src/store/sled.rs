@@ -11,24 +11,29 @@
 //!   window's clock is the greatest `received_ms` so far, so it does not run backwards.
 //!
 //! What it does not do: leases are not stored (one process has the store, its end ends them all);
-//! it removes no events, decisions or deliveries; it does not watch the free space.
+//! it does not watch the free space, and forgets only what it is told to.
 //!
 //! The folder is sled's, with one file beside sled's own: `lock`, held while the store is open,
 //! because sled reports a lock that another process holds as any other error. [`keys`] has the rows.
 
 mod due;
+mod history;
 mod keys;
+mod offline;
 mod row;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub use self::offline::{Kind, Report, TransferError, check, export, import};
+
 use self::due::{Due, Step};
 use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
 use super::{
-    Acknowledgement, Appended, Attempt, Claimed, Commit, DecisionRecord, Delivery, Disabled, Error,
-    EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story, Wanted,
+    Acknowledgement, Appended, Attempt, Claimed, Commit, DeadPage, DecisionRecord, Delivery,
+    Disabled, Error, EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story,
+    Wanted, Which,
 };
 use crate::id::{DeliveryId, EventId, Name};
 use async_trait::async_trait;
@@ -53,6 +58,9 @@ const FORMAT: u32 = 2;
 /// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
 /// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
 const SEGMENT_BYTES: usize = 4 << 20;
+
+/// How many dead letters one page looks at, where few of them are of the channel that is asked for.
+const DEAD_LOOKED_AT_MAX: usize = 2_000;
 
 /// How many deliveries are kept as [`Shared::fresh`].
 const FRESH_MAX: NonZeroUsize = NonZeroUsize::new(2_048).unwrap();
@@ -109,61 +117,19 @@ impl SledStore {
     /// [`Error::InUse`] when a process has it open, [`Error::Format`] when another version wrote it or
     /// it is not a store of ours, [`Error::Open`] when it cannot be read.
     pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
-        let not_open = |error: &dyn Display| Error::Open {
-            path: path.to_owned(),
-            error: error.to_string(),
-        };
-        fs::create_dir_all(path).map_err(|error| not_open(&error))?;
-        let lock = File::create(path.join("lock")).map_err(|error| not_open(&error))?;
-        let patience = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
-                    thread::sleep(Duration::from_millis(10));
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Error::InUse {
-                        path: path.to_owned(),
-                    });
-                }
-                Err(TryLockError::Error(error)) => return Err(not_open(&error)),
-            }
-        }
-        // sled panics on some kinds of damage.
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            ::sled::Config::new()
-                .path(path)
-                .cache_capacity(options.cache_bytes)
-                .segment_size(SEGMENT_BYTES)
-                .flush_every_ms(None)
-                .open()
-        }));
-        let db = match opened {
-            Ok(Ok(db)) => db,
-            Ok(Err(error)) => return Err(not_open(&error)),
-            Err(_) => return Err(not_open(&"sled panicked on its contents")),
-        };
-        check_format(&db, path, &not_open)?;
-        let shared = Arc::new(Shared {
-            file: File::open(path.join("db")).map_err(|error| not_open(&error))?,
-            db,
-            path: path.to_owned(),
-            broken: OnceLock::new(),
-            due: Mutex::new(Due::new(options.due_loaded_max.max(1), [])),
-            fresh: Mutex::new(LruCache::new(FRESH_MAX)),
-            changed: Arc::new(Notify::new()),
-            flushes: AtomicU64::new(0),
-            _lock: lock,
-        });
+        let loaded_max = options.due_loaded_max.max(1);
+        let shared = Arc::new(open_folder(path, options.cache_bytes, loaded_max, true)?);
         let last = shared.greatest_id()?;
-        *shared.due() = Due::new(options.due_loaded_max.max(1), shared.lines()?);
+        *shared.due() = Due::new(loaded_max, shared.lines()?);
         let (commands, queue) = mpsc::channel(options.queue_max.max(1));
         let writer = Writer::new(Arc::clone(&shared), options, last);
         let writer = thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(queue))
-            .map_err(|error| not_open(&error))?;
+            .map_err(|error| Error::Open {
+                path: path.to_owned(),
+                error: error.to_string(),
+            })?;
         Ok(Self {
             shared,
             commands: Some(commands),
@@ -352,15 +318,9 @@ impl Outbox for SledStore {
         .await
     }
 
-    async fn dead(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Delivery>, Error> {
-        let tenant = tenant.cloned();
-        self.read(move |shared| {
-            let keys = shared.oldest(keys::DEAD, tenant, limit)?;
-            let ids = keys.iter().filter_map(|key| keys::last_id(key));
-            let rows = ids.map(|id| shared.delivery(DeliveryId(id)));
-            rows.filter_map(Result::transpose).collect()
-        })
-        .await
+    async fn dead(&self, which: &Which, limit: usize) -> Result<DeadPage, Error> {
+        let which = which.clone();
+        self.read(move |shared| shared.dead(&which, limit)).await
     }
 
     async fn redrive(&self, id: DeliveryId, now_ms: i64) -> Result<Option<Delivery>, Error> {
@@ -554,6 +514,42 @@ impl Shared {
         Ok(keys.into_iter().map(|(_, key)| key).collect())
     }
 
+    fn dead(&self, which: &Which, limit: usize) -> Result<DeadPage, Error> {
+        let tenants = match &which.tenant {
+            Some(tenant) => vec![tenant.clone()],
+            None => self.tenants(keys::DEAD)?,
+        };
+        let mut found = Vec::new();
+        for tenant in tenants {
+            let from = match which.after {
+                Some((at_ms, id)) => Bound::Excluded(keys::dead(&tenant, at_ms, id)),
+                None => Bound::Included(keys::of_tenant(keys::DEAD, &tenant)),
+            };
+            let to = match which.before_ms {
+                Some(before_ms) => keys::dead_at(&tenant, before_ms),
+                None => keys::after_tenant(keys::DEAD, &tenant),
+            };
+            if matches!(&from, Bound::Excluded(key) if *key >= to) {
+                continue;
+            }
+            for row in self.range(from, to).take(DEAD_LOOKED_AT_MAX + 1) {
+                found.extend(keys::moment_and_id(&row?.0));
+            }
+        }
+        found.sort_unstable();
+        let mut page = DeadPage::default();
+        for (n, at) in found.iter().enumerate() {
+            if page.deliveries.len() == limit || n == DEAD_LOOKED_AT_MAX {
+                page.next = n.checked_sub(1).map(|last| found[last]);
+                break;
+            }
+            let delivery = self.delivery(at.1)?;
+            page.deliveries
+                .extend(delivery.filter(|delivery| which.are_of(delivery)));
+        }
+        Ok(page)
+    }
+
     fn delivery(&self, id: DeliveryId) -> Result<Option<Delivery>, Error> {
         let Some(row) = self.row::<Row>(&keys::delivery(id))? else {
             return Ok(None);
@@ -592,7 +588,7 @@ impl Shared {
         let from = Bound::Excluded(keys::due(line, after));
         let mut loaded = Vec::new();
         for row in self.range(from, keys::after_line(line)).take(due.room()) {
-            loaded.extend(keys::read_due(&row?.0));
+            loaded.extend(keys::moment_and_id(&row?.0));
         }
         let all = loaded.len() < due.room();
         due.load(line, &loaded, all);
@@ -649,6 +645,66 @@ impl Shared {
         }
         Ok(greatest.map(EventId))
     }
+}
+
+/// Opens the database in a folder, and keeps others from it.
+fn open_folder(
+    path: &Path,
+    cache_bytes: u64,
+    loaded_max: usize,
+    create: bool,
+) -> Result<Shared, Error> {
+    let not_open = |error: &dyn Display| Error::Open {
+        path: path.to_owned(),
+        error: error.to_string(),
+    };
+    if create {
+        fs::create_dir_all(path).map_err(|error| not_open(&error))?;
+    } else if !path.join("db").exists() {
+        return Err(not_open(&"there is no store here"));
+    }
+    let lock = File::create(path.join("lock")).map_err(|error| not_open(&error))?;
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(not_open(&error)),
+        }
+    }
+    // sled panics on some kinds of damage.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        ::sled::Config::new()
+            .path(path)
+            .cache_capacity(cache_bytes)
+            .segment_size(SEGMENT_BYTES)
+            .flush_every_ms(None)
+            .open()
+    }));
+    let db = match opened {
+        Ok(Ok(db)) => db,
+        Ok(Err(error)) => return Err(not_open(&error)),
+        Err(_) => return Err(not_open(&"sled panicked on its contents")),
+    };
+    check_format(&db, path, &not_open)?;
+    Ok(Shared {
+        file: File::open(path.join("db")).map_err(|error| not_open(&error))?,
+        db,
+        path: path.to_owned(),
+        broken: OnceLock::new(),
+        due: Mutex::new(Due::new(loaded_max, [])),
+        fresh: Mutex::new(LruCache::new(FRESH_MAX)),
+        changed: Arc::new(Notify::new()),
+        flushes: AtomicU64::new(0),
+        _lock: lock,
+    })
 }
 
 /// Refuses what another version wrote, and marks a new store as ours.

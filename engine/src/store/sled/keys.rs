@@ -39,11 +39,11 @@ pub(super) const DUE: u8 = b'q';
 pub(super) const HELD: u8 = b'h';
 pub(super) const DEAD: u8 = b'x';
 pub(super) const CHANNEL: u8 = b'k';
-const MEMORY: u8 = b't';
-const OVER: u8 = b'z';
-const DECISIONS: u8 = b'r';
-const DELIVERY: u8 = b'd';
-const PIECE: u8 = b'+';
+pub(super) const MEMORY: u8 = b't';
+pub(super) const OVER: u8 = b'z';
+pub(super) const DECISIONS: u8 = b'r';
+pub(super) const DELIVERY: u8 = b'd';
+pub(super) const PIECE: u8 = b'+';
 
 /// What one row holds at most; the rest goes into further pieces.
 const PIECE_BYTES_MAX: usize = 32 * 1024;
@@ -120,8 +120,8 @@ pub(super) fn line(key: &[u8]) -> Option<Line> {
     })
 }
 
-/// The moment and the id of a key that [`due`] made.
-pub(super) fn read_due(key: &[u8]) -> Option<(i64, DeliveryId)> {
+/// The moment and the id that a key ends with, of [`due`] or [`dead`].
+pub(super) fn moment_and_id(key: &[u8]) -> Option<(i64, DeliveryId)> {
     let (rest, id) = key.split_last_chunk::<16>()?;
     let moment = rest.last_chunk::<8>()?;
     let due_ms = (u64::from_be_bytes(*moment) ^ SIGN) as i64;
@@ -161,9 +161,15 @@ pub(super) fn held_of(tenant: &Name, event: EventId) -> Vec<u8> {
 }
 
 pub(super) fn dead(tenant: &Name, at_ms: i64, id: DeliveryId) -> Vec<u8> {
+    let mut key = dead_at(tenant, at_ms);
+    key.extend_from_slice(id.0.as_bytes());
+    key
+}
+
+/// Where the dead letters of a tenant from a moment on begin.
+pub(super) fn dead_at(tenant: &Name, at_ms: i64) -> Vec<u8> {
     let mut key = of_tenant(DEAD, tenant);
     key.extend_from_slice(&sortable(at_ms));
-    key.extend_from_slice(id.0.as_bytes());
     key
 }
 
@@ -247,6 +253,18 @@ pub(super) fn decode<T: DeserializeOwned, E>(
     Ok(read(&whole))
 }
 
+/// The keys of a row's further pieces.
+pub(super) fn pieces(key: &[u8], first: &[u8], mut each: impl FnMut(Vec<u8>)) {
+    if let Some(count) = first.first_chunk::<2>() {
+        (0..u16::from_be_bytes(*count)).for_each(|n| each(piece(key, n)));
+    }
+}
+
+/// The key of the row that a further piece continues.
+pub(super) fn piece_of(key: &[u8]) -> Option<&[u8]> {
+    key.get(1..key.len().checked_sub(2)?)
+}
+
 fn piece(key: &[u8], n: u16) -> Vec<u8> {
     join(PIECE, &[key, &n.to_be_bytes()])
 }
@@ -278,7 +296,7 @@ mod tests {
             tenant: "octo".parse().unwrap(),
             channel: "mail".parse().unwrap(),
         };
-        assert_eq!(read_due(&due(&of, (-5, id))), Some((-5, id)));
+        assert_eq!(moment_and_id(&due(&of, (-5, id))), Some((-5, id)));
         assert_eq!(line(&due(&of, (-5, id))), Some(of));
     }
 

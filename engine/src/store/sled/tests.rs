@@ -1,6 +1,8 @@
 //! What the embedded store promises beyond the common suite: what is on disk after a restart, after
 //! a kill, and when the disk fails.
 
+mod offline;
+
 use super::*;
 use crate::store::conformance::*;
 use crate::store::{MemoryStore, Store};
@@ -68,7 +70,10 @@ async fn a_restart_keeps_everything_but_leases() {
         [second]
     );
     assert_eq!(store.held(None, 9).await.unwrap(), commit.held);
-    assert_eq!(store.dead(None, 9).await.unwrap()[0].id, dead);
+    assert_eq!(
+        store.dead(&Which::default(), 9).await.unwrap().deliveries[0].id,
+        dead
+    );
     let claimed = claim(&store, NOW_MS + 1, 1_000, 9).await;
     assert_eq!(claimed, commit.deliveries[1..]);
     let story = store.story(first).await.unwrap().unwrap();
@@ -391,6 +396,12 @@ enum Step {
     Resolve {
         which: Index,
     },
+    Purge {
+        which: Index,
+    },
+    Forget {
+        behind_ms: i64,
+    },
     Reopen,
 }
 
@@ -406,6 +417,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..2_000i64, 0..6usize).prop_map(|(ahead_ms, limit)| Step::Claim { ahead_ms, limit }),
         4 => (which(), 0..3u8).prop_map(|(which, how)| Step::Settle { which, how }),
         1 => which().prop_map(|which| Step::Resolve { which }),
+        1 => which().prop_map(|which| Step::Purge { which }),
+        2 => (-100..2_000i64).prop_map(|behind_ms| Step::Forget { behind_ms }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -548,6 +561,27 @@ impl Run {
                     .unwrap();
                 self.see(resolved);
             }
+            Step::Purge { which } => {
+                if self.deliveries.is_empty() {
+                    return;
+                }
+                let id = *which.get(&self.deliveries);
+                let purged = self.store.purge(vec![id]).await.unwrap();
+                self.see(purged);
+            }
+            Step::Forget { behind_ms } => {
+                let before_ms = self.now_ms - behind_ms;
+                let (mut from, mut forgotten) = (None, 0);
+                loop {
+                    let swept = self.store.forget(before_ms, from).await.unwrap();
+                    forgotten += swept.forgotten;
+                    from = swept.next;
+                    if from.is_none() {
+                        break;
+                    }
+                }
+                self.see(forgotten);
+            }
             // Claims end with the process; the model ends them by claiming after the lease.
             Step::Reopen => self.now_ms += 10_000,
         }
@@ -567,12 +601,19 @@ impl Run {
             }
             let held = self.store.held(tenant.as_ref(), 5).await.unwrap();
             let held: Vec<_> = held.iter().map(|it| self.event(it.event)).collect();
-            let dead = self.store.dead(tenant.as_ref(), 5).await.unwrap();
+            let which = Which {
+                tenant,
+                ..Which::default()
+            };
+            let dead = self.store.dead(&which, 5).await.unwrap().deliveries;
             let dead: Vec<_> = dead.iter().map(|it| self.delivery(it.id)).collect();
             self.see((held, dead));
         }
         for (_, event) in self.events.clone() {
-            let story = self.store.story(event).await.unwrap().unwrap();
+            let Some(story) = self.store.story(event).await.unwrap() else {
+                self.seen.push("forgotten".to_owned());
+                continue;
+            };
             let deliveries = story.deliveries.iter();
             let deliveries: Vec<_> = deliveries
                 .map(|it| (self.delivery(it.id), &it.state))
@@ -610,6 +651,10 @@ proptest! {
                 sled.step(step).await;
                 assert_eq!(model.seen, sled.seen, "after {step:?}");
             }
+            let closed: Arc<dyn Store> = Arc::new(MemoryStore::new(0));
+            drop(std::mem::replace(&mut sled.store, closed));
+            let report = check(folder.path(), &mut |_| {}).unwrap();
+            assert!(report.told.is_empty(), "{:?}", report.told);
         });
     }
 }

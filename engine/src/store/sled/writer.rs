@@ -62,6 +62,15 @@ pub(super) enum Command {
         disabled: Option<Disabled>,
         answer: Answer<()>,
     },
+    Purge {
+        ids: Vec<DeliveryId>,
+        answer: Answer<usize>,
+    },
+    /// Rows that nothing changes any more.
+    Remove {
+        rows: Vec<Vec<u8>>,
+        answer: Answer<()>,
+    },
     Acknowledge {
         id: DeliveryId,
         now_ms: i64,
@@ -145,6 +154,15 @@ impl Writer {
             } => {
                 let done = self.switch(group, &line, disabled);
                 group.answer(answer, done);
+            }
+            Command::Purge { ids, answer } => {
+                let done = self.purge(group, &ids);
+                group.answer(answer, done);
+            }
+            Command::Remove { rows, answer } => {
+                let gone = rows.into_iter().map(|key| (key, None));
+                group.rows.extend(gone);
+                group.answer(answer, Ok(()));
             }
             Command::Acknowledge { id, now_ms, answer } => {
                 let done = self.acknowledge(group, id, now_ms);
@@ -351,6 +369,25 @@ impl Writer {
         self.encode(&mut rows, key, &made)?;
         group.take(rows);
         Ok(Some(new))
+    }
+
+    fn purge(&self, group: &mut Group, ids: &[DeliveryId]) -> Result<usize, Error> {
+        let mut purged = 0;
+        for id in ids {
+            let mut rows = Staged::default();
+            let Some(mut row) = self.read::<Row>(group, &rows, &keys::delivery(*id))? else {
+                continue;
+            };
+            let (State::Dead { at_ms, .. }, Some(state)) = (&row.state, row.state.purged()) else {
+                continue;
+            };
+            rows.remove(keys::dead(&row.tenant, *at_ms, *id));
+            row.state = state;
+            self.encode(&mut rows, keys::delivery(*id), &row)?;
+            group.take(rows);
+            purged += 1;
+        }
+        Ok(purged)
     }
 
     fn acknowledge(

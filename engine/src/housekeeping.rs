@@ -1,0 +1,264 @@
+//! What keeps the store from growing for ever: old events are forgotten, old dead letters and held
+//! events are given up, and ingest is told to refuse events before the disk is full.
+//!
+//! Guarantees:
+//! - Nothing is forgotten that is still to be decided, delivered, released or redriven: see
+//!   [`crate::store::History`].
+//! - Events are refused while decisions and deliveries go on, so what was accepted gets done with the
+//!   room that is left; and taken again as soon as there is room.
+//!
+//! Ages are told by a clock that goes on from when the engine started at the pace of the monotonic one:
+//! a machine's clock that jumps ahead does not make a week's events old.
+
+#[cfg(test)]
+mod tests;
+
+use crate::pipeline::{Pipeline, ReleaseError, now_ms};
+use crate::store::{Error, Mark, Store, Usage, Which};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// How often the disk is looked at: often enough that what is written meanwhile is little beside
+/// `disk_free_bytes_min`.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a sweep rests at least, and by how much longer than what it did in vain.
+const REST: Duration = Duration::from_secs(10);
+const REST_FACTOR: f64 = 10.0;
+/// Held events and dead letters that are given up in one go.
+const PAGE: usize = 500;
+
+/// How long things are kept, and how much room they may take.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder whose disk is watched.
+    pub path: PathBuf,
+    pub keep_ms: i64,
+    pub dead_keep_ms: i64,
+    pub bytes_max: u64,
+    pub disk_free_bytes_min: u64,
+}
+
+/// Whether events are taken.
+#[derive(Debug, Default)]
+pub struct Watermark(RwLock<Option<&'static str>>);
+
+impl Watermark {
+    /// Why no event is taken, if none is: half a sentence for the sender.
+    pub fn refuses(&self) -> Option<&'static str> {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this changed anything.
+    fn set(&self, why: Option<&'static str>) -> bool {
+        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *now, why) != why
+    }
+}
+
+const DISK: &str = "the disk is nearly full";
+const STORE: &str = "the store is full";
+
+/// Looks after the store for as long as the engine runs.
+pub struct Housekeeper {
+    store: Arc<dyn Store>,
+    pipeline: Arc<Pipeline>,
+    watermark: Arc<Watermark>,
+    settings: Settings,
+    began: (i64, Instant),
+    /// The store has more than it may, after all that can be forgotten was.
+    over_full: bool,
+    /// Up to when events are forgotten before their time, since they take too much room.
+    early_ms: Option<i64>,
+}
+
+impl Housekeeper {
+    pub fn new(
+        store: Arc<dyn Store>,
+        pipeline: Arc<Pipeline>,
+        watermark: Arc<Watermark>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            store,
+            pipeline,
+            watermark,
+            settings,
+            began: (now_ms(), Instant::now()),
+            over_full: false,
+            early_ms: None,
+        }
+    }
+
+    /// Runs until cancelled.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut next = Instant::now();
+        while !cancel.is_cancelled() {
+            let free = self.look();
+            if Instant::now() >= next {
+                match self.sweep(free, &cancel).await {
+                    Ok(rest) => next = Instant::now() + rest,
+                    Err(error) => {
+                        tracing::error!(%error, "nothing can be forgotten");
+                        next = Instant::now() + REST;
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = cancel.cancelled() => {}
+            }
+        }
+    }
+
+    fn clock_ms(&self) -> i64 {
+        self.began.0 + self.began.1.elapsed().as_millis() as i64
+    }
+
+    /// Looks at the disk and says whether events are taken; gives what is free.
+    fn look(&self) -> u64 {
+        let free = match rustix::fs::statvfs(&self.settings.path) {
+            Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+            Err(error) => {
+                tracing::warn!(%error, path = %self.settings.path.display(), "the disk cannot be looked at");
+                return u64::MAX;
+            }
+        };
+        let least = self.settings.disk_free_bytes_min;
+        // A little more than was too little, so that it does not change with every event.
+        let enough = match self.watermark.refuses() {
+            Some(DISK) => least.saturating_add(least / 10),
+            _ => least,
+        };
+        let why = match () {
+            () if free < enough => Some(DISK),
+            () if self.over_full => Some(STORE),
+            () => None,
+        };
+        if self.watermark.set(why) {
+            match why {
+                Some(why) => tracing::error!(
+                    free_bytes = free,
+                    disk_free_bytes_min = least,
+                    "no event is taken: {why}; free space, or see bytes_max and keep_s of [store]"
+                ),
+                None => tracing::warn!(free_bytes = free, "events are taken again"),
+            }
+        }
+        free
+    }
+
+    /// One sweep through everything that is old; how long to rest after it.
+    async fn sweep(&mut self, free: u64, cancel: &CancellationToken) -> Result<Duration, Error> {
+        let clock_ms = self.clock_ms();
+        self.give_up(clock_ms - self.settings.dead_keep_ms, cancel)
+            .await?;
+        let began = Instant::now();
+        let before_ms = self
+            .early_ms
+            .map_or(i64::MIN, |early_ms| early_ms)
+            .max(clock_ms - self.settings.keep_ms);
+        let (mut seen, mut forgotten) = (0_usize, 0);
+        let mut from: Option<Mark> = None;
+        loop {
+            let swept = self.store.forget(before_ms, from.take()).await?;
+            seen += swept.seen;
+            forgotten += swept.forgotten;
+            from = swept.next;
+            if from.is_none() || cancel.is_cancelled() {
+                break;
+            }
+            // A step is a few thousand rows for the writer, and others want it too.
+            tokio::task::yield_now().await;
+        }
+        let in_vain = 1.0 - forgotten as f64 / seen.max(1) as f64;
+        let mut for_nothing = began
+            .elapsed()
+            .mul_f64(if seen == 0 { 0.0 } else { in_vain });
+        if forgotten > 0 {
+            tracing::debug!(forgotten, seen, "old events are forgotten");
+        }
+        let began = Instant::now();
+        let usage = self.store.usage().await?;
+        for_nothing += began.elapsed();
+        self.bound(&usage, free, clock_ms);
+        // What is kept for seconds is not looked at every ten.
+        let keep_ms = self.settings.keep_ms.min(self.settings.dead_keep_ms);
+        let rest = REST.min(Duration::from_millis(keep_ms as u64 / 2));
+        Ok(rest + for_nothing.mul_f64(REST_FACTOR))
+    }
+
+    /// Compares what the store takes with what it may.
+    fn bound(&mut self, usage: &Usage, free: u64, clock_ms: i64) {
+        let most = bytes_max(usage, free, &self.settings);
+        let early_ms = early(usage, most, self.early_ms, clock_ms);
+        if early_ms.is_some() && self.early_ms.is_none() {
+            tracing::warn!(
+                live_bytes = usage.live_bytes,
+                bytes_max = most,
+                "the store is nearly full: the oldest events are forgotten before their time"
+            );
+        }
+        self.early_ms = early_ms;
+        self.over_full = usage.live_bytes > most;
+    }
+
+    /// Purges dead letters and drops held events that have waited too long for somebody.
+    async fn give_up(&self, before_ms: i64, cancel: &CancellationToken) -> Result<(), Error> {
+        let which = Which {
+            before_ms: Some(before_ms),
+            ..Which::default()
+        };
+        while !cancel.is_cancelled() {
+            let page = self.store.dead(&which, PAGE).await?;
+            if page.deliveries.is_empty() {
+                break;
+            }
+            let ids = page.deliveries.iter().map(|dead| dead.id).collect();
+            let purged = self.store.purge(ids).await?;
+            tracing::info!(purged, "old dead letters are purged");
+        }
+        while !cancel.is_cancelled() {
+            let held = self.store.held(None, PAGE).await?;
+            let mut old = held.iter().filter(|held| held.since_ms < before_ms);
+            let mut dropped = 0;
+            for held in &mut old {
+                match (self.pipeline)
+                    .drop_held(&held.tenant, held.event, &held.rule)
+                    .await
+                {
+                    Ok(_) => dropped += 1,
+                    Err(ReleaseError::Store(error)) => return Err(error),
+                    Err(_) => {} // Somebody was quicker.
+                }
+            }
+            if dropped == 0 {
+                break;
+            }
+            tracing::info!(dropped, "old held events are dropped");
+        }
+        Ok(())
+    }
+}
+
+/// How much the rows may take: as configured, and no more than half of what the disk has for them,
+/// because a file holds room for rows that were removed as well.
+fn bytes_max(usage: &Usage, free: u64, settings: &Settings) -> u64 {
+    let least = settings.disk_free_bytes_min;
+    let disk = usage.file_bytes.saturating_add(free.saturating_sub(least));
+    settings.bytes_max.min(disk / 2)
+}
+
+/// Up to when events are to be forgotten before their time: a tenth further with each sweep, until a
+/// tenth of the room is free again.
+fn early(usage: &Usage, most: u64, before: Option<i64>, clock_ms: i64) -> Option<i64> {
+    let enough = most / 10 * 9;
+    let is_over = match before {
+        Some(_) => usage.live_bytes > enough,
+        None => usage.live_bytes > enough.midpoint(most),
+    };
+    let oldest_ms = usage.oldest_ms.filter(|_| is_over)?;
+    let from_ms = before.unwrap_or(oldest_ms).max(oldest_ms);
+    Some(from_ms + (clock_ms - from_ms).max(10) / 10)
+}

@@ -1,0 +1,172 @@
+//! What is over: sweeping out old events, and what the store takes.
+//!
+//! An event that is decided and not held, and of whose deliveries none waits or is a dead letter, never
+//! changes again. So it can be looked for away from the writer, which then removes the rows that were
+//! found without looking again.
+
+use super::writer::Command;
+use super::{Shared, SledStore, keys};
+use crate::id::{DeliveryId, EventId, Name};
+use crate::store::{Error, History, Mark, State, Swept, Usage, moment_ms};
+use async_trait::async_trait;
+use serde::Deserialize;
+use sled::IVec;
+use std::ops::Bound;
+
+/// How many events one step of a sweep looks at: a few thousand rows, which one flush takes with it.
+const STEP_EVENTS: usize = 256;
+
+/// As much of a row of decisions as a sweep wants.
+#[derive(Default, Deserialize)]
+struct Deliveries {
+    deliveries: Vec<DeliveryId>,
+}
+
+/// As much of a delivery's row as a sweep wants.
+#[derive(Deserialize)]
+struct Stands {
+    state: State,
+}
+
+#[async_trait]
+impl History for SledStore {
+    async fn purge(&self, ids: Vec<DeliveryId>) -> Result<usize, Error> {
+        self.write(|answer| Command::Purge { ids, answer }).await
+    }
+
+    async fn forget(&self, before_ms: i64, from: Option<Mark>) -> Result<Swept, Error> {
+        let found = self
+            .read(move |shared| shared.over(before_ms, from))
+            .await?;
+        if !found.rows.is_empty() {
+            let rows = found.rows;
+            self.write(|answer| Command::Remove { rows, answer })
+                .await?;
+        }
+        Ok(Swept {
+            seen: found.seen,
+            forgotten: found.events,
+            next: found.next,
+        })
+    }
+
+    async fn usage(&self) -> Result<Usage, Error> {
+        self.read(Shared::usage).await
+    }
+}
+
+/// What can be removed.
+#[derive(Default)]
+struct Over {
+    seen: usize,
+    events: usize,
+    rows: Vec<Vec<u8>>,
+    next: Option<Mark>,
+}
+
+impl Shared {
+    /// Looks at the next events that came in before this moment.
+    fn over(&self, before_ms: i64, from: Option<Mark>) -> Result<Over, Error> {
+        let mut over = Over::default();
+        for tenant in self.tenants(keys::EVENT)? {
+            let after = match &from {
+                Some(mark) if tenant < mark.tenant => continue,
+                Some(mark) if tenant == mark.tenant => Some(mark.event),
+                _ => None,
+            };
+            let Some(last) = self.cursor(&tenant)? else {
+                continue;
+            };
+            let begin = match after {
+                Some(after) => Bound::Excluded(keys::event(&tenant, after)),
+                None => Bound::Included(keys::of_tenant(keys::EVENT, &tenant)),
+            };
+            for row in self.range(begin, keys::after_tenant(keys::EVENT, &tenant)) {
+                let (key, value) = row?;
+                let Some(event) = keys::last_id(&key).map(EventId) else {
+                    return Err(self.bad_row(&key, "no event in its key"));
+                };
+                if event > last || moment_ms(event) >= before_ms {
+                    break;
+                }
+                if over.seen == STEP_EVENTS {
+                    return Ok(over);
+                }
+                over.seen += 1;
+                if self.add_over(&mut over.rows, &tenant, event)? {
+                    over.events += 1;
+                    keys::pieces(&key, &value, |piece| over.rows.push(piece));
+                    over.rows.push(key.to_vec());
+                }
+                over.next = Some(Mark {
+                    tenant: tenant.clone(),
+                    event,
+                });
+            }
+        }
+        over.next = None;
+        Ok(over)
+    }
+
+    /// Adds the rows of what was made of an event; `false`, and none, when something can still change.
+    fn add_over(
+        &self,
+        rows: &mut Vec<Vec<u8>>,
+        tenant: &Name,
+        event: EventId,
+    ) -> Result<bool, Error> {
+        let held = keys::held_of(tenant, event);
+        let mut after_held = held.clone();
+        after_held.push(0xff); // No name has this byte.
+        if (self.range(Bound::Included(held), after_held).next())
+            .transpose()?
+            .is_some()
+        {
+            return Ok(false);
+        }
+        let key = keys::decisions(event);
+        let Some(value) = self.get(&key)? else {
+            return Ok(true); // No rule was asked.
+        };
+        let made: Deliveries = self.decode(&key, &value)?;
+        let before = rows.len();
+        let add = |rows: &mut Vec<_>, key: Vec<u8>, value: &IVec| {
+            keys::pieces(&key, value, |piece| rows.push(piece));
+            rows.push(key);
+        };
+        for delivery in made.deliveries {
+            let key = keys::delivery(delivery);
+            let Some(value) = self.get(&key)? else {
+                continue;
+            };
+            let stands: Stands = self.decode(&key, &value)?;
+            if !stands.state.is_final() {
+                rows.truncate(before);
+                return Ok(false);
+            }
+            add(rows, key, &value);
+        }
+        add(rows, key, &value);
+        Ok(true)
+    }
+
+    fn usage(&self) -> Result<Usage, Error> {
+        let failed = |error| self.broken(error);
+        let file_bytes = self.db.size_on_disk().map_err(failed)?;
+        // It is the one figure of what the rows take that sled has: the file by what is in it.
+        let amplification = self.db.space_amplification().map_err(failed)?;
+        let mut oldest = None;
+        for tenant in self.tenants(keys::EVENT)? {
+            let from = Bound::Included(keys::of_tenant(keys::EVENT, &tenant));
+            let mut events = self.range(from, keys::after_tenant(keys::EVENT, &tenant));
+            let first = events.next().transpose()?;
+            let id = first.and_then(|(key, _)| keys::last_id(&key)).map(EventId);
+            oldest = oldest.into_iter().chain(id).min();
+        }
+        Ok(Usage {
+            live_bytes: (file_bytes as f64 / amplification) as u64,
+            file_bytes,
+            oldest_ms: oldest.map(moment_ms),
+        })
+    }
+}
