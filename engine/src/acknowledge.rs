@@ -4,8 +4,8 @@
 //! told of. Its GET shows a page with a button and changes nothing: mail scanners and chat previews
 //! fetch links. Only its POST acknowledges.
 
+use crate::clock::now_ms;
 use crate::id::DeliveryId;
-use crate::pipeline::now_ms;
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::store::{Acknowledgement, Store};

@@ -9,12 +9,13 @@ mod dead;
 pub use dead::{Page, Purged};
 
 use crate::channel::{Failure, Outgoing};
+use crate::clock::now_ms;
 use crate::dispatch::{Channels, Switches};
 use crate::housekeeping::Watermark;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
-use crate::pipeline::{Pipeline, ReleaseError, now_ms};
+use crate::pipeline::{Pipeline, ReleaseError};
 use crate::problem::Problem;
 use crate::secret::Secret;
 use crate::store::{

@@ -6,14 +6,12 @@
 //!   [`crate::store::History`].
 //! - Events are refused while decisions and deliveries go on, so what was accepted gets done with the
 //!   room that is left; and taken again as soon as there is room.
-//!
-//! Ages are told by a clock that goes on from when the engine started at the pace of the monotonic one:
-//! a machine's clock that jumps ahead does not make a week's events old.
 
 #[cfg(test)]
 mod tests;
 
-use crate::pipeline::{Pipeline, ReleaseError, now_ms};
+use crate::clock::now_ms;
+use crate::pipeline::{Pipeline, ReleaseError};
 use crate::store::{Error, Mark, Store, Usage, Which};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -66,7 +64,6 @@ pub struct Housekeeper {
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
     settings: Settings,
-    began: (i64, Instant),
     /// The store has more than it may, after all that can be forgotten was.
     over_full: bool,
     /// Up to when events are forgotten before their time, since they take too much room.
@@ -85,7 +82,6 @@ impl Housekeeper {
             pipeline,
             watermark,
             settings,
-            began: (now_ms(), Instant::now()),
             over_full: false,
             early_ms: None,
         }
@@ -110,10 +106,6 @@ impl Housekeeper {
                 () = cancel.cancelled() => {}
             }
         }
-    }
-
-    fn clock_ms(&self) -> i64 {
-        self.began.0 + self.began.1.elapsed().as_millis() as i64
     }
 
     /// Looks at the disk and says whether events are taken; gives what is free.
@@ -151,7 +143,7 @@ impl Housekeeper {
 
     /// One sweep through everything that is old; how long to rest after it.
     async fn sweep(&mut self, free: u64, cancel: &CancellationToken) -> Result<Duration, Error> {
-        let clock_ms = self.clock_ms();
+        let clock_ms = now_ms();
         self.give_up(clock_ms - self.settings.dead_keep_ms, cancel)
             .await?;
         let began = Instant::now();

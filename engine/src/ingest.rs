@@ -6,6 +6,7 @@
 
 pub mod verify;
 
+use crate::clock::now_ms;
 use crate::config::Server;
 use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
@@ -100,19 +101,19 @@ async fn take(
     };
     let body = ingest.read(&headers, body).await?;
     let incoming = source.verify.read(&headers, &body).map_err(rejected)?;
-    let now = jiff::Timestamp::now();
+    let received_ms = now_ms();
     let appended = ingest.log.append(NewEvent {
         tenant: names.0.clone(),
         source: names.1.clone(),
         kind: incoming.kind,
         subject: incoming.subject,
-        time: time(now.as_millisecond()),
+        time: time(received_ms),
         headers: incoming.headers,
         data: incoming.data,
         sender_id: incoming.sender_id,
         body_hash: Hash::of(&body),
         verified: incoming.verified.to_owned(),
-        received_ms: now.as_millisecond(),
+        received_ms,
     });
     let appended = appended.await.map_err(not_stored)?;
     if !appended.duplicate {

@@ -42,6 +42,7 @@
 pub mod acknowledge;
 pub mod admin;
 pub mod channel;
+pub mod clock;
 pub mod config;
 pub mod dispatch;
 pub mod housekeeping;

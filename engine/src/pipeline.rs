@@ -13,6 +13,7 @@ pub use validate::{Invalid, MESSAGE_LIMITS};
 pub use workers::Workers;
 
 use crate::channel::Channel;
+use crate::clock::now_ms;
 use crate::id::{DeliveryId, EventId, Name};
 use crate::ingest::time;
 use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
@@ -621,9 +622,4 @@ fn report(tenant: &Name, decision: &DecisionRecord) {
             tracing::warn!(%tenant, %event, %rule, fuel, kind, ?then, "a rule failed");
         }
     }
-}
-
-/// The one clock of the running engine.
-pub fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }

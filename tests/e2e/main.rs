@@ -5,6 +5,7 @@ mod command;
 mod compile;
 mod crash;
 mod egress;
+mod faults;
 mod flow;
 mod fuel;
 mod guest;

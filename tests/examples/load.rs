@@ -31,6 +31,13 @@ struct Arguments {
     /// How long events are sent.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Sends so many events at most.
+    #[arg(long)]
+    events: Option<u64>,
+    /// Every event is to be delivered so long after the start, all in one second: they wait until then,
+    /// and what is measured as arrival begins there.
+    #[arg(long)]
+    due_in_s: Option<u64>,
     /// Connections that send, each its next event when the last one was answered.
     #[arg(long, default_value_t = 128)]
     connections: usize,
@@ -105,6 +112,8 @@ async fn run(arguments: Arguments) -> ExitCode {
             address: address.clone(),
             began,
             until,
+            events_max: arguments.events.unwrap_or(u64::MAX),
+            due: arguments.due_in_s.map(|s| first + Duration::from_secs(s)),
             body_bytes: arguments.body_bytes,
             seen: seen.clone(),
         };
@@ -134,9 +143,10 @@ async fn run(arguments: Arguments) -> ExitCode {
     }
     let sending = first.elapsed();
     // What was taken arrives, or the count below says what did not.
-    let mut patience = Instant::now();
+    let due = arguments.due_in_s.map(|s| first + Duration::from_secs(s));
+    let mut patience = Instant::now().max(due.unwrap_or(first));
     let mut arrived = 0;
-    while patience.elapsed() < Duration::from_secs(20) {
+    while Instant::now().saturating_duration_since(patience) < Duration::from_secs(20) {
         let (sent, now) = {
             let seen = seen.borrow();
             (seen.sent, count(&seen))
@@ -223,6 +233,8 @@ struct Sender {
     address: String,
     began: Instant,
     until: Instant,
+    events_max: u64,
+    due: Option<Instant>,
     body_bytes: usize,
     seen: Rc<RefCell<Seen>>,
 }
@@ -244,6 +256,9 @@ impl Sender {
             }
             let number = {
                 let mut seen = self.seen.borrow_mut();
+                if seen.sent == self.events_max {
+                    return;
+                }
                 seen.sent += 1;
                 seen.sent - 1
             };
@@ -262,9 +277,18 @@ impl Sender {
     }
 
     fn request(&self, tenant: usize, number: u64, sent_us: u128) -> Vec<u8> {
-        let start = format!(
-            r#"{{"do":"post","channel":"hook","payload":{{"tenant":{tenant},"number":{number},"sent_us":{sent_us}}},"text":""#
-        );
+        let start = match self.due {
+            None => format!(
+                r#"{{"do":"post","channel":"hook","payload":{{"tenant":{tenant},"number":{number},"sent_us":{sent_us}}},"text":""#
+            ),
+            Some(due) => {
+                let after_s = due.saturating_duration_since(Instant::now()).as_secs();
+                let due_us = sent_us + u128::from(after_s) * 1_000_000;
+                format!(
+                    r#"{{"do":"notify","channel":"hook","after_s":{after_s},"title":"tenant {tenant} number {number} sent_us {due_us}","text":""#
+                )
+            }
+        };
         let fill = self.body_bytes.saturating_sub(start.len() + 2);
         let length = start.len() + fill + 2;
         let mut request = format!(
@@ -365,10 +389,10 @@ async fn receive(listener: TcpListener, began: Instant, seen: Rc<RefCell<Seen>>)
 impl Seen {
     fn note(&mut self, request: &[u8], began: Instant) {
         let now = Instant::now();
-        let tenant = number(request, b"\"tenant\":") as usize;
-        let event = number(request, b"\"number\":");
-        let sent_us = number(request, b"\"sent_us\":");
-        let took_us = (now - began).as_micros() as u64 - sent_us;
+        let tenant = number(request, b"tenant") as usize;
+        let event = number(request, b"number");
+        let sent_us = number(request, b"sent_us");
+        let took_us = ((now - began).as_micros() as u64).saturating_sub(sent_us);
         if set(&mut self.came, event) {
             self.latencies_us[tenant].push(took_us as u32);
         } else {
@@ -378,12 +402,13 @@ impl Seen {
     }
 }
 
-/// The number after a key that stands somewhere in a body of ours.
+/// The number after a word that stands somewhere in a body of ours.
 fn number(bytes: &[u8], key: &[u8]) -> u64 {
     let at = bytes.windows(key.len()).position(|window| window == key);
     let digits = &bytes[at.expect("what was sent comes back") + key.len()..];
     digits
         .iter()
+        .skip_while(|byte| !byte.is_ascii_digit())
         .take_while(|byte| byte.is_ascii_digit())
         .fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }
@@ -533,7 +558,8 @@ impl Report {
     ) -> Self {
         let taken = seen.sent - seen.refused;
         let arrived = count(seen) - seen.refused;
-        let whole = seen.last.map_or(sending, |last| last - first);
+        let due = arguments.due_in_s.map(|s| first + Duration::from_secs(s));
+        let whole = (seen.last).map_or(sending, |last| last - due.unwrap_or(first));
         let cpu = Cpu::of(pid);
         let each = |seconds: f64| (seconds * 1e6 / taken.max(1) as f64 * 10.0).round() / 10.0;
         let threads = cpu.threads.iter().map(|(name, seconds)| {

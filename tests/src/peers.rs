@@ -1,6 +1,5 @@
 //! Other people's programs that the tests talk to: they are asked for, and where they are missing
-//! that is said loudly. With `CI=true`, `HOOKSIEVE_NEED_JS=1`, `HOOKSIEVE_NEED_PY=1` or
-//! `HOOKSIEVE_NEED_SQL=1` it fails.
+//! that is said loudly. With `CI=true` it fails, or with the variable that stands in what is said.
 
 use crate::{say, tests_folder};
 use std::process::Command;
@@ -65,6 +64,29 @@ pub fn python() -> Result<Python, Absent> {
         "pip install -r tests/py/requirements.txt",
         "HOOKSIEVE_NEED_PY",
     ))
+}
+
+/// The library that changes a program's clock, where it is there.
+///
+/// # Errors
+/// When it is not, and the environment does not say that it must be.
+pub fn faketime() -> Result<String, Absent> {
+    let folders = [
+        "x86_64-linux-gnu/faketime",
+        "aarch64-linux-gnu/faketime",
+        "faketime",
+    ];
+    let found = folders
+        .map(|folder| format!("/usr/lib/{folder}/libfaketimeMT.so.1"))
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
+    found.ok_or_else(|| {
+        absent(
+            "libfaketime is not here",
+            "apt-get install faketime",
+            "HOOKSIEVE_NEED_FAKETIME",
+        )
+    })
 }
 
 impl Node {

@@ -1,8 +1,8 @@
 //! Calls about dead letters: list, redrive, purge.
 
 use super::{Admin, Answer, DeliveryView, Shared, delivery_view, not_found, parse, store_problem};
+use crate::clock::now_ms;
 use crate::id::DeliveryId;
-use crate::pipeline::now_ms;
 use crate::problem::Problem;
 use crate::store::Which;
 use axum::extract::rejection::QueryRejection;

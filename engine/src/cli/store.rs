@@ -1,8 +1,8 @@
 //! `hooksieve store`: a store that no engine has open, as a whole.
 
 use super::{Failure, environment, style};
+use hooksieve::clock::now_ms;
 use hooksieve::config::Config;
-use hooksieve::pipeline::now_ms;
 use hooksieve::store;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal, Read, Write, stderr, stdin, stdout};
