@@ -1,7 +1,7 @@
 //! A tenant names receivers, and the engine stands in the operator's network: nothing is sent to what
 //! is not on the internet, however its address is written, unless the operator allows it.
 
-use hooksieve_tests::{ALLOW, Receiver, Server, Setup};
+use hooksieve_tests::{ALLOW, PATIENCE, Receiver, Server, Setup, may_mount, python};
 use serde_json::json;
 
 /// Names are asked for again, so few times and soon.
@@ -169,4 +169,110 @@ async fn an_operator_allows_a_network() {
     assert_eq!(code, 2);
     assert!(said.contains("HOOKSIEVE_EGRESS__ALLOW"), "{said}");
     assert!(said.contains("\"10.0.0.0/33\" is not a network"), "{said}");
+}
+
+/// A name server that answers with another address each time; it ends with this value.
+struct Names {
+    child: std::process::Child,
+    asked: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+/// An address of this machine at which nobody else has a name server.
+const NAMES_AT: &str = "127.53.53.53";
+
+impl Names {
+    async fn start(python: &hooksieve_tests::Python, turns: &[&str]) -> Self {
+        use std::io::BufRead as _;
+
+        let mut child = python
+            .script("nameserver.py")
+            .arg(NAMES_AT)
+            .args(turns)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = tokio::task::spawn_blocking(move || (lines.next(), lines));
+        let first = tokio::time::timeout(PATIENCE, first).await.unwrap();
+        let (first, lines) = first.unwrap();
+        assert_eq!(first.expect("a line").unwrap(), "listens");
+        let asked = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+        let all = asked.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                all.lock().unwrap().push(line);
+            }
+        });
+        Self { child, asked }
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a rebinding attack does: the name has an address of the internet when it is checked, and one of
+/// this machine when it is connected to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_whose_address_changes_reaches_nothing_inside() {
+    if !may_mount() {
+        return;
+    }
+    let Ok(python) = python() else { return };
+    let names = Names::start(&python, &["1.1.1.1", "127.0.0.1"]).await;
+    let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = inside.local_addr().unwrap().port();
+    let connections = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = connections.clone();
+    tokio::spawn(async move {
+        while inside.accept().await.is_ok() {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    let quick = "timeout_ms = 300\nretry_ms = [10, 10, 10]\n";
+    let mut channels: Vec<_> = (0..12)
+        .map(|n| format!("kind = 'webhook'\nurl = 'http://turns{n}.test:{port}/'\n{quick}"))
+        .collect();
+    channels.extend((0..3).map(|n| {
+        format!(
+            "kind = 'email'\nhost = 'mail{n}.test'\nport = {port}\ntls = 'none'\n\
+             from = 'a@example.com'\nto = ['b@example.com']\n{quick}"
+        )
+    }));
+    let setup = Setup::new()
+        .without_env(ALLOW)
+        .resolver(NAMES_AT)
+        .tenant("acme", &tenant(&channels));
+    let server = setup.start().await;
+    let names_of: Vec<String> = (0..channels.len()).map(|n| format!("c{n}")).collect();
+    let event = json!({ "do": "everywhere", "channels": names_of }).to_string();
+    let id = server.post_json("/in/acme/open", &event).await.id();
+    let story = server.settled(&id).await;
+    let mut errors = Vec::new();
+    for delivery in story["deliveries"].as_array().unwrap() {
+        assert_eq!(delivery["state"], "dead", "{delivery}");
+        let attempts = delivery["attempts"].as_array().unwrap();
+        errors.extend(attempts.iter().map(|attempt| attempt["error"].to_string()));
+    }
+    let refused = errors
+        .iter()
+        .filter(|error| error.contains("nothing was sent to"));
+    let refused = refused.count();
+    let asked = names.asked.lock().unwrap().clone();
+    let questions = asked.iter().filter(|line| line.starts_with("A ")).count();
+    // Each attempt asked once: what was checked is what was connected to.
+    assert_eq!(questions, errors.len(), "{asked:?}\n{errors:?}");
+    assert!(errors.len() >= 30, "{errors:?}");
+    // Every second answer was refused; the others went to the internet, or tried to.
+    assert!(
+        refused >= errors.len() / 3 && refused < errors.len(),
+        "{errors:?}"
+    );
+    let reached = connections.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(reached, 0, "{errors:?}");
+    server.end().await;
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
 
 const USER: &str = "hooks";
 const PASSWORD: &str = "made-up, with spaces & ünïcode";
@@ -18,33 +19,44 @@ struct Mail {
     /// What it printed after its port.
     received: Arc<Mutex<Vec<Value>>>,
     /// The authority that signed its certificate is in `ca.pem` here.
-    dir: tempfile::TempDir,
+    dir: Arc<TempDir>,
+}
+
+/// A folder with an authority (`ca.pem`), a certificate of it for localhost, its key, and no records.
+fn certified() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: String| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    };
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let name = "an authority for tests";
+    authority.distinguished_name.push(DnType::CommonName, name);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let certificate = certificate.signed_by(&key, &authority).unwrap();
+    write("ca.pem", authority.pem());
+    write("certificate.pem", certificate.pem());
+    write("key.pem", key.serialize_pem());
+    write("records.json", "{}".into());
+    dir
 }
 
 impl Mail {
     async fn start(python: &Python) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: String| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path
-        };
-        let mut authority = CertificateParams::new(Vec::new()).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let name = "an authority for tests";
-        authority.distinguished_name.push(DnType::CommonName, name);
-        let authority =
-            CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = certificate.signed_by(&key, &authority).unwrap();
-        write("ca.pem", authority.pem());
+        Self::run(python, Arc::new(certified()), 0).await
+    }
+
+    /// With these certificates, at this port; 0 is any.
+    async fn run(python: &Python, dir: Arc<TempDir>, port: u16) -> Self {
         let mut child = python
             .script("smtpd.py")
-            .arg(write("certificate.pem", certificate.pem()))
-            .arg(write("key.pem", key.serialize_pem()))
+            .arg(dir.path().join("certificate.pem"))
+            .arg(dir.path().join("key.pem"))
             .args([USER, PASSWORD])
-            .arg(write("records.json", "{}".into()))
+            .arg(dir.path().join("records.json"))
+            .arg(port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -339,4 +351,72 @@ async fn a_signed_mail_verifies() {
         assert!(signature.contains("d=example.com"), "{signature}");
         server.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_after_the_data_gets_the_same_message_again() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let server = mail.engine(PASSWORD, "'dies@example.com'", "").await;
+    let taken = server.post_json("/in/acme/open", &hostile()).await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "delivered", "{delivery}");
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2);
+    assert_eq!(attempts[0]["ambiguous"], true, "{delivery}");
+    // Whoever reads it can tell that it is one message.
+    let received = mail.wait_for(2).await;
+    assert_eq!(received[0]["message_id"], received[1]["message_id"]);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_the_message_ends_it() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let server = mail.engine(PASSWORD, "'refuses@example.com'", "").await;
+    let taken = server.post_json("/in/acme/open", &hostile()).await;
+    let story = server.settled(&taken.id()).await;
+    let delivery = &story["deliveries"][0];
+    assert_eq!(delivery["state"], "dead");
+    let attempts = delivery["attempts"].as_array().unwrap();
+    assert_eq!((attempts.len(), &attempts[0]["status"]), (1, &json!(554)));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_waits_for_a_server_that_is_down() {
+    let Ok(python) = python() else { return };
+    let mail = Mail::start(&python).await;
+    let retry = "retry_ms = [100, 200, 400, 800, 1600, 3200, 3200, 3200, 3200, 3200]";
+    let server = mail.engine(PASSWORD, "'ops@example.com'", retry).await;
+    let (dir, port) = (mail.dir.clone(), mail.port);
+    drop(mail);
+    let taken = server.post_json("/in/acme/open", &hostile()).await.id();
+    until("an attempt fails", || async {
+        let story = server.story(&taken).await;
+        let attempts = story["deliveries"][0]["attempts"].as_array()?.len();
+        (attempts > 0).then_some(())
+    })
+    .await;
+    // Another one in its place has another certificate: it gets nothing.
+    let stranger = Mail::run(&python, Arc::new(certified()), port).await;
+    until("an attempt at a stranger", || async {
+        let story = server.story(&taken).await;
+        let last = story["deliveries"][0]["attempts"]
+            .as_array()?
+            .last()?
+            .clone();
+        let error = last["error"].as_str()?;
+        error.contains("certificate").then_some(())
+    })
+    .await;
+    assert_eq!(stranger.received.lock().unwrap().len(), 0);
+    drop(stranger);
+    let mail = Mail::run(&python, dir, port).await;
+    let story = server.settled(&taken).await;
+    assert_eq!(story["deliveries"][0]["state"], "delivered");
+    assert_eq!(mail.wait_for(1).await.len(), 1);
+    server.end().await;
 }

@@ -1,7 +1,7 @@
 """A mail server for tests: STARTTLS, then AUTH, then mail, which it prints as JSON.
 
 Arguments: certificate chain, key, user, password, and a file of DNS records as JSON (name: text),
-with which DKIM signatures are verified. The first line it prints is its port; every
+with which DKIM signatures are verified; and a port, or 0. The first line it prints is its port; every
 later one is a message as Python's own email package understands it. It ends with its standard input.
 """
 
@@ -19,7 +19,7 @@ from aiosmtpd.smtp import SMTP, AuthResult
 # Refused handshakes and passwords are what the tests do, not news.
 logging.getLogger("mail").setLevel(logging.CRITICAL)
 
-CERTIFICATE, KEY, USER, PASSWORD, RECORDS = sys.argv[1:6]
+CERTIFICATE, KEY, USER, PASSWORD, RECORDS, PORT = sys.argv[1:7]
 
 
 def record(name, timeout=5):
@@ -79,6 +79,12 @@ class Handler:
             ),
             flush=True,
         )
+        if "dies@example.com" in envelope.rcpt_tos and not server.put_off:
+            # It has the message, and nobody is told.
+            server.put_off.add("dies")
+            server.transport.abort()
+        if "refuses@example.com" in envelope.rcpt_tos:
+            return "554 5.7.1 we do not like it"
         return "250 2.0.0 taken"
 
 
@@ -109,7 +115,7 @@ async def main():
         return smtp
 
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(connection, "127.0.0.1", 0)
+    server = await loop.create_server(connection, "127.0.0.1", int(PORT))
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()

@@ -54,7 +54,7 @@ pub fn node() -> Result<Node, Absent> {
 /// When it is not, and the environment does not say that it must be.
 pub fn python() -> Result<Python, Absent> {
     let import = Command::new("python3")
-        .args(["-c", "import aiosmtpd, dkim, nacl, rsa"])
+        .args(["-c", "import aiosmtpd, dkim, dnslib, nacl, rsa"])
         .output();
     if import.is_ok_and(|output| output.status.success()) {
         return Ok(Python(()));
@@ -64,6 +64,29 @@ pub fn python() -> Result<Python, Absent> {
         "pip install -r tests/py/requirements.txt",
         "HOOKSIEVE_NEED_PY",
     ))
+}
+
+/// Whether this user may mount a file system where it alone sees it; said loudly where not.
+pub fn may_mount() -> bool {
+    let mut mount = Command::new("unshare");
+    mount.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs -o size=1m tmpfs /mnt",
+    ]);
+    let may = mount.output().is_ok_and(|output| output.status.success());
+    if !may {
+        let needed = std::env::var("HOOKSIEVE_NEED_MOUNT").is_ok_and(|found| found == "1");
+        assert!(
+            !needed,
+            "CANNOT BE TESTED: this user may not mount a file system"
+        );
+        say(
+            "*** NOT TESTED: this user may not mount a file system. HOOKSIEVE_NEED_MOUNT=1 makes this a failure. ***",
+        );
+    }
+    may
 }
 
 /// The library that changes a program's clock, where it is there.

@@ -18,6 +18,8 @@ pub struct Setup {
     dir: Arc<TempDir>,
     config: String,
     env: Vec<(String, String)>,
+    /// The name server that the engine asks, where it is not the machine's.
+    resolver: Option<String>,
 }
 
 /// The operator token of every test's engine. Made up, like every secret here.
@@ -44,6 +46,7 @@ impl Setup {
                 ("HOOKSIEVE_OPERATOR_TOKEN".into(), TOKEN.into()),
                 (ALLOW.into(), "127.0.0.0/8, ::1".into()),
             ],
+            resolver: None,
         }
         .file("probe.wasm", PROBE)
     }
@@ -77,6 +80,13 @@ impl Setup {
         self
     }
 
+    /// Has the engine ask this name server. Takes the right to mount a file over `/etc/resolv.conf`,
+    /// which the engine alone sees.
+    pub fn resolver(mut self, address: &str) -> Self {
+        self.resolver = Some(address.to_owned());
+        self
+    }
+
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -100,10 +110,32 @@ impl Setup {
             .env("HOOKSIEVE_SERVER__TENANTS", self.tenants())
             .env("HOOKSIEVE_SERVER__DATA", self.data())
             .args(more)
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        if let Some(address) = &self.resolver {
+            command = self.resolving_at(address, &command);
+        }
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        command
+    }
+
+    fn resolving_at(&self, address: &str, inner: &std::process::Command) -> std::process::Command {
+        let conf = self.dir.path().join("resolv.conf");
+        let text = format!("nameserver {address}\noptions attempts:1 timeout:2\n");
+        std::fs::write(&conf, text).expect("the folder takes a file");
+        let mut command = std::process::Command::new("unshare");
+        let script = r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#;
+        command.args(["--mount", "sh", "-c", script]);
+        command.arg(conf).arg(inner.get_program());
+        command.args(inner.get_args());
+        for (name, value) in inner.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         command
     }
 
