@@ -20,6 +20,8 @@
 //! | [`pipeline`] | events through rules to commits |
 //! | [`timing`] | when and how often what was decided goes out |
 //! | [`dispatch`], [`channel`] | commits to receivers |
+//! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
+//! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`admin`] | the operator's calls over HTTP |
 //! | [`replay`] | recorded events, read as the engine would have stored them |

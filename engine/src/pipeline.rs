@@ -214,13 +214,13 @@ impl Rules {
         (run, outcome)
     }
 
-    /// Runs the only rule of a replay.
-    pub fn replay(
-        &self,
-        event: &StoredEvent,
-        instances: &mut Instances,
-    ) -> Option<(Run, Result<Decision, Failure>)> {
-        Some(self.ask(self.rules.first()?, event, instances))
+    /// Runs the only rule of a replay, as if the event were decided when it came in.
+    pub fn replay(&self, event: &StoredEvent, instances: &mut Instances) -> Option<(Run, Commit)> {
+        let rule = self.rules.first()?;
+        let (run, outcome) = self.ask(rule, event, instances);
+        let mut commit = empty(event);
+        self.add(&mut commit, event, rule, &run, outcome, event.received_ms);
+        Some((run, commit))
     }
 
     fn add(

@@ -199,7 +199,8 @@ fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
         kind: head.kind.to_owned(),
         sender_id: None,
         verified: "recorded".to_owned(),
-        received_ms: 0,
+        // What is recorded came in when it says; without a time, all at one moment.
+        received_ms: head.time.parse().map_or(0, jiff::Timestamp::as_millisecond),
         encoded,
         index,
     };

@@ -15,11 +15,13 @@
 //!
 //! What this module does not do: wait, store, or send.
 
+mod rehearsal;
 mod render;
 #[cfg(test)]
 mod tests;
 mod window;
 
+pub use rehearsal::Rehearsal;
 pub use render::render;
 pub use window::Window;
 

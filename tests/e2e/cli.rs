@@ -70,6 +70,7 @@ fn replay_shows_each_event_and_what_it_cost() {
                 "event",
                 "decision",
                 "error",
+                "deliveries",
                 "fuel",
                 "memory_bytes",
                 "duration_us",
@@ -192,6 +193,77 @@ fn replay_reads_files_folders_lines_and_standard_input() {
     )
     .json_lines();
     assert_eq!(lines[0]["event"]["type"], "issues.opened");
+}
+
+#[test]
+fn replay_shows_what_timing_comes_to() {
+    let dir = folder();
+    let event = |at: &str, timing: Value| {
+        let mut data = json!({ "do": "notify", "channel": "chat", "title": "hello" });
+        data.as_object_mut()
+            .unwrap()
+            .extend(timing.as_object().unwrap().clone());
+        let time = format!("2026-01-05T{at}Z");
+        let event = json!({ "id": at, "source": "s", "type": "t", "time": time, "data": data });
+        format!("{event}\n")
+    };
+    let dedupe = || json!({ "key": "k", "dedupe_s": 60 });
+    let digest = || json!({ "key": "d", "digest_s": 600, "size": 3 });
+    let events = [
+        event("08:00:00", dedupe()),
+        event("08:00:59", dedupe()),
+        event("08:01:00", dedupe()),
+        event("08:02:00", json!({ "window": "Mo-Fr 09:00-18:00 UTC" })),
+        event("08:03:00", json!({ "after_s": 30, "escalate_s": 300 })),
+        event("08:10:00", digest()),
+        event("08:11:00", digest()),
+        event("08:12:00", digest()),
+        event("08:13:00", digest()),
+    ]
+    .concat();
+    let output = replay(&dir, &["-"], &events);
+    let lines = output.json_lines();
+    let comes_to = |n: usize| -> Vec<(String, String)> {
+        let deliveries = lines[n]["deliveries"].as_array().unwrap();
+        let text = |it: &Value, key: &str| it[key].as_str().unwrap_or_default().to_owned();
+        let each = deliveries.iter();
+        each.map(|it| (text(it, "state"), text(it, "due")))
+            .collect()
+    };
+    let one = |state: &str, due: &str| {
+        let due = if due.is_empty() {
+            String::new()
+        } else {
+            format!("2026-01-05T{due}Z")
+        };
+        (state.to_owned(), due)
+    };
+    assert_eq!(comes_to(0), [one("at-once", "")]);
+    assert_eq!(comes_to(1), [one("deduped", "")]);
+    assert_eq!(comes_to(2), [one("at-once", "")], "the minute is over");
+    assert_eq!(comes_to(3), [one("later", "09:00:00")]);
+    assert_eq!(
+        comes_to(4),
+        [one("later", "08:03:30"), one("escalation", "08:08:30")]
+    );
+    assert_eq!(comes_to(5), [one("digest", "08:20:00")]);
+    assert_eq!(comes_to(6), [one("gathered", "")]);
+    assert_eq!(comes_to(7), [one("gathered", "")]);
+    assert_eq!(
+        comes_to(8),
+        [one("digest", "08:23:00")],
+        "the first one was full"
+    );
+
+    let rule = path(&dir, "probe.wasm");
+    let text = cli_with(&["replay", "--rule", &rule, "-"], &[], events.as_bytes()).stdout;
+    for part in [
+        "chat: dropped: it repeats one that was sent",
+        "chat: waits until 2026-01-05T09:00:00Z",
+        "timing   at-once 2, deduped 1, digest 2, escalation 1, gathered 2, later 2",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
 }
 
 #[test]

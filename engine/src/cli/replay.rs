@@ -8,7 +8,9 @@ use hooksieve::id::Name;
 use hooksieve::pipeline::{ActiveRule, Rules};
 use hooksieve::replay::{BadInput, Defaults, Recorded, read};
 use hooksieve::sandbox::{Instances, Kept, Limits, Program, Sandbox};
+use hooksieve::store::{Delivery, Outcome, State};
 use hooksieve::tenant::encode_config;
+use hooksieve::timing::{Rehearsal, Suppressed};
 use hooksieve_sdk::wire::Decision;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -169,16 +171,29 @@ fn replay(
     json: bool,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
-    let Some((run, outcome)) = rules.replay(&recorded.event, instances) else {
+    let Some((run, commit)) = rules.replay(&recorded.event, instances) else {
         return Ok(());
     };
+    let timed: Vec<_> = commit
+        .deliveries
+        .into_iter()
+        .map(|delivery| report.rehearsal.admit(delivery, recorded.event.received_ms))
+        .flat_map(|(delivery, escalation)| [Some(delivery), escalation])
+        .flatten()
+        .map(|delivery| Timed::of(&delivery, recorded.event.received_ms))
+        .collect();
     report.fuel.push(run.fuel);
     report.memory_bytes_max = report.memory_bytes_max.max(run.memory_bytes);
     let kind = &recorded.event.kind;
+    let outcome = commit.decisions.into_iter().next().map(|it| it.outcome);
     let (decision, error) = match outcome {
-        Ok(decision) => (Some(decision), None),
-        Err(failure) => (None, Some(failure)),
+        Some(Outcome::Decided(decision)) => (Some(decision), None),
+        Some(Outcome::Failed { kind, error, .. }) => (None, Some((kind, error))),
+        None => return Ok(()),
     };
+    for timed in &timed {
+        *report.timed.entry(timed.state).or_default() += 1;
+    }
     match (&decision, &error) {
         (Some(decision), _) if decision.actions.is_empty() => report.dropped += 1,
         (Some(decision), _) => {
@@ -193,10 +208,11 @@ fn replay(
         let line = serde_json::json!({
             "event": { "id": recorded.id, "source": recorded.source, "type": kind },
             "decision": decision,
-            "error": error.map(|error| serde_json::json!({
-                "kind": error.kind(),
-                "message": error.to_string(),
+            "error": error.map(|(kind, message)| serde_json::json!({
+                "kind": kind,
+                "message": message,
             })),
+            "deliveries": timed,
             "fuel": run.fuel,
             "memory_bytes": run.memory_bytes,
             "duration_us": run.duration.as_micros() as u64,
@@ -226,15 +242,81 @@ fn replay(
             )?;
         }
         (None, error) => {
-            let error = error.map(|error| style::clean(&error.to_string()));
+            let error = error.map(|(_, error)| style::clean(&error));
             let error = error.unwrap_or_default();
             writeln!(out, "{used}  {kind:<36} {bad}failed{bad:#}  {error}")?;
         }
+    }
+    for timed in timed.iter().filter(|timed| timed.state != AT_ONCE) {
+        let (channel, comes_to) = (style::clean(&timed.channel), timed.comes_to());
+        writeln!(out, "{dim}{:>37}  {channel}: {comes_to}{dim:#}", "")?;
     }
     for line in &run.log {
         writeln!(out, "{dim}{:>37}  log: {}{dim:#}", "", style::clean(line))?;
     }
     Ok(())
+}
+
+/// A delivery that goes out as soon as it is decided.
+const AT_ONCE: &str = "at-once";
+
+/// What a delivery comes to, by its timing.
+#[derive(serde::Serialize)]
+struct Timed {
+    channel: String,
+    /// `at-once`, `later`, `digest`, `escalation`, `gathered`, `deduped`, or `throttled`.
+    state: &'static str,
+    /// When it is due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<String>,
+    /// The delivery that it is gathered in, or repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    into: Option<String>,
+    /// How many a throttle held back before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back: Option<u64>,
+}
+
+impl Timed {
+    fn of(delivery: &Delivery, clock_ms: i64) -> Self {
+        let (state, due_ms, into) = match &delivery.state {
+            State::Suppressed {
+                by: Suppressed::Dedupe,
+                first,
+                ..
+            } => ("deduped", None, *first),
+            State::Suppressed { .. } => ("throttled", None, None),
+            State::Gathered { into, .. } => ("gathered", None, Some(*into)),
+            State::Pending { due_ms } if delivery.escalation_of.is_some() => {
+                ("escalation", Some(*due_ms), None)
+            }
+            State::Pending { due_ms } if !delivery.gathered.is_empty() => {
+                ("digest", Some(*due_ms), None)
+            }
+            State::Pending { due_ms } if *due_ms > clock_ms => ("later", Some(*due_ms), None),
+            _ => (AT_ONCE, None, None),
+        };
+        let due = due_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        Self {
+            channel: delivery.channel.to_string(),
+            state,
+            due: due.map(|due| due.to_string()),
+            into: into.map(|id| id.to_string()),
+            held_back: Some(delivery.held_back).filter(|held_back| *held_back > 0),
+        }
+    }
+
+    fn comes_to(&self) -> String {
+        let due = self.due.as_deref().unwrap_or_default();
+        match self.state {
+            "later" => format!("waits until {due}"),
+            "digest" => format!("begins a digest, which goes out at {due}, or when it is full"),
+            "escalation" => format!("told at {due}, unless someone acknowledges"),
+            "gathered" => "goes into the digest that is open".to_owned(),
+            "deduped" => "dropped: it repeats one that was sent".to_owned(),
+            _ => "held back: enough were sent in this period".to_owned(),
+        }
+    }
 }
 
 fn channels(decision: &Decision) -> String {
@@ -252,6 +334,9 @@ struct Report {
     notified: u64,
     failed: u64,
     channels: BTreeMap<String, u64>,
+    /// Deliveries by what their timing comes to.
+    timed: BTreeMap<&'static str, u64>,
+    rehearsal: Rehearsal,
     fuel: Vec<u64>,
     memory_bytes_max: u64,
 }
@@ -282,6 +367,11 @@ impl Report {
         let channels: Vec<_> = channels.collect();
         if !channels.is_empty() {
             writeln!(out, "  actions  {}", channels.join(", "))?;
+        }
+        if self.timed.keys().any(|state| *state != AT_ONCE) {
+            let timed = self.timed.iter();
+            let timed: Vec<_> = timed.map(|(state, n)| format!("{state} {n}")).collect();
+            writeln!(out, "  timing   {}", timed.join(", "))?;
         }
         let max = self.fuel.last().copied().unwrap_or(0);
         writeln!(
