@@ -643,7 +643,7 @@ pub trait History: Send + Sync {
     /// nothing can change any more, with their decisions and deliveries.
     async fn forget(&self, before_ms: i64, from: Option<Mark>) -> Result<Swept, Error>;
 
-    /// What it takes now. Not for every event: it looks at every page.
+    /// What it takes now.
     async fn usage(&self) -> Result<Usage, Error>;
 }
 

@@ -47,7 +47,7 @@ use std::num::NonZeroUsize;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,6 +105,8 @@ struct Shared {
     /// Deliveries that were just added, so that the claim that comes next reads nothing.
     fresh: Mutex<LruCache<DeliveryId, Delivery>>,
     changed: Arc<Notify>,
+    /// What the rows take: keys and values, as in the row that says so.
+    live_bytes: AtomicI64,
     /// How many groups became durable.
     flushes: AtomicU64,
     _lock: File,
@@ -119,6 +121,9 @@ impl SledStore {
     pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
         let loaded_max = options.due_loaded_max.max(1);
         let shared = Arc::new(open_folder(path, options.cache_bytes, loaded_max, true)?);
+        shared
+            .live_bytes
+            .store(shared.counted_bytes()?, Ordering::Relaxed);
         let last = shared.greatest_id()?;
         *shared.due() = Due::new(loaded_max, shared.lines()?);
         let (commands, queue) = mpsc::channel(options.queue_max.max(1));
@@ -702,6 +707,7 @@ fn open_folder(
         due: Mutex::new(Due::new(loaded_max, [])),
         fresh: Mutex::new(LruCache::new(FRESH_MAX)),
         changed: Arc::new(Notify::new()),
+        live_bytes: AtomicI64::new(0),
         flushes: AtomicU64::new(0),
         _lock: lock,
     })

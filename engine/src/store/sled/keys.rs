@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! f                                  the store's format version, as text
+//! b                                  what all other rows take, in bytes (i64, big-endian)
 //! e {tenant} 0 {event id}            an event
 //! c {tenant} 0                       the cursor: the last event id that was committed
 //! u {bucket} {hash 16}               the event id of a sender's delivery, to know duplicates by
@@ -32,6 +33,7 @@ use sha2::{Digest, Sha256};
 use sled::IVec;
 
 pub(super) const FORMAT: &[u8] = b"f";
+pub(super) const LIVE_BYTES: &[u8] = b"b";
 pub(super) const EVENT: u8 = b'e';
 pub(super) const CURSOR: u8 = b'c';
 pub(super) const DUPLICATE: u8 = b'u';

@@ -257,6 +257,16 @@ pub fn check(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Report, Error
             progress(rows);
         }
     }
+    let counted = shared.counted_bytes()?;
+    let known = report.kinds.iter();
+    let known = known.filter(|(kind, _)| !["format", "size"].contains(*kind));
+    let found: u64 = known.map(|(_, kind)| kind.bytes).sum();
+    if counted != found as i64 {
+        report.faults += 1;
+        report.told.push(format!(
+            "size: it says {counted} bytes, and there are {found}"
+        ));
+    }
     Ok(report)
 }
 
@@ -295,6 +305,7 @@ impl Shared {
             }
             Some(&keys::PIECE) => ("further piece", self.piece_is_of(key)),
             _ if key == keys::FORMAT => ("format", Ok(())),
+            _ if key == keys::LIVE_BYTES => ("size", Ok(())),
             _ => ("unknown", Err("there is no such kind of row".to_owned())),
         }
     }

@@ -15,6 +15,7 @@ use crate::store::{
 use crate::timing::{self, Memory, Remember, Slot};
 use serde::{Serialize, de::DeserializeOwned};
 use sled::{Batch, IVec};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,6 +28,8 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 const BUCKETS: i64 = 4;
 /// How many forgotten duplicates one group removes: more than it can add, so pruning keeps up.
 const PRUNED_PER_COMMAND: usize = 2;
+/// What an id takes as a row's value.
+const ID_BYTES: usize = 16;
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -160,8 +163,7 @@ impl Writer {
                 group.answer(answer, done);
             }
             Command::Remove { rows, answer } => {
-                let gone = rows.into_iter().map(|key| (key, None));
-                group.rows.extend(gone);
+                rows.into_iter().for_each(|key| group.remove(key));
                 group.answer(answer, Ok(()));
             }
             Command::Acknowledge { id, now_ms, answer } => {
@@ -184,11 +186,11 @@ impl Writer {
                 });
             }
             let key = keys::duplicate(self.bucket(moment_ms(id)), &print);
-            rows.put(key, id.0.as_bytes().to_vec());
+            rows.put_new(key, id.0.as_bytes().to_vec());
         }
         let event_bytes = event.data.bytes().len();
         let key = keys::event(&event.tenant, id);
-        self.encode(&mut rows, key, &event.into_stored(id))?;
+        self.encode_new(&mut rows, key, &event.into_stored(id))?;
         group.take(rows);
         group.event_bytes += event_bytes;
         self.last = Some(id);
@@ -241,7 +243,7 @@ impl Writer {
             let clock_ms = commit.received_ms;
             self.add_all(group, &mut rows, &mut made, commit.deliveries, clock_ms)?;
             if !made.decisions.is_empty() || !made.deliveries.is_empty() {
-                self.encode(&mut rows, keys::decisions(commit.event), &made)?;
+                self.encode_new(&mut rows, keys::decisions(commit.event), &made)?;
             }
             for held in &commit.held {
                 let key = keys::held(tenant, held.event, &held.rule);
@@ -310,7 +312,7 @@ impl Writer {
                 return Ok(State::FallenBack { at_ms, reason, to });
             }
         }
-        rows.put(keys::dead(&row.tenant, at_ms, id), Vec::new());
+        rows.put_new(keys::dead(&row.tenant, at_ms, id), Vec::new());
         Ok(State::Dead { at_ms, reason })
     }
 
@@ -497,7 +499,7 @@ impl Writer {
         if let State::Pending { due_ms } = delivery.state {
             rows.due(delivery.line(), (due_ms, delivery.id));
         }
-        self.encode(rows, key, &Row::of(delivery, made))
+        self.encode_new(rows, key, &Row::of(delivery, made))
     }
 
     /// Applies the group, makes it durable, and answers.
@@ -534,14 +536,20 @@ impl Writer {
             return Ok(());
         }
         self.prune(group)?;
+        let shared = &self.shared;
         let mut batch = Batch::default();
-        for (key, value) in group.rows.drain() {
-            match value {
-                Some(value) => batch.insert(key, value),
+        let mut live_bytes = shared.live_bytes.load(Ordering::Relaxed);
+        for (key, write) in group.rows.drain() {
+            live_bytes -= self.bytes_before(&key, &write)?;
+            match write.value {
+                Some(value) => {
+                    live_bytes += (key.len() + value.len()) as i64;
+                    batch.insert(key, value);
+                }
                 None => batch.remove(key),
             }
         }
-        let shared = &self.shared;
+        batch.insert(keys::LIVE_BYTES, &live_bytes.to_be_bytes());
         shared
             .db
             .apply_batch(batch)
@@ -551,8 +559,23 @@ impl Writer {
             .file
             .sync_data()
             .map_err(|error| shared.broken(error))?;
+        shared.live_bytes.store(live_bytes, Ordering::Relaxed);
         shared.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// What a row takes that is about to be changed. Looked up only where it is not known anyway.
+    fn bytes_before(&self, key: &[u8], write: &Write) -> Result<i64, Error> {
+        let value_bytes = match key.first() {
+            _ if write.new => return Ok(0),
+            Some(&keys::DUE | &keys::DEAD) if write.value.is_none() => 0,
+            Some(&keys::DUPLICATE) if write.value.is_none() => ID_BYTES,
+            _ => match self.shared.get(key)? {
+                Some(value) => value.len(),
+                None => return Ok(0),
+            },
+        };
+        Ok((key.len() + value_bytes) as i64)
     }
 
     /// Removes duplicates that no window reaches any more, and what timing may forget.
@@ -570,8 +593,8 @@ impl Writer {
             if !group.rows.contains_key(&*key)
                 && let Some(memory) = keys::memory_over(&key)
             {
-                group.rows.insert(memory, None);
-                group.rows.insert(key.to_vec(), None);
+                group.remove(memory);
+                group.remove(key.to_vec());
             }
         }
         let oldest = self.bucket(moment_ms(last) - self.options.duplicate_window_ms);
@@ -584,14 +607,14 @@ impl Writer {
             .take(group.commands * PRUNED_PER_COMMAND)
         {
             let key = row.map_err(|error| self.shared.broken(error))?;
-            group.rows.insert(key.to_vec(), None);
+            group.remove(key.to_vec());
         }
         Ok(())
     }
 
     fn get(&self, group: &Group, key: &[u8]) -> Result<Option<IVec>, Error> {
         match group.rows.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(write) => Ok(write.value.clone()),
             None => self.shared.get(key),
         }
     }
@@ -599,7 +622,7 @@ impl Writer {
     /// A row as the group and one command of it have left it.
     fn staged(&self, group: &Group, rows: &Staged, key: &[u8]) -> Result<Option<IVec>, Error> {
         match rows.writes.get(key) {
-            Some(value) => Ok(value.clone()),
+            Some(write) => Ok(write.value.clone()),
             None => self.get(group, key),
         }
     }
@@ -623,6 +646,18 @@ impl Writer {
     fn encode<T: Serialize>(&self, rows: &mut Staged, key: Vec<u8>, row: &T) -> Result<(), Error> {
         let name = key.clone();
         keys::encode(key, row, |key, value| rows.put(key, value))
+            .map_err(|error| self.shared.bad_row(&name, error))
+    }
+
+    /// The same, of a row that is not there yet.
+    fn encode_new<T: Serialize>(
+        &self,
+        rows: &mut Staged,
+        key: Vec<u8>,
+        row: &T,
+    ) -> Result<(), Error> {
+        let name = key.clone();
+        keys::encode(key, row, |key, value| rows.put_new(key, value))
             .map_err(|error| self.shared.bad_row(&name, error))
     }
 }
@@ -683,31 +718,54 @@ enum Change {
     NoLonger(Line, (i64, DeliveryId)),
 }
 
+/// A change of a row.
+struct Write {
+    /// `None` removes it.
+    value: Option<IVec>,
+    /// There is no such row on disk.
+    new: bool,
+}
+
 /// What one command writes; it joins the group only when all of the command went well.
 #[derive(Default)]
 struct Staged {
-    writes: HashMap<Vec<u8>, Option<IVec>>,
+    writes: HashMap<Vec<u8>, Write>,
     due: Vec<Change>,
     fresh: Vec<Delivery>,
 }
 
 impl Staged {
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.writes.insert(key, Some(value.into()));
+        change(&mut self.writes, key, Some(value.into()), false);
+    }
+
+    /// A row that is not there yet.
+    fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        change(&mut self.writes, key, Some(value.into()), true);
     }
 
     fn remove(&mut self, key: Vec<u8>) {
-        self.writes.insert(key, None);
+        change(&mut self.writes, key, None, false);
     }
 
     fn due(&mut self, line: Line, key: (i64, DeliveryId)) {
-        self.put(keys::due(&line, key), Vec::new());
+        self.put_new(keys::due(&line, key), Vec::new());
         self.due.push(Change::Due(line, key));
     }
 
     fn no_longer_due(&mut self, line: Line, key: (i64, DeliveryId)) {
         self.remove(keys::due(&line, key));
         self.due.push(Change::NoLonger(line, key));
+    }
+}
+
+/// Changes a row once more. What was new before the group, or is there since before it, stays so.
+fn change(rows: &mut HashMap<Vec<u8>, Write>, key: Vec<u8>, value: Option<IVec>, new: bool) {
+    match rows.entry(key) {
+        Entry::Occupied(mut before) => before.get_mut().value = value,
+        Entry::Vacant(place) => {
+            place.insert(Write { value, new });
+        }
     }
 }
 
@@ -719,7 +777,7 @@ type Told = Box<dyn FnOnce(Result<(), Error>)>;
 struct Group {
     commands: usize,
     event_bytes: usize,
-    rows: HashMap<Vec<u8>, Option<IVec>>,
+    rows: HashMap<Vec<u8>, Write>,
     due: Vec<Change>,
     /// Deliveries that are likely to be claimed next.
     fresh: Vec<Delivery>,
@@ -730,9 +788,15 @@ struct Group {
 
 impl Group {
     fn take(&mut self, staged: Staged) {
-        self.rows.extend(staged.writes);
+        for (key, write) in staged.writes {
+            change(&mut self.rows, key, write.value, write.new);
+        }
         self.due.extend(staged.due);
         self.fresh.extend(staged.fresh);
+    }
+
+    fn remove(&mut self, key: Vec<u8>) {
+        change(&mut self.rows, key, None, false);
     }
 
     /// Keeps the answer until the group is durable. A caller that is gone misses it; what it asked
