@@ -97,7 +97,11 @@ fn serve(bounds: &[Option<u64>]) -> io::Result<()> {
             }
         })
         .unwrap_or_else(|_| Answer::Refused("the compiler panicked".to_owned()))
-    })?;
+    });
+    let Ok(worker) = worker else {
+        // There is no memory for its stack.
+        std::process::abort();
+    };
     let answer = worker
         .join()
         .map_err(|_| io::Error::other("the compiling thread is gone"))?;
@@ -184,6 +188,9 @@ fn start(request: &Request, own: &CompileLimits) -> io::Result<Child> {
         .arg(own.cpu_s.to_string())
         .arg(own.memory_bytes.to_string())
         .env_clear()
+        // The program's allocator otherwise takes a gigabyte of addresses at once, and addresses are what
+        // is bounded.
+        .env("MIMALLOC_ARENA_RESERVE", "32MiB")
         .stdin(Stdio::from(input))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
