@@ -13,7 +13,8 @@ mod tests;
 use crate::clock::now_ms;
 use crate::pipeline::{Pipeline, ReleaseError};
 use crate::store::{Error, Mark, Store, Usage, Which};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -40,18 +41,56 @@ pub struct Settings {
 
 /// Whether events are taken.
 #[derive(Debug, Default)]
-pub struct Watermark(RwLock<Option<&'static str>>);
+pub struct Watermark {
+    why: RwLock<Option<&'static str>>,
+    /// The store has more than it may, after all that can be forgotten was.
+    over_full: AtomicBool,
+}
 
 impl Watermark {
     /// Why no event is taken, if none is: half a sentence for the sender.
     pub fn refuses(&self) -> Option<&'static str> {
-        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+        *self.why.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this changed anything.
-    fn set(&self, why: Option<&'static str>) -> bool {
-        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *now, why) != why
+    /// Looks at the disk and says whether events are taken.
+    fn look(&self, settings: &Settings) {
+        let free = free_bytes(&settings.path);
+        let least = settings.disk_free_bytes_min;
+        // A little more than was too little, so that it does not change with every event.
+        let enough = match self.refuses() {
+            Some(DISK) => least.saturating_add(least / 10),
+            _ => least,
+        };
+        let why = match self.over_full.load(Ordering::Relaxed) {
+            _ if free < enough => Some(DISK),
+            true => Some(STORE),
+            false => None,
+        };
+        let mut now = self.why.write().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *now, why) == why {
+            return;
+        }
+        drop(now);
+        match why {
+            Some(why) => tracing::error!(
+                free_bytes = free,
+                disk_free_bytes_min = least,
+                "no event is taken: {why}; free space, or see bytes_max and keep_s of [store]"
+            ),
+            None => tracing::warn!(free_bytes = free, "events are taken again"),
+        }
+    }
+}
+
+/// What is free on the disk of a folder; as much as there can be where it does not say.
+fn free_bytes(path: &Path) -> u64 {
+    match rustix::fs::statvfs(path) {
+        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "the disk cannot be looked at");
+            u64::MAX
+        }
     }
 }
 
@@ -64,8 +103,6 @@ pub struct Housekeeper {
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
     settings: Settings,
-    /// The store has more than it may, after all that can be forgotten was.
-    over_full: bool,
     /// Up to when events are forgotten before their time, since they take too much room.
     early_ms: Option<i64>,
 }
@@ -82,75 +119,46 @@ impl Housekeeper {
             pipeline,
             watermark,
             settings,
-            over_full: false,
             early_ms: None,
         }
     }
 
     /// Runs until cancelled.
-    pub async fn run(mut self, cancel: CancellationToken) {
-        let mut next = Instant::now();
-        while !cancel.is_cancelled() {
-            let free = self.look();
-            if Instant::now() >= next {
-                match self.sweep(free, &cancel).await {
-                    Ok(rest) => next = Instant::now() + rest,
-                    Err(error) => {
-                        tracing::error!(%error, "nothing can be forgotten");
-                        next = Instant::now() + REST;
-                    }
-                }
+    pub async fn run(self, cancel: CancellationToken) {
+        let (watermark, settings) = (self.watermark.clone(), self.settings.clone());
+        // However long a sweep takes, the disk is looked at.
+        let watch = async {
+            while !cancel.is_cancelled() {
+                watermark.look(&settings);
+                pause(LOOK, &cancel).await;
             }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                () = cancel.cancelled() => {}
-            }
-        }
+        };
+        tokio::join!(watch, self.sweeps(&cancel));
     }
 
-    /// Looks at the disk and says whether events are taken; gives what is free.
-    fn look(&self) -> u64 {
-        let free = match rustix::fs::statvfs(&self.settings.path) {
-            Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
-            Err(error) => {
-                tracing::warn!(%error, path = %self.settings.path.display(), "the disk cannot be looked at");
-                return u64::MAX;
-            }
-        };
-        let least = self.settings.disk_free_bytes_min;
-        // A little more than was too little, so that it does not change with every event.
-        let enough = match self.watermark.refuses() {
-            Some(DISK) => least.saturating_add(least / 10),
-            _ => least,
-        };
-        let why = match () {
-            () if free < enough => Some(DISK),
-            () if self.over_full => Some(STORE),
-            () => None,
-        };
-        if self.watermark.set(why) {
-            match why {
-                Some(why) => tracing::error!(
-                    free_bytes = free,
-                    disk_free_bytes_min = least,
-                    "no event is taken: {why}; free space, or see bytes_max and keep_s of [store]"
-                ),
-                None => tracing::warn!(free_bytes = free, "events are taken again"),
-            }
+    async fn sweeps(mut self, cancel: &CancellationToken) {
+        while !cancel.is_cancelled() {
+            let rest = match self.sweep(cancel).await {
+                Ok(rest) => rest,
+                Err(error) => {
+                    tracing::error!(%error, "nothing can be forgotten");
+                    REST
+                }
+            };
+            pause(rest, cancel).await;
         }
-        free
     }
 
     /// One sweep through everything that is old; how long to rest after it.
-    async fn sweep(&mut self, free: u64, cancel: &CancellationToken) -> Result<Duration, Error> {
+    async fn sweep(&mut self, cancel: &CancellationToken) -> Result<Duration, Error> {
         let clock_ms = now_ms();
         self.give_up(clock_ms - self.settings.dead_keep_ms, cancel)
             .await?;
         let began = Instant::now();
+        let old_ms = clock_ms - self.settings.keep_ms;
         let before_ms = self
             .early_ms
-            .map_or(i64::MIN, |early_ms| early_ms)
-            .max(clock_ms - self.settings.keep_ms);
+            .map_or(old_ms, |early_ms| early_ms.max(old_ms));
         let (mut seen, mut forgotten) = (0_usize, 0);
         let mut from: Option<Mark> = None;
         loop {
@@ -165,24 +173,26 @@ impl Housekeeper {
             tokio::task::yield_now().await;
         }
         let in_vain = 1.0 - forgotten as f64 / seen.max(1) as f64;
-        let mut for_nothing = began
+        let for_nothing = began
             .elapsed()
             .mul_f64(if seen == 0 { 0.0 } else { in_vain });
         if forgotten > 0 {
             tracing::debug!(forgotten, seen, "old events are forgotten");
         }
-        let began = Instant::now();
-        let usage = self.store.usage().await?;
-        for_nothing += began.elapsed();
-        self.bound(&usage, free, clock_ms);
-        // What is kept for seconds is not looked at every ten.
+        self.bound(&self.store.usage().await?, clock_ms);
+        // What is kept for seconds is not looked at every ten; nor is a store that has to become smaller.
         let keep_ms = self.settings.keep_ms.min(self.settings.dead_keep_ms);
-        let rest = REST.min(Duration::from_millis(keep_ms as u64 / 2));
+        let rest = match self.early_ms {
+            Some(_) => REST / 10,
+            None => REST,
+        };
+        let rest = rest.min(Duration::from_millis(keep_ms as u64 / 2));
         Ok(rest + for_nothing.mul_f64(REST_FACTOR))
     }
 
     /// Compares what the store takes with what it may.
-    fn bound(&mut self, usage: &Usage, free: u64, clock_ms: i64) {
+    fn bound(&mut self, usage: &Usage, clock_ms: i64) {
+        let free = free_bytes(&self.settings.path);
         let most = bytes_max(usage, free, &self.settings);
         let early_ms = early(usage, most, self.early_ms, clock_ms);
         if early_ms.is_some() && self.early_ms.is_none() {
@@ -193,7 +203,8 @@ impl Housekeeper {
             );
         }
         self.early_ms = early_ms;
-        self.over_full = usage.live_bytes > most;
+        let over_full = usage.live_bytes > most;
+        self.watermark.over_full.store(over_full, Ordering::Relaxed);
     }
 
     /// Purges dead letters and drops held events that have waited too long for somebody.
@@ -231,6 +242,13 @@ impl Housekeeper {
             tracing::info!(dropped, "old held events are dropped");
         }
         Ok(())
+    }
+}
+
+async fn pause(time: Duration, cancel: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = cancel.cancelled() => {}
     }
 }
 

@@ -445,17 +445,23 @@ impl Shared {
     fn tenants(&self, kind: u8) -> Result<Vec<Name>, Error> {
         let mut tenants = Vec::new();
         let mut from = vec![kind];
-        while let Some(row) = self
-            .range(Bound::Included(from), vec![kind + 1])
-            .next()
-            .transpose()?
-        {
-            let tenant =
-                keys::tenant(&row.0).ok_or_else(|| self.bad_row(&row.0, "no tenant in its key"))?;
+        while let Some(tenant) = self.next_tenant(kind, from)? {
             from = keys::after_tenant(kind, &tenant);
             tenants.push(tenant);
         }
         Ok(tenants)
+    }
+
+    /// The first tenant that has rows of a kind from a key on.
+    fn next_tenant(&self, kind: u8, from: Vec<u8>) -> Result<Option<Name>, Error> {
+        let mut rows = self.range(Bound::Included(from), vec![kind + 1]);
+        let Some((key, _)) = rows.next().transpose()? else {
+            return Ok(None);
+        };
+        let tenant = keys::tenant(&key);
+        tenant
+            .map(Some)
+            .ok_or_else(|| self.bad_row(&key, "no tenant in its key"))
     }
 
     /// An id does not say whose event it is, so every tenant's log is asked. This is for a person

@@ -14,8 +14,8 @@ use sled::IVec;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
-/// How many events one step of a sweep looks at: a few thousand rows, which one flush takes with it.
-const STEP_EVENTS: usize = 256;
+/// How many events one step of a sweep looks at: some hundred rows, which one flush takes with it.
+const STEP_EVENTS: usize = 128;
 
 /// As much of a row of decisions as a sweep wants.
 #[derive(Default, Deserialize)]
@@ -69,17 +69,17 @@ impl Shared {
     /// Looks at the next events that came in before this moment.
     fn over(&self, before_ms: i64, from: Option<Mark>) -> Result<Over, Error> {
         let mut over = Over::default();
-        for tenant in self.tenants(keys::EVENT)? {
-            let after = match &from {
-                Some(mark) if tenant < mark.tenant => continue,
-                Some(mark) if tenant == mark.tenant => Some(mark.event),
-                _ => None,
-            };
+        let mut place = match &from {
+            Some(mark) => keys::of_tenant(keys::EVENT, &mark.tenant),
+            None => vec![keys::EVENT],
+        };
+        while let Some(tenant) = self.next_tenant(keys::EVENT, place)? {
+            place = keys::after_tenant(keys::EVENT, &tenant);
             let Some(last) = self.cursor(&tenant)? else {
                 continue;
             };
-            let begin = match after {
-                Some(after) => Bound::Excluded(keys::event(&tenant, after)),
+            let begin = match from.as_ref().filter(|mark| mark.tenant == tenant) {
+                Some(mark) => Bound::Excluded(keys::event(&tenant, mark.event)),
                 None => Bound::Included(keys::of_tenant(keys::EVENT, &tenant)),
             };
             for row in self.range(begin, keys::after_tenant(keys::EVENT, &tenant)) {
