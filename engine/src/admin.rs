@@ -1,12 +1,22 @@
-//! The operator's calls: held events, dead letters, an event's story, a channel's test; and the two
-//! probes.
+//! Operators' and tenants' calls: tokens, modules, rules, held events, dead letters, an event's story, a
+//! channel's test; and the two probes.
 //!
-//! `/v1` stands behind the operator token, compared in constant time. `/healthz` says that the
-//! process answers, `/readyz` that it can store.
+//! `/v1` stands behind a token, compared in constant time: the operator's, or one that was made here. A
+//! tenant's token sees its own tenant alone; what is another's is answered like what is not there.
+//! `/healthz` says that the process answers, `/readyz` that it can store.
 
 mod dead;
+mod modules;
+mod rules;
+mod tokens;
 
 pub use dead::{Page, Purged};
+pub use modules::{ModuleDeleted, ModuleView};
+pub use rules::{
+    AuditView, CanaryView, NewVersionBody, OnError, RoleWord, RuleDeleted, RuleView, ShadowView,
+    StageBody, VersionBody, VersionView,
+};
+pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
 
 use crate::channel::{Failure, Outgoing};
 use crate::clock::now_ms;
@@ -17,23 +27,24 @@ use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
 use crate::pipeline::{Pipeline, ReleaseError};
 use crate::problem::Problem;
+use crate::registry::{self, Caller, Registry, Scope};
 use crate::secret::Secret;
 use crate::store::{
     self, About, Acknowledgement, Attempt, DecisionRecord, Delivery, Held, Line, Outcome,
     State as DeliveryState, Store, StoredEvent, Then,
 };
 use crate::timing::Suppressed;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use hooksieve_sdk::wire::{Event, Message, Payload, SkipIndex, Timing};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the operator's calls need.
 pub struct Admin {
@@ -43,7 +54,10 @@ pub struct Admin {
     pub outgoing: Arc<Outgoing>,
     pub switches: Arc<Switches>,
     pub watermark: Arc<Watermark>,
+    pub registry: Arc<Registry>,
     pub token: Secret,
+    pub module_bytes_max: usize,
+    pub request_timeout: Duration,
 }
 
 type Shared = State<Arc<Admin>>;
@@ -64,6 +78,9 @@ impl Admin {
             )
             .route("/v1/held/{tenant}/{event}/{rule}/release", post(release))
             .merge(dead::router())
+            .merge(modules::router())
+            .merge(rules::router())
+            .merge(tokens::router())
             .route("/v1/deliveries/{id}", get(delivery))
             .route("/v1/deliveries/{id}/acknowledge", post(acknowledge))
             .route("/v1/channels/{tenant}/{channel}/test", post(test))
@@ -79,27 +96,79 @@ impl Admin {
 
 async fn authorised(
     State(admin): Shared,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let given = bearer(request.headers());
-    if given.is_some_and(|given| same(given, admin.token.expose())) {
-        return Ok(next.run(request).await);
-    }
-    Err(Problem::new(
-        StatusCode::UNAUTHORIZED,
-        "not-authorised",
-        "Not authorised",
-        "send the operator token as `Authorization: Bearer TOKEN`",
-    ))
+    let caller = given.and_then(|given| {
+        if same(given, admin.token.expose()) {
+            return Some(Caller::root());
+        }
+        admin.registry.caller(given)
+    });
+    let Some(caller) = caller else {
+        return Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "not-authorised",
+            "Not authorised",
+            "send a token that is good as `Authorization: Bearer TOKEN`",
+        ));
+    };
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
 }
+
+impl Caller {
+    /// Whether it may do what needs this scope with this tenant's things. Another tenant's are not
+    /// there.
+    fn may(&self, scope: Scope, tenant: &Name) -> Result<(), Problem> {
+        if self.tenant.as_ref().is_some_and(|own| own != tenant) {
+            return Err(not_found("tenant", tenant.as_str()));
+        }
+        self.has(scope)
+    }
+
+    fn has(&self, scope: Scope) -> Result<(), Problem> {
+        if self.scope >= scope {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "not-allowed",
+            "Not allowed",
+            format!(
+                "this call needs the scope {scope}, and the token has {}",
+                self.scope
+            ),
+        ))
+    }
+
+    /// The tenant that a list is of: its own, or whichever an operator asks for.
+    fn listed(&self, asked: Option<Name>) -> Result<Option<Name>, Problem> {
+        match (&self.tenant, asked) {
+            (Some(own), Some(asked)) if *own != asked => Err(not_found("tenant", asked.as_str())),
+            (Some(own), _) => Ok(Some(own.clone())),
+            (None, asked) => Ok(asked),
+        }
+    }
+
+    /// Whether a thing of this tenant is there for it; `what` and `id` are what was asked for.
+    fn sees(&self, tenant: &Name, what: &str, id: &str) -> Result<(), Problem> {
+        match &self.tenant {
+            Some(own) if own != tenant => Err(not_found(what, id)),
+            _ => Ok(()),
+        }
+    }
+}
+
+type Who = Extension<Caller>;
 
 async fn unknown() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "unknown-path",
         "Unknown path",
-        "there is nothing here; events go to /in/{tenant}/{source}, operators' calls to /v1",
+        "there is nothing here; events go to /in/{tenant}/{source}, calls to /v1",
     )
 }
 
@@ -110,6 +179,46 @@ async fn wrong_method() -> Problem {
         "Wrong method",
         "this path is there, and takes another method; events are sent by POST",
     )
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejected: JsonRejection) -> Self {
+        Problem::new(
+            rejected.status(),
+            "invalid-body",
+            "Invalid body",
+            rejected.body_text(),
+        )
+    }
+}
+
+impl From<registry::Error> for Problem {
+    fn from(error: registry::Error) -> Self {
+        use registry::Error;
+        let detail = error.to_string();
+        let (status, kind, title) = match error {
+            Error::Store(error) => return store_problem(error),
+            Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "Invalid"),
+            Error::Refused(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "module-refused",
+                "Module refused",
+            ),
+            Error::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Conflict"),
+            Error::Revision { .. } => (
+                StatusCode::PRECONDITION_FAILED,
+                "changed-meanwhile",
+                "Changed meanwhile",
+            ),
+            Error::Quota { .. } => (StatusCode::FORBIDDEN, "quota", "Limit reached"),
+            Error::Busy(_) => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Problem::new(status, "busy", "Not now", detail).retry_after(2);
+            }
+        };
+        Problem::new(status, kind, title, detail)
+    }
 }
 
 impl From<QueryRejection> for Problem {
@@ -162,6 +271,9 @@ pub struct EventView {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DecisionView {
     pub rule: Name,
+    /// Which of its rule's versions decided, where the rule has versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// `dropped`, `notified`, or `failed`.
     pub outcome: String,
     pub reason: Option<String>,
@@ -251,6 +363,7 @@ struct StoryQuery {
 
 async fn story(
     State(admin): Shared,
+    Extension(caller): Who,
     Path(id): Path<String>,
     query: Result<Query<StoryQuery>, QueryRejection>,
 ) -> Answer<StoryView> {
@@ -258,6 +371,7 @@ async fn story(
     let id = parse::<EventId>(&id, "event")?;
     let story = admin.store.story(id).await.map_err(store_problem)?;
     let story = story.ok_or_else(|| not_found("event", &id.to_string()))?;
+    caller.sees(&story.event.tenant, "event", &id.to_string())?;
     Ok(Json(StoryView {
         event: event_view(&story.event, query.data),
         decided: story.decided,
@@ -286,9 +400,14 @@ impl ListQuery {
     }
 }
 
-async fn held(State(admin): Shared, query: ListOrNot) -> Answer<Vec<HeldView>> {
+async fn held(
+    State(admin): Shared,
+    Extension(caller): Who,
+    query: ListOrNot,
+) -> Answer<Vec<HeldView>> {
     let Query(query) = query?;
-    let held = admin.store.held(query.tenant()?.as_ref(), LIST_MAX).await;
+    let tenant = caller.listed(query.tenant()?)?;
+    let held = admin.store.held(tenant.as_ref(), LIST_MAX).await;
     Ok(Json(
         held.map_err(store_problem)?.iter().map(held_view).collect(),
     ))
@@ -310,8 +429,13 @@ fn held_path(Path((tenant, event, rule)): HeldPath) -> Result<(Name, EventId, Na
     ))
 }
 
-async fn held_one(State(admin): Shared, path: HeldPath) -> Answer<HeldStory> {
+async fn held_one(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: HeldPath,
+) -> Answer<HeldStory> {
     let (tenant, event, rule) = held_path(path)?;
+    caller.may(Scope::ReadOnly, &tenant)?;
     let (held, event) = find_held(&admin, &tenant, event, &rule).await?;
     Ok(Json(HeldStory {
         held: held_view(&held),
@@ -336,8 +460,13 @@ async fn find_held(
     found.ok_or_else(|| not_found("held event", &event.to_string()))
 }
 
-async fn release(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
+async fn release(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: HeldPath,
+) -> Answer<DecisionView> {
     let (tenant, event, rule) = held_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
     match admin.pipeline.release(&tenant, event, &rule).await {
         Ok(decision) => Ok(Json(decision_view(&decision))),
         Err(ReleaseError::NotHeld) => Err(not_found("held event", &event.to_string())),
@@ -351,8 +480,13 @@ async fn release(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
     }
 }
 
-async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView> {
+async fn drop_held(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: HeldPath,
+) -> Answer<DecisionView> {
     let (tenant, event, rule) = held_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
     match admin.pipeline.drop_held(&tenant, event, &rule).await {
         Ok(decision) => Ok(Json(decision_view(&decision))),
         Err(ReleaseError::Store(error)) => Err(store_problem(error)),
@@ -360,10 +494,15 @@ async fn drop_held(State(admin): Shared, path: HeldPath) -> Answer<DecisionView>
     }
 }
 
-async fn delivery(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
+async fn delivery(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Answer<DeliveryView> {
     let id = parse::<DeliveryId>(&id, "delivery")?;
     let delivery = admin.store.delivery(id).await.map_err(store_problem)?;
     let delivery = delivery.ok_or_else(|| not_found("delivery", &id.to_string()))?;
+    caller.sees(&delivery.tenant, "delivery", &id.to_string())?;
     Ok(Json(delivery_view(&delivery, true)))
 }
 
@@ -372,8 +511,26 @@ pub struct AcknowledgementView {
     pub outcome: Acknowledgement,
 }
 
-async fn acknowledge(State(admin): Shared, Path(id): Path<String>) -> Answer<AcknowledgementView> {
+/// A delivery that the caller may change.
+async fn own_delivery(
+    admin: &Admin,
+    caller: &Caller,
+    id: DeliveryId,
+    what: &str,
+) -> Result<(), Problem> {
+    let found = admin.store.delivery(id).await.map_err(store_problem)?;
+    let found = found.ok_or_else(|| not_found(what, &id.to_string()))?;
+    caller.sees(&found.tenant, what, &id.to_string())?;
+    caller.has(Scope::Author)
+}
+
+async fn acknowledge(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Answer<AcknowledgementView> {
     let id = parse::<DeliveryId>(&id, "delivery")?;
+    own_delivery(&admin, &caller, id, "delivery that escalates").await?;
     let done = admin.store.acknowledge(id, now_ms()).await;
     let outcome = done.map_err(store_problem)?;
     if outcome == Acknowledgement::Nothing {
@@ -398,7 +555,6 @@ pub struct TestView {
     pub duration_ms: u64,
 }
 
-/// Sends one real message. It is an attempt of no event, so nothing of it is stored or tried again.
 /// A channel that was enabled.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct EnabledView {
@@ -408,12 +564,14 @@ pub struct EnabledView {
 
 async fn enable(
     State(admin): Shared,
+    Extension(caller): Who,
     Path((tenant, channel)): Path<(String, String)>,
 ) -> Answer<EnabledView> {
     let line = Line {
         tenant: parse::<Name>(&tenant, "tenant")?,
         channel: parse::<Name>(&channel, "channel")?,
     };
+    caller.may(Scope::TenantAdmin, &line.tenant)?;
     let key = (line.tenant.clone(), line.channel.clone());
     if !admin.channels.contains_key(&key) {
         return Err(not_found("channel", &format!("{channel} of {tenant}")));
@@ -423,14 +581,17 @@ async fn enable(
     Ok(Json(EnabledView { was_disabled }))
 }
 
+/// Sends one real message. It is an attempt of no event, so nothing of it is stored or tried again.
 async fn test(
     State(admin): Shared,
+    Extension(caller): Who,
     Path((tenant, channel)): Path<(String, String)>,
 ) -> Answer<TestView> {
     let key = (
         parse::<Name>(&tenant, "tenant")?,
         parse::<Name>(&channel, "channel")?,
     );
+    caller.may(Scope::TenantAdmin, &key.0)?;
     let Some(found) = admin.channels.get(&key) else {
         let (tenant, channel) = key;
         return Err(not_found("channel", &format!("{channel} of {tenant}")));
@@ -522,7 +683,7 @@ fn not_found(what: &str, id: &str) -> Problem {
 }
 
 fn store_problem(error: store::Error) -> Problem {
-    tracing::error!(%error, "an operator's call failed");
+    tracing::error!(%error, "a call failed");
     let detail = error.to_string();
     Problem::new(
         StatusCode::SERVICE_UNAVAILABLE,
@@ -570,6 +731,7 @@ fn decision_view(decision: &DecisionRecord) -> DecisionView {
     };
     DecisionView {
         rule: decision.rule.clone(),
+        version: decision.version,
         outcome: outcome.to_owned(),
         reason,
         error,

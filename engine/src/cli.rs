@@ -8,11 +8,14 @@ mod dead;
 mod demo;
 mod explain;
 mod held;
+mod login;
 mod policies;
 mod replay;
+mod rules;
 mod serve;
 mod store;
 mod style;
+mod tokens;
 
 use clap::{Parser, Subcommand};
 use hooksieve::config::read::Problem;
@@ -45,6 +48,18 @@ enum Command {
     Check(check::Args),
     /// List the ready-made rules, or write them to files
     Policies(policies::Args),
+    /// Keep an engine's address and a token for it, so that other commands find them
+    Login(login::Args),
+    /// Upload a module as a new version of a rule
+    Push(rules::Push),
+    /// Make a version of a rule live: the one named, or its canary or shadow
+    Promote(rules::Promote),
+    /// Make the version live that was before
+    Rollback(rules::Rollback),
+    /// Look at rules, their versions and changes; end a shadow or canary; delete a rule
+    Rules(rules::Args),
+    /// Make, list and revoke access tokens
+    Tokens(tokens::Args),
     /// Look at events that a rule failed on, and release or drop them
     Held(held::Args),
     /// Look at deliveries that were given up
@@ -107,6 +122,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Replay(args) => replay::run(args),
         Command::Check(args) => check::run(args),
         Command::Policies(args) => policies::run(args),
+        Command::Login(args) => login::run(args),
+        Command::Push(args) => rules::push(args),
+        Command::Promote(args) => rules::promote(args),
+        Command::Rollback(args) => rules::roll_back(args),
+        Command::Rules(args) => rules::run(args),
+        Command::Tokens(args) => tokens::run(args),
         Command::Held(args) => held::run(args),
         Command::Dead(args) => dead::run(args),
         Command::Store(args) => store::run(args),

@@ -27,6 +27,7 @@ pub struct Config {
     pub store: Store,
     pub decide: Decide,
     pub compile: CompileLimits,
+    pub uploads: Uploads,
     pub limits: Limits,
     pub dispatch: Dispatch,
     pub egress: Egress,
@@ -83,6 +84,15 @@ pub struct Decide {
     pub batch_max: usize,
     pub instances_max: usize,
     pub instances_bytes_max: usize,
+}
+
+/// What a tenant may set up over HTTP.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Uploads {
+    pub rules_max: usize,
+    pub versions_max: usize,
+    pub modules_bytes_max: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -379,7 +389,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 36] = [
+const RANGES: [(&str, &str, i64, i64); 39] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -400,6 +410,9 @@ const RANGES: [(&str, &str, i64, i64); 36] = [
     ("compile", "cpu_s", 1, 3_600),
     ("compile", "memory_bytes", 256 << 20, 1 << 40),
     ("compile", "wall_clock_ms", 100, 3_600_000),
+    ("uploads", "rules_max", 0, 1_000_000),
+    ("uploads", "versions_max", 2, 10_000),
+    ("uploads", "modules_bytes_max", 0, 1 << 40),
     ("limits", "fuel", 1_000, 1 << 40),
     ("limits", "init_fuel", 1_000, 1 << 40),
     ("limits", "wall_clock_ms", 10, 600_000),

@@ -99,7 +99,8 @@ async fn take(
             "there is no such tenant and source; the path is /in/{tenant}/{source}, with the names in the tenant's file",
         ));
     };
-    let body = ingest.read(&headers, body).await?;
+    let limit = ("body_bytes_max", ingest.body_bytes_max);
+    let body = read(&headers, body, limit, ingest.request_timeout).await?;
     let incoming = source.verify.read(&headers, &body).map_err(rejected)?;
     let received_ms = now_ms();
     let appended = ingest.log.append(NewEvent {
@@ -132,55 +133,57 @@ pub fn time(ms: i64) -> String {
     moment.to_string()
 }
 
-impl Ingest {
-    async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Problem> {
-        let too_large = || {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body-too-large",
-                "Body too large",
-                format!(
-                    "the body is larger than {} bytes, the limit of this server (body_bytes_max)",
-                    self.body_bytes_max
-                ),
-            )
-        };
-        let announced = headers
-            .get("content-length")
-            .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > self.body_bytes_max as u64) {
-            return Err(too_large());
+/// The body of a request, within its size and time; the limit is named by its setting.
+pub(crate) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    (setting, bytes_max): (&str, usize),
+    timeout: Duration,
+) -> Result<Vec<u8>, Problem> {
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body-too-large",
+            "Body too large",
+            format!(
+                "the body is larger than {bytes_max} bytes, the limit of this server ({setting})"
+            ),
+        )
+    };
+    let announced = headers
+        .get("content-length")
+        .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(timeout, to_bytes(body, bytes_max)).await {
+        Ok(Ok(bytes)) => Ok(bytes.into()),
+        Ok(Err(error)) => {
+            // axum wraps the cause, which is either the cap or the sender's connection.
+            let capped = std::error::Error::source(&error)
+                .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
+            if capped {
+                return Err(too_large());
+            }
+            let detail = "the body ended before it was complete; send it again";
+            Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "body-incomplete",
+                "Incomplete body",
+                detail,
+            ))
         }
-        match tokio::time::timeout(self.request_timeout, to_bytes(body, self.body_bytes_max)).await
-        {
-            Ok(Ok(bytes)) => Ok(bytes.into()),
-            Ok(Err(error)) => {
-                // axum wraps the cause, which is either the cap or the sender's connection.
-                let capped = std::error::Error::source(&error)
-                    .is_some_and(|cause| cause.is::<http_body_util::LengthLimitError>());
-                if capped {
-                    return Err(too_large());
-                }
-                let detail = "the body ended before it was complete; send it again";
-                Err(Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    "body-incomplete",
-                    "Incomplete body",
-                    detail,
-                ))
-            }
-            Err(_) => {
-                let detail = format!(
-                    "the body did not arrive within {} ms; send it again",
-                    self.request_timeout.as_millis()
-                );
-                Err(Problem::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "body-timeout",
-                    "Request timeout",
-                    detail,
-                ))
-            }
+        Err(_) => {
+            let detail = format!(
+                "the body did not arrive within {} ms; send it again",
+                timeout.as_millis()
+            );
+            Err(Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body-timeout",
+                "Request timeout",
+                detail,
+            ))
         }
     }
 }

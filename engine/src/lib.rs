@@ -23,7 +23,8 @@
 //! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
 //! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
-//! | [`admin`] | the operator's calls over HTTP |
+//! | [`registry`] | access tokens, uploaded modules, rules as histories of versions |
+//! | [`admin`] | operators' and tenants' calls over HTTP |
 //! | [`replay`] | recorded events, read as the engine would have stored them |
 //! | [`serve`] | all of it wired together |
 //!
@@ -52,6 +53,7 @@ pub mod id;
 pub mod ingest;
 pub mod pipeline;
 mod problem;
+pub mod registry;
 pub mod replay;
 pub mod sandbox;
 pub mod secret;

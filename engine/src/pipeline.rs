@@ -7,14 +7,17 @@
 //! Architecture invariant: nothing here delivers. A decision takes effect by being committed.
 
 mod validate;
+mod versions;
 mod workers;
 
 pub use validate::{Invalid, MESSAGE_LIMITS};
+pub(crate) use versions::{Asked, Canary, Shadow};
+pub use versions::{Difference, Share, Short, Tally};
 pub use workers::Workers;
 
 use crate::channel::Channel;
 use crate::clock::now_ms;
-use crate::id::{DeliveryId, EventId, Name};
+use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::ingest::time;
 use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
 use crate::store::{
@@ -24,29 +27,35 @@ use crate::tenant::{Pattern, Rule, Tenant};
 use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex, Timing};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The rules of one tenant, compiled, with what their decisions may name.
+#[derive(Clone)]
 pub struct Rules {
     pub tenant: Name,
-    rules: Vec<ActiveRule>,
+    rules: Vec<Asked>,
     /// `None` lets every channel pass: a rule that is tried without a tenant.
-    channels: Option<BTreeMap<Name, Arc<Channel>>>,
+    channels: Option<Arc<BTreeMap<Name, Arc<Channel>>>>,
     default_channel: Option<Name>,
 }
 
-/// A rule that is compiled and has taken its configuration.
+/// A version of a rule that is compiled and has taken its configuration.
 pub struct ActiveRule {
     pub name: Name,
+    /// Its number, where the rule has versions.
+    pub version: Option<u32>,
     events: Vec<Pattern>,
     sources: Vec<Name>,
     allowed_channels: Vec<Name>,
     on_error: Then,
-    pub program: Program,
+    module: Hash,
+    config: Hash,
+    /// Why not, where a version that was in use cannot be used any more: its events are failed on.
+    pub program: Result<Program, Unusable>,
 }
 
 /// Why a rule has no valid decision for an event.
@@ -56,6 +65,8 @@ pub enum Failure {
     Sandbox(#[from] sandbox::Error),
     #[error("its decision is not valid: {0}")]
     Invalid(#[from] Invalid),
+    #[error("its module cannot be used any more: {0}")]
+    Unusable(Unusable),
 }
 
 impl Failure {
@@ -64,12 +75,13 @@ impl Failure {
         match self {
             Failure::Sandbox(error) => error.kind(),
             Failure::Invalid(_) => "decision",
+            Failure::Unusable(_) => "unusable",
         }
     }
 }
 
 /// Why a rule cannot be put to work.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     #[error("{0}; {fix}", fix = .0.fix())]
     Refused(#[from] Refused),
@@ -82,17 +94,40 @@ impl ActiveRule {
     pub fn alone(name: Name, program: Program) -> Self {
         Self {
             name,
+            version: None,
             events: Vec::new(),
             sources: Vec::new(),
             allowed_channels: Vec::new(),
             on_error: Then::Held,
+            module: program.module().hash(),
+            config: program.config_hash(),
+            program: Ok(program),
+        }
+    }
+
+    /// A version of a rule with what came of its module.
+    pub(crate) fn new(
+        rule: &Rule,
+        version: Option<u32>,
+        program: Result<Program, Unusable>,
+    ) -> Self {
+        Self {
+            name: rule.name.clone(),
+            version,
+            events: rule.events.clone(),
+            sources: rule.sources.clone(),
+            allowed_channels: rule.channels.clone(),
+            on_error: rule.on_error,
+            module: Hash::of(&rule.wasm),
+            config: Hash::of(&rule.config),
             program,
         }
     }
 
-    fn sees(&self, source: &Name, kind: &str) -> bool {
-        let subscribed = self.events.is_empty() || self.events.iter().any(|p| p.matches(kind));
-        subscribed && (self.sources.is_empty() || self.sources.contains(source))
+    fn sees(&self, event: &StoredEvent) -> bool {
+        let subscribed =
+            self.events.is_empty() || self.events.iter().any(|it| it.matches(&event.kind));
+        subscribed && (self.sources.is_empty() || self.sources.contains(&event.source))
     }
 }
 
@@ -116,30 +151,44 @@ impl Rules {
                     place: rule.place.clone(),
                     message: format!("rule `{}`: {error}", rule.name),
                 })?;
-                rules.push(ActiveRule {
-                    name: rule.name.clone(),
-                    events: rule.events.clone(),
-                    sources: rule.sources.clone(),
-                    allowed_channels: rule.channels.clone(),
-                    on_error: rule.on_error,
-                    program,
-                });
+                rules.push(Asked::of_file(ActiveRule::new(rule, None, Ok(program))));
             }
             all.push(Self {
                 tenant: tenant.name.clone(),
                 rules,
-                channels: Some(tenant.channels.clone()),
+                channels: Some(Arc::new(tenant.channels.clone())),
                 default_channel: tenant.default_channel.clone(),
             });
         }
         Ok(all)
     }
 
+    /// These, and after them others of the same tenant.
+    #[must_use]
+    pub(crate) fn with(&self, others: impl IntoIterator<Item = Asked>) -> Self {
+        let mut all = self.clone();
+        all.rules.extend(others);
+        all
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
+        self.rules.iter().map(|rule| &rule.name)
+    }
+
+    /// What their decisions may name.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &Name> {
+        self.channels.iter().flat_map(|channels| channels.keys())
+    }
+
+    pub(crate) fn has_default_channel(&self) -> bool {
+        self.default_channel.is_some()
+    }
+
     /// One rule without a tenant's channels: for replay.
     pub fn one(tenant: Name, rule: ActiveRule) -> Self {
         Self {
             tenant,
-            rules: vec![rule],
+            rules: vec![Asked::of_file(rule)],
             channels: None,
             default_channel: None,
         }
@@ -148,11 +197,35 @@ impl Rules {
     /// Asks every rule that subscribed. Blocks while they run.
     pub fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Commit {
         let mut commit = empty(event);
-        for rule in self.subscribed(event) {
-            let (run, outcome) = self.ask(rule, event, instances);
-            self.add(&mut commit, event, rule, &run, outcome, now_ms);
+        for asked in &self.rules {
+            let decided = asked.version_for(event).map(|rule| {
+                let (run, outcome) = self.ask(rule, event, instances);
+                (rule, run, outcome)
+            });
+            if let Some(shadow) = &asked.shadow {
+                let live = decided.as_ref().map(|(_, _, outcome)| outcome);
+                self.compare(shadow, live, event, instances);
+            }
+            if let Some((rule, run, outcome)) = decided {
+                self.add(&mut commit, event, rule, &run, outcome, now_ms);
+            }
         }
         commit
+    }
+
+    /// Asks a version that has no effect, and notes whether it would have decided otherwise.
+    fn compare(
+        &self,
+        shadow: &Shadow,
+        live: Option<&Result<Decision, Failure>>,
+        event: &StoredEvent,
+        instances: &mut Instances,
+    ) {
+        let own = shadow.rule.sees(event).then(|| {
+            let (_, outcome) = self.ask(&shadow.rule, event, instances);
+            outcome
+        });
+        shadow.tally.note(event.id, live, own.as_ref());
     }
 
     /// What an event comes to on which the engine itself panicked: every rule counts as failed.
@@ -174,8 +247,8 @@ impl Rules {
     }
 
     fn subscribed(&self, event: &StoredEvent) -> impl Iterator<Item = &ActiveRule> {
-        let sees = |rule: &&ActiveRule| rule.sees(&event.source, &event.kind);
-        self.rules.iter().filter(sees)
+        let versions = self.rules.iter();
+        versions.filter_map(|rule| rule.version_for(event))
     }
 
     /// Asks one rule again, for an event it was held for. `None` when there is no such rule (any
@@ -187,7 +260,9 @@ impl Rules {
         now_ms: i64,
         instances: &mut Instances,
     ) -> Option<Commit> {
-        let rule = self.rules.iter().find(|rule| rule.name == *name)?;
+        let asked = self.rules.iter().find(|rule| rule.name == *name)?;
+        // Whatever it subscribes to by now: the event is held for it.
+        let rule = asked.chosen(event)?;
         let mut commit = empty(event);
         let (run, outcome) = self.ask(rule, event, instances);
         self.add(&mut commit, event, rule, &run, outcome, now_ms);
@@ -201,12 +276,16 @@ impl Rules {
         event: &StoredEvent,
         instances: &mut Instances,
     ) -> (Run, Result<Decision, Failure>) {
-        let mut run = instances.run(&rule.program, &event.encoded, &event.index);
+        let program = match &rule.program {
+            Ok(program) => program,
+            Err(error) => return (Run::default(), Err(Failure::Unusable(error.clone()))),
+        };
+        let mut run = instances.run(program, &event.encoded, &event.index);
         let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
         let outcome = outcome.map_err(Failure::from).and_then(|decision| {
             let tenant = validate::Known {
                 allowed: &rule.allowed_channels,
-                channels: self.channels.as_ref(),
+                channels: self.channels.as_deref(),
             };
             validate::decision(&decision, &tenant, event.received_ms)?;
             Ok(decision)
@@ -216,7 +295,7 @@ impl Rules {
 
     /// Runs the only rule of a replay, as if the event were decided when it came in.
     pub fn replay(&self, event: &StoredEvent, instances: &mut Instances) -> Option<(Run, Commit)> {
-        let rule = self.rules.first()?;
+        let rule = self.rules.first()?.version_for(event)?;
         let (run, outcome) = self.ask(rule, event, instances);
         let mut commit = empty(event);
         self.add(&mut commit, event, rule, &run, outcome, event.received_ms);
@@ -306,8 +385,9 @@ impl Rules {
         commit.decisions.push(DecisionRecord {
             event: event.id,
             rule: rule.name.clone(),
-            module: rule.program.module().hash(),
-            config: rule.program.config_hash(),
+            version: rule.version,
+            module: rule.module,
+            config: rule.config,
             outcome,
             fuel: run.fuel,
             memory_bytes: run.memory_bytes,
@@ -319,7 +399,7 @@ impl Rules {
 }
 
 /// The programs of these rules, in their order.
-fn programs(rules: &[&Rule], sandbox: &Sandbox) -> Vec<Result<Program, Unusable>> {
+pub(crate) fn programs(rules: &[&Rule], sandbox: &Sandbox) -> Vec<Result<Program, Unusable>> {
     let modules: Mutex<HashMap<crate::id::Hash, Arc<Compiled>>> = Mutex::default();
     let next = AtomicUsize::new(0);
     let work = || {
@@ -413,7 +493,9 @@ fn passed_on(event: &StoredEvent, about: &About, rule: &ActiveRule, error: &str)
 pub struct Pipeline {
     store: Arc<dyn Store>,
     workers: Arc<Workers>,
-    rules: HashMap<Name, Arc<Rules>>,
+    /// What each tenant's events are asked of. Whoever changes it puts a whole set in place of another,
+    /// so that every event is decided by one.
+    rules: RwLock<HashMap<Name, Arc<Rules>>>,
     wakes: Mutex<HashMap<Name, Arc<Notify>>>,
     batch_max: usize,
 }
@@ -431,10 +513,22 @@ impl Pipeline {
         Self {
             store,
             workers,
-            rules: rules.collect(),
+            rules: RwLock::new(rules.collect()),
             wakes: Mutex::default(),
             batch_max,
         }
+    }
+
+    /// What a tenant's events are asked of now.
+    pub fn rules(&self, tenant: &Name) -> Option<Arc<Rules>> {
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+        rules.get(tenant).cloned()
+    }
+
+    /// Asks these from now on. A batch that is being decided ends with those that it began with.
+    pub(crate) fn set_rules(&self, new: Rules) {
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        rules.insert(new.tenant.clone(), Arc::new(new));
     }
 
     /// Tells a tenant's lane that its backlog has grown.
@@ -453,7 +547,11 @@ impl Pipeline {
     /// Runs the lanes until cancelled; each ends between two batches.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
         let lanes = TaskTracker::new();
-        for tenant in self.rules.keys() {
+        let tenants: Vec<Name> = {
+            let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
+            rules.keys().cloned().collect()
+        };
+        for tenant in &tenants {
             let (pipeline, cancel) = (self.clone(), cancel.clone());
             let (tenant, wake) = (tenant.clone(), self.notify(tenant));
             lanes.spawn(async move {
@@ -485,14 +583,41 @@ impl Pipeline {
     }
 
     /// Decides and commits one batch of a tenant; returns how many events it held.
+    ///
+    /// A commit waits for the disk, so the batch is as large as the backlog allows: a disk that takes
+    /// longer makes larger batches and not fewer events in a second.
     async fn step(&self, tenant: &Name) -> Result<usize, crate::store::Error> {
-        let Some(rules) = self.rules.get(tenant) else {
-            return Ok(0);
-        };
-        let events = self.store.backlog(tenant, self.batch_max).await?;
-        if events.is_empty() {
-            return Ok(0);
+        let mut commits: Vec<Commit> = Vec::new();
+        let mut bytes = 0;
+        while commits.len() < self.batch_max && bytes < BATCH_BYTES_MAX {
+            let after = commits.last().map(|commit| commit.event);
+            let limit = QUEUED_MAX.min(self.batch_max - commits.len());
+            let events = self.store.backlog(tenant, after, limit).await?;
+            let all = events.len() < limit;
+            bytes += events.iter().map(|it| it.encoded.len()).sum::<usize>();
+            // Read after the backlog, so that a change holds for every event that comes in after it.
+            let Some(rules) = self.rules(tenant) else {
+                return Ok(0);
+            };
+            self.decide(tenant, &rules, events, &mut commits).await;
+            if all {
+                break;
+            }
         }
+        let count = commits.len();
+        if count > 0 {
+            self.store.commit(tenant, commits).await?;
+        }
+        Ok(count)
+    }
+
+    async fn decide(
+        &self,
+        tenant: &Name,
+        rules: &Arc<Rules>,
+        events: Vec<StoredEvent>,
+        commits: &mut Vec<Commit>,
+    ) {
         let jobs = events.into_iter().map(|event| {
             let (rules, event) = (rules.clone(), Arc::new(event));
             let asked = event.clone();
@@ -504,20 +629,15 @@ impl Pipeline {
             )
         });
         let jobs: Vec<_> = jobs.collect();
-        let mut commits = Vec::with_capacity(jobs.len());
         for (event, job) in jobs {
             // An event on which the engine itself breaks must not stop those behind it.
             let commit = job.await;
-            commits.push(commit.unwrap_or_else(|| rules.give_up(&event, now_ms())));
-        }
-        for commit in &commits {
+            let commit = commit.unwrap_or_else(|| rules.give_up(&event, now_ms()));
             for decision in &commit.decisions {
                 report(tenant, decision);
             }
+            commits.push(commit);
         }
-        let count = commits.len();
-        self.store.commit(tenant, commits).await?;
-        Ok(count)
     }
 
     /// Asks a rule again about an event it was held for, and commits what it decides. An event that
@@ -536,7 +656,7 @@ impl Pipeline {
             .event(event)
             .await?
             .ok_or(ReleaseError::NotHeld)?;
-        let rules = self.rules.get(tenant).ok_or(ReleaseError::NoRule)?.clone();
+        let rules = self.rules(tenant).ok_or(ReleaseError::NoRule)?;
         let name = rule.clone();
         let decided = self.workers.run(tenant, move |instances| {
             rules.decide_again(&name, &stored, now_ms(), instances)
@@ -605,6 +725,12 @@ pub enum ReleaseError {
     #[error(transparent)]
     Store(#[from] crate::store::Error),
 }
+
+/// How many of a tenant's events wait for the decide threads at once.
+const QUEUED_MAX: usize = 64;
+
+/// A batch takes no further events once those in it have this many bytes.
+const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// How long a lane waits after the store failed.
 const AFTER_ERROR: Duration = Duration::from_secs(1);

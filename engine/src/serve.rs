@@ -16,6 +16,7 @@ use crate::dispatch::{self, Dispatcher, Switches};
 use crate::housekeeping::{self, Housekeeper, Watermark};
 use crate::ingest::Ingest;
 use crate::pipeline::{Pipeline, Rules, Workers};
+use crate::registry::Registry;
 use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
@@ -124,7 +125,8 @@ impl Engine {
         }
 
         timeouts_within_lease(&tenants, config)?;
-        let rules = Rules::compile(&tenants, &sandbox(config)?)?;
+        let sandbox = sandbox(config)?;
+        let rules = Rules::compile(&tenants, &sandbox)?;
         let counts = (
             tenants.len(),
             tenants.iter().map(|tenant| tenant.rules.len()).sum(),
@@ -168,6 +170,14 @@ impl Engine {
             config.decide.batch_max,
         );
         let pipeline = Arc::new(pipeline);
+        let registry = Registry::open(
+            store.clone(),
+            pipeline.clone(),
+            sandbox,
+            config.uploads.clone(),
+            &tenants,
+        );
+        let registry = Arc::new(registry.await?);
         let wake: dispatch::Wake = {
             let pipeline = pipeline.clone();
             Arc::new(move |tenant: &Name| pipeline.wake(tenant))
@@ -188,7 +198,10 @@ impl Engine {
             outgoing: outgoing.clone(),
             switches: switches.clone(),
             watermark: watermark.clone(),
+            registry,
             token: token.clone(),
+            module_bytes_max: config.limits.module_bytes,
+            request_timeout: Duration::from_millis(config.server.request_timeout_ms),
         };
         let app = Router::new()
             .merge(ingest.router())

@@ -112,6 +112,9 @@ pub struct Appended {
 pub struct DecisionRecord {
     pub event: EventId,
     pub rule: Name,
+    /// Which of its rule's versions decided, where the rule has versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
     /// SHA-256 of the module.
     pub module: Hash,
     /// SHA-256 of the configuration as MessagePack.
@@ -557,8 +560,14 @@ pub trait EventLog: Send + Sync {
     /// Stores an event; returns when it is durable.
     async fn append(&self, event: NewEvent) -> Result<Appended, Error>;
 
-    /// The oldest events of a tenant that are not committed yet, in order.
-    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error>;
+    /// The oldest events of a tenant that are not committed yet, in order; of those after one, where one
+    /// is named.
+    async fn backlog(
+        &self,
+        tenant: &Name,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error>;
 
     /// Whether an append would be taken now, as far as can be told without one.
     async fn ready(&self) -> Result<(), Error>;
@@ -647,12 +656,28 @@ pub trait History: Send + Sync {
     async fn usage(&self) -> Result<Usage, Error>;
 }
 
+/// A change of records: each one's key with what it holds from now on, or `None` where it goes.
+pub type Changes = Vec<(String, Option<Vec<u8>>)>;
+
+/// What people set up while the engine runs, as small documents under keys. What they mean is the
+/// business of [`crate::registry`].
+#[async_trait]
+pub trait Records: Send + Sync {
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, Error>;
+
+    /// All whose keys begin so, in the order of their keys.
+    async fn records(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, Error>;
+
+    /// Makes all of these changes or none; returns when durable.
+    async fn set_records(&self, changes: Changes) -> Result<(), Error>;
+}
+
 /// When an id was given out: the first 48 bits of a UUIDv7.
 fn moment_ms(id: EventId) -> i64 {
     (id.0.as_u128() >> 80) as i64
 }
 
 /// All in one: what the engine runs on.
-pub trait Store: EventLog + Outbox + History {}
+pub trait Store: EventLog + Outbox + History + Records {}
 
-impl<T: EventLog + Outbox + History> Store for T {}
+impl<T: EventLog + Outbox + History + Records> Store for T {}

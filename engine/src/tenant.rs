@@ -5,7 +5,7 @@
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
 use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
-use crate::id::Name;
+use crate::id::{Hash, Name};
 use crate::ingest::verify::Verify;
 use crate::secret::Secret;
 use crate::store::Then;
@@ -60,6 +60,8 @@ pub struct Rule {
 pub enum ModuleRef {
     Policy(String),
     File(std::path::PathBuf),
+    /// Kept by the engine under its SHA-256.
+    Uploaded(Hash),
 }
 
 /// A subscription: `issues.opened` is that type alone; `issues` and `issues.*` are `issues` and all

@@ -20,3 +20,4 @@ mod smith;
 mod sql;
 mod stack;
 mod timing;
+mod uploads;

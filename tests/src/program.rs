@@ -67,6 +67,8 @@ pub(crate) fn command(args: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // Nor what somebody's own `login` has kept.
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 

@@ -1,15 +1,19 @@
 //! Calls about dead letters: list, redrive, purge.
 
-use super::{Admin, Answer, DeliveryView, Shared, delivery_view, not_found, parse, store_problem};
+use super::{
+    Admin, Answer, DeliveryView, Shared, Who, delivery_view, not_found, own_delivery, parse,
+    store_problem,
+};
 use crate::clock::now_ms;
 use crate::id::DeliveryId;
 use crate::problem::Problem;
+use crate::registry::Scope;
 use crate::store::Which;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -86,10 +90,16 @@ fn invalid(detail: String) -> Problem {
     )
 }
 
-async fn list(State(admin): Shared, query: WantedOrNot) -> Answer<Page<DeliveryView>> {
+async fn list(
+    State(admin): Shared,
+    Extension(caller): Who,
+    query: WantedOrNot,
+) -> Answer<Page<DeliveryView>> {
     let Query(wanted) = query?;
     let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
-    let page = admin.store.dead(&wanted.which()?, limit).await;
+    let mut which = wanted.which()?;
+    which.tenant = caller.listed(which.tenant)?;
+    let page = admin.store.dead(&which, limit).await;
     let page = page.map_err(store_problem)?;
     let items = page.deliveries.iter().map(|it| delivery_view(it, false));
     Ok(Json(Page {
@@ -98,8 +108,13 @@ async fn list(State(admin): Shared, query: WantedOrNot) -> Answer<Page<DeliveryV
     }))
 }
 
-async fn redrive(State(admin): Shared, Path(id): Path<String>) -> Answer<DeliveryView> {
+async fn redrive(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Answer<DeliveryView> {
     let id = parse::<DeliveryId>(&id, "delivery")?;
+    own_delivery(&admin, &caller, id, "dead letter").await?;
     let redriven = admin.store.redrive(id, now_ms()).await;
     let redriven = redriven.map_err(store_problem)?;
     let new = redriven.ok_or_else(|| not_found("dead letter", &id.to_string()))?;
@@ -107,8 +122,13 @@ async fn redrive(State(admin): Shared, Path(id): Path<String>) -> Answer<Deliver
     Ok(Json(delivery_view(&new, false)))
 }
 
-async fn purge(State(admin): Shared, Path(id): Path<String>) -> Answer<Purged> {
+async fn purge(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Answer<Purged> {
     let id = parse::<DeliveryId>(&id, "delivery")?;
+    own_delivery(&admin, &caller, id, "dead letter").await?;
     let purged = admin.store.purge(vec![id]).await.map_err(store_problem)?;
     if purged == 0 {
         return Err(not_found("dead letter", &id.to_string()));
@@ -117,9 +137,15 @@ async fn purge(State(admin): Shared, Path(id): Path<String>) -> Answer<Purged> {
     Ok(Json(Purged { purged }))
 }
 
-async fn purge_all(State(admin): Shared, query: WantedOrNot) -> Answer<Purged> {
+async fn purge_all(
+    State(admin): Shared,
+    Extension(caller): Who,
+    query: WantedOrNot,
+) -> Answer<Purged> {
     let Query(wanted) = query?;
     let mut which = wanted.which()?;
+    which.tenant = caller.listed(which.tenant)?;
+    caller.has(Scope::Author)?;
     let mut purged = 0;
     loop {
         let page = admin.store.dead(&which, PAGE_MAX).await;

@@ -1,10 +1,10 @@
 //! Calls to a running engine, which owns its store: the token, the address, and its errors as they
 //! are.
 
-use super::{Failure, block_on, environment};
+use super::{Failure, block_on, environment, login};
 use hooksieve::config::Config;
 use hooksieve::serve::LOCAL_TOKEN_FILE;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
@@ -16,7 +16,8 @@ pub(crate) struct Remote {
     /// Where the engine listens [default: http:// and the configured address]
     #[arg(long, value_name = "URL", env = "HOOKSIEVE_URL", global = true)]
     url: Option<String>,
-    /// A file with the operator token [default: HOOKSIEVE_OPERATOR_TOKEN, then <data>/operator-token]
+    /// A file with a token [default: HOOKSIEVE_TOKEN, HOOKSIEVE_OPERATOR_TOKEN, what `hooksieve login`
+    /// has kept, then <data>/operator-token]
     #[arg(long, value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
     /// The engine's data folder, where its own token is
@@ -41,49 +42,43 @@ impl Remote {
         method: Method,
         path: &str,
     ) -> Result<T, Failure> {
+        self.send(method, path, |request| request)
+    }
+
+    /// One call with a body or headers.
+    pub(crate) fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        with: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<T, Failure> {
+        let (base, token) = self.place()?;
+        send(&base, &token, method, path, with)
+    }
+
+    /// Where the engine is, and with which token it is asked. A token that was kept for one engine is
+    /// not sent to another.
+    fn place(&self) -> Result<(String, String), Failure> {
         let config = Config::load(None, &environment())?;
-        let token = self.token(&config)?;
-        let base = match &self.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", config.server.listen),
+        let kept = if self.data.is_some() || self.token_file.is_some() {
+            None
+        } else {
+            login::kept()?
         };
-        // Fails only where a provider is installed already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        block_on(async {
-            let client = reqwest::Client::builder()
-                .timeout(Duration::from_secs(30))
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .build()
-                .map_err(Failure::outcome)?;
-            let sent = client
-                .request(method, format!("{base}{path}"))
-                .bearer_auth(token)
-                .send();
-            let response = sent.await.map_err(|error| {
-                if error.is_connect() {
-                    Failure::Outcome(Some(format!(
-                        "no engine answers at {base}: start it with `hooksieve serve`, or name it with --url"
-                    )))
-                } else {
-                    Failure::outcome(error)
-                }
-            })?;
-            let status = response.status();
-            let body = response.bytes().await.map_err(Failure::outcome)?;
-            if status.is_success() {
-                return serde_json::from_slice(&body).map_err(|error| {
-                    Failure::outcome(format!("the answer of {base} is not understood: {error}"))
-                });
-            }
-            match serde_json::from_slice::<Problem>(&body) {
-                Ok(problem) => Err(Failure::outcome(format!(
-                    "{}: {}",
-                    problem.title, problem.detail
-                ))),
-                Err(_) => Err(Failure::outcome(format!("{base} answered {status}"))),
-            }
-        })
+        let base = match (&self.url, &kept) {
+            (Some(url), _) => url.trim_end_matches('/').to_owned(),
+            (None, Some(kept)) => kept.url.clone(),
+            (None, None) => format!("http://{}", config.server.listen),
+        };
+        let kept = kept.filter(|kept| kept.url == base);
+        let token = match std::env::var("HOOKSIEVE_TOKEN") {
+            Ok(token) if self.token_file.is_none() && self.data.is_none() => token,
+            _ => match (kept, &config.server.operator_token) {
+                (Some(kept), None) => kept.token,
+                _ => self.token(&config)?,
+            },
+        };
+        Ok((base, token.trim().to_owned()))
     }
 
     fn token(&self, config: &Config) -> Result<String, Failure> {
@@ -99,9 +94,55 @@ impl Remote {
         match std::fs::read_to_string(&path) {
             Ok(token) => Ok(token.trim().to_owned()),
             Err(error) => Err(Failure::Input(format!(
-                "the operator token cannot be read from {}: {error}; set HOOKSIEVE_OPERATOR_TOKEN, or name the engine's data folder with --data",
+                "the operator token cannot be read from {}: {error}; set HOOKSIEVE_OPERATOR_TOKEN, name the engine's data folder with --data, or sign in with `hooksieve login`",
                 path.display()
             ))),
         }
     }
+}
+
+/// One call to an engine.
+pub(crate) fn send<T: DeserializeOwned>(
+    base: &str,
+    token: &str,
+    method: Method,
+    path: &str,
+    with: impl FnOnce(RequestBuilder) -> RequestBuilder,
+) -> Result<T, Failure> {
+    // Fails only where a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    block_on(async {
+        let client = reqwest::Client::builder()
+            .timeout(Duration::from_secs(30))
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(Failure::outcome)?;
+        let request = client
+            .request(method, format!("{base}{path}"))
+            .bearer_auth(token);
+        let response = with(request).send().await.map_err(|error| {
+            if error.is_connect() {
+                Failure::Outcome(Some(format!(
+                    "no engine answers at {base}: start it with `hooksieve serve`, or name it with --url"
+                )))
+            } else {
+                Failure::outcome(error)
+            }
+        })?;
+        let status = response.status();
+        let body = response.bytes().await.map_err(Failure::outcome)?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| {
+                Failure::outcome(format!("the answer of {base} is not understood: {error}"))
+            });
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(Failure::outcome(format!(
+                "{}: {}",
+                problem.title, problem.detail
+            ))),
+            Err(_) => Err(Failure::outcome(format!("{base} answered {status}"))),
+        }
+    })
 }

@@ -58,8 +58,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             (None, None) => String::new(),
         };
         anstream::println!(
-            "{bold}rule {}{bold:#}: {}, {what}",
+            "{bold}rule {}{bold:#}{}: {}, {what}",
             decision.rule,
+            decision
+                .version
+                .map(|it| format!(" version {it}"))
+                .unwrap_or_default(),
             decision.outcome
         );
         if let Some(then) = decision.then {

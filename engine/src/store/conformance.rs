@@ -44,6 +44,7 @@ macro_rules! conformance {
             what_is_over_is_forgotten,
             a_purged_dead_letter_is_none_any_more,
             dead_letters_come_in_pages,
+            records_are_set_together_and_found,
             next_due_is_the_earliest_that_can_happen,
             waiters_are_told,
             many_append_at_once,
@@ -94,6 +95,7 @@ pub(super) fn decision(event: EventId, rule: &str, outcome: Outcome) -> Decision
     DecisionRecord {
         event,
         rule: name(rule),
+        version: Some(7),
         module: Hash::of(b"module"),
         config: Hash::of(b"config"),
         outcome,
@@ -233,7 +235,7 @@ pub(super) async fn claim(
 }
 
 async fn backlog(store: &TestStore, tenant: &str, limit: usize) -> Vec<EventId> {
-    let events = store.backlog(&name(tenant), limit).await.unwrap();
+    let events = store.backlog(&name(tenant), None, limit).await.unwrap();
     events.iter().map(|event| event.id).collect()
 }
 
@@ -252,6 +254,11 @@ pub(super) async fn events_come_back_in_order(store: TestStore) {
     assert!(ids.is_sorted());
     assert_eq!(backlog(&store, "a", 10).await, ids);
     assert_eq!(backlog(&store, "a", 2).await, ids[..2]);
+    let after = async |id| {
+        let events = store.backlog(&name("a"), Some(id), 2).await.unwrap();
+        events.into_iter().map(|event| event.id).collect::<Vec<_>>()
+    };
+    assert_eq!(after(ids[1]).await, ids[2..4]);
     assert_eq!(backlog(&store, "nobody", 2).await, []);
 
     let commits = ids[..2].iter().map(|id| commit_due("a", *id, "r", &[]));
@@ -797,4 +804,26 @@ pub(super) async fn a_delivery_is_claimed_once_by_many(store: TestStore) {
     claimed_ids.sort_unstable();
     given_ids.sort_unstable();
     assert_eq!(claimed_ids, given_ids);
+}
+
+pub(super) async fn records_are_set_together_and_found(store: TestStore) {
+    let set = async |changes: &[(&str, Option<&[u8]>)]| {
+        let changes = changes.iter();
+        let changes = changes.map(|(key, value)| ((*key).to_owned(), value.map(<[u8]>::to_vec)));
+        store.set_records(changes.collect()).await.unwrap();
+    };
+    let long = vec![7; 100_000];
+    set(&[("a/1", Some(&long)), ("a/2", Some(b"two")), ("b/1", None)]).await;
+    assert_eq!(store.record("a/1").await.unwrap(), Some(long));
+    assert_eq!(store.record("a").await.unwrap(), None);
+    let found = store.records("a/").await.unwrap();
+    assert_eq!(
+        found.iter().map(|(key, _)| key).collect::<Vec<_>>(),
+        ["a/1", "a/2"]
+    );
+    // A long one becomes a short one, and nothing of it is left.
+    set(&[("a/1", Some(b"one")), ("a/2", None), ("b", Some(b""))]).await;
+    let found = store.records("").await.unwrap();
+    let expected = [("a/1", b"one".to_vec()), ("b", Vec::new())];
+    assert_eq!(found, expected.map(|(key, value)| (key.to_owned(), value)));
 }

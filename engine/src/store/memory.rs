@@ -4,9 +4,9 @@
 //! It keeps every promise of the traits but durability, and bounds nothing.
 
 use super::{
-    Acknowledgement, Appended, Attempt, Claimed, Commit, DeadPage, DecisionRecord, Delivery,
-    Disabled, Error, EventLog, Held, History, Line, Mark, NewEvent, Outbox, Settlement, State,
-    StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
+    Acknowledgement, Appended, Attempt, Changes, Claimed, Commit, DeadPage, DecisionRecord,
+    Delivery, Disabled, Error, EventLog, Held, History, Line, Mark, NewEvent, Outbox, Records,
+    Settlement, State, StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
@@ -41,6 +41,7 @@ struct Rows {
     held: BTreeMap<(EventId, Name), Held>,
     memories: HashMap<(Name, Slot), Memory>,
     disabled: BTreeMap<Line, Disabled>,
+    records: BTreeMap<String, Vec<u8>>,
 }
 
 impl MemoryStore {
@@ -94,8 +95,13 @@ impl EventLog for MemoryStore {
         })
     }
 
-    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
-        Ok(self.rows().backlog(tenant, limit))
+    async fn backlog(
+        &self,
+        tenant: &Name,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
+        Ok(self.rows().backlog(tenant, after, limit))
     }
 
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
@@ -406,8 +412,8 @@ impl History for MemoryStore {
 }
 
 impl Rows {
-    fn backlog(&self, tenant: &Name, limit: usize) -> Vec<StoredEvent> {
-        let after = self.cursors.get(tenant).copied();
+    fn backlog(&self, tenant: &Name, after: Option<EventId>, limit: usize) -> Vec<StoredEvent> {
+        let after = after.max(self.cursors.get(tenant).copied());
         let of_tenant = self.events.iter().filter(|((of, _), _)| of == tenant);
         let open = of_tenant.filter(|((_, id), _)| after.is_none_or(|after| *id > after));
         open.take(limit).map(|(_, event)| event.clone()).collect()
@@ -475,5 +481,32 @@ impl Remember for (&mut Rows, Name) {
             rows.due.insert((*due_ms, digest));
         }
         Ok(joined)
+    }
+}
+
+#[async_trait]
+impl Records for MemoryStore {
+    async fn record(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.rows().records.get(key).cloned())
+    }
+
+    async fn records(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let rows = self.rows();
+        let from = rows.records.range(prefix.to_owned()..);
+        let found = from.take_while(|(key, _)| key.starts_with(prefix));
+        Ok(found
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect())
+    }
+
+    async fn set_records(&self, changes: Changes) -> Result<(), Error> {
+        let mut rows = self.rows();
+        for (key, value) in changes {
+            match value {
+                Some(value) => rows.records.insert(key, value),
+                None => rows.records.remove(&key),
+            };
+        }
+        Ok(())
     }
 }

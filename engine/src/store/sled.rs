@@ -20,6 +20,7 @@ mod due;
 mod history;
 mod keys;
 mod offline;
+mod records;
 mod row;
 #[cfg(test)]
 mod tests;
@@ -205,9 +206,14 @@ impl EventLog for SledStore {
         }
     }
 
-    async fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
+    async fn backlog(
+        &self,
+        tenant: &Name,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
         let tenant = tenant.clone();
-        self.read(move |shared| shared.backlog(&tenant, limit))
+        self.read(move |shared| shared.backlog(&tenant, after, limit))
             .await
     }
 
@@ -430,8 +436,13 @@ impl Shared {
         Ok(row.and_then(|row| keys::last_id(&row)).map(EventId))
     }
 
-    fn backlog(&self, tenant: &Name, limit: usize) -> Result<Vec<StoredEvent>, Error> {
-        let from = match self.cursor(tenant)? {
+    fn backlog(
+        &self,
+        tenant: &Name,
+        after: Option<EventId>,
+        limit: usize,
+    ) -> Result<Vec<StoredEvent>, Error> {
+        let from = match after.max(self.cursor(tenant)?) {
             Some(after) => Bound::Excluded(keys::event(tenant, after)),
             None => Bound::Included(keys::of_tenant(keys::EVENT, tenant)),
         };

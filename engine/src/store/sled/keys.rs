@@ -18,6 +18,7 @@
 //! z {over} {tenant} 0 {slot 16}      when that may be forgotten (no value)
 //! h {tenant} 0 {event id} {rule}     a held event
 //! x {tenant} 0 {at} {delivery id}    a dead letter (no value)
+//! p {key}                            a record: what people set up
 //! + {key} {n}                        the nth further piece of a long row
 //! ```
 //!
@@ -45,6 +46,7 @@ pub(super) const MEMORY: u8 = b't';
 pub(super) const OVER: u8 = b'z';
 pub(super) const DECISIONS: u8 = b'r';
 pub(super) const DELIVERY: u8 = b'd';
+pub(super) const RECORD: u8 = b'p';
 pub(super) const PIECE: u8 = b'+';
 
 /// What one row holds at most; the rest goes into further pieces.
@@ -175,6 +177,10 @@ pub(super) fn dead_at(tenant: &Name, at_ms: i64) -> Vec<u8> {
     key
 }
 
+pub(super) fn record(key: &str) -> Vec<u8> {
+    join(RECORD, &[key.as_bytes()])
+}
+
 /// The id that a key ends with.
 pub(super) fn last_id(key: &[u8]) -> Option<uuid::Uuid> {
     key.last_chunk::<16>().map(|id| uuid::Uuid::from_bytes(*id))
@@ -209,7 +215,7 @@ pub(super) fn fingerprint(
 }
 
 /// Writes a row, in as many pieces as it takes.
-pub(super) fn encode<T: Serialize>(
+pub(super) fn encode<T: Serialize + ?Sized>(
     key: Vec<u8>,
     row: &T,
     mut put: impl FnMut(Vec<u8>, Vec<u8>),

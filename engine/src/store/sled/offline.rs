@@ -303,6 +303,10 @@ impl Shared {
                 let there = memory.and_then(|memory| self.has(&memory, "what it is the end of"));
                 ("timing's end", there)
             }
+            Some(&keys::RECORD) => (
+                "record",
+                self.reads::<serde_bytes::ByteBuf>(key, value).map(drop),
+            ),
             Some(&keys::PIECE) => ("further piece", self.piece_is_of(key)),
             _ if key == keys::FORMAT => ("format", Ok(())),
             _ if key == keys::LIVE_BYTES => ("size", Ok(())),

@@ -64,7 +64,7 @@ async fn a_restart_keeps_everything_but_leases() {
     let store = open(folder.path());
     let again = store.append(new_event("a", "1", "x")).await.unwrap();
     assert_eq!((again.id, again.duplicate), (first, true));
-    let open_events = store.backlog(&tenant, 9).await.unwrap();
+    let open_events = store.backlog(&tenant, None, 9).await.unwrap();
     assert_eq!(
         open_events.iter().map(|it| it.id).collect::<Vec<_>>(),
         [second]
@@ -200,7 +200,10 @@ async fn a_full_queue_refuses_appends_and_lets_commits_wait() {
     let appends = appends.join_all().await;
     assert!(appends.iter().any(|it| matches!(it, Err(Error::Busy(_)))));
     let stored = appends.iter().filter(|it| it.is_ok()).count();
-    assert_eq!(store.backlog(&name("a"), 100).await.unwrap().len(), stored);
+    assert_eq!(
+        store.backlog(&name("a"), None, 100).await.unwrap().len(),
+        stored
+    );
 }
 
 #[tokio::test]
@@ -338,7 +341,7 @@ fn a_failed_write_breaks_the_store_and_loses_nothing_acknowledged() {
             }
             let error = store.append(anonymous("a", "x")).await.unwrap_err();
             assert!(matches!(error, Error::Broken { .. }), "{error}");
-            let error = store.backlog(&name("a"), 1).await.unwrap_err();
+            let error = store.backlog(&name("a"), None, 1).await.unwrap_err();
             assert!(matches!(error, Error::Broken { .. }), "{error}");
             tell("broken", "as it should be");
         });
@@ -360,7 +363,7 @@ fn a_failed_write_breaks_the_store_and_loses_nothing_acknowledged() {
     let store = open(folder.path());
     let events = Runtime::new()
         .unwrap()
-        .block_on(store.backlog(&name("a"), usize::MAX));
+        .block_on(store.backlog(&name("a"), None, usize::MAX));
     let found: Vec<_> = events.unwrap().iter().map(|event| event.id).collect();
     assert!(
         found.starts_with(&expected),
@@ -502,7 +505,7 @@ impl Run {
                 held: holds,
             } => {
                 let name = name(&format!("t{tenant}"));
-                let backlog = self.store.backlog(&name, *events).await.unwrap();
+                let backlog = self.store.backlog(&name, None, *events).await.unwrap();
                 let mut commits = Vec::new();
                 for event in backlog {
                     let mut commit = commit_due("x", event.id, "triage", &[]);
@@ -595,7 +598,7 @@ impl Run {
         for tenant in [Some("t0"), Some("t1"), Some("t2"), None] {
             let tenant = tenant.map(name);
             if let Some(tenant) = &tenant {
-                let backlog = self.store.backlog(tenant, 100).await.unwrap();
+                let backlog = self.store.backlog(tenant, None, 100).await.unwrap();
                 let ids: Vec<_> = backlog.iter().map(|it| self.event(it.id)).collect();
                 self.see(ids);
             }

@@ -9,8 +9,8 @@ use super::row::{Made, Row};
 use super::{Options, Shared, keys};
 use crate::id::{DeliveryId, EventId, Name};
 use crate::store::{
-    Acknowledgement, Appended, Attempt, Commit, DecisionRecord, Delivery, Disabled, Error, Line,
-    NewEvent, Settlement, State, moment_ms,
+    Acknowledgement, Appended, Attempt, Changes, Commit, DecisionRecord, Delivery, Disabled, Error,
+    Line, NewEvent, Settlement, State, moment_ms,
 };
 use crate::timing::{self, Memory, Remember, Slot};
 use serde::{Serialize, de::DeserializeOwned};
@@ -78,6 +78,10 @@ pub(super) enum Command {
         id: DeliveryId,
         now_ms: i64,
         answer: Answer<Acknowledgement>,
+    },
+    SetRecords {
+        changes: Changes,
+        answer: Answer<()>,
     },
 }
 
@@ -168,6 +172,10 @@ impl Writer {
             }
             Command::Acknowledge { id, now_ms, answer } => {
                 let done = self.acknowledge(group, id, now_ms);
+                group.answer(answer, done);
+            }
+            Command::SetRecords { changes, answer } => {
+                let done = self.set_records(group, changes);
                 group.answer(answer, done);
             }
         }
@@ -390,6 +398,22 @@ impl Writer {
             purged += 1;
         }
         Ok(purged)
+    }
+
+    fn set_records(&self, group: &mut Group, changes: Changes) -> Result<(), Error> {
+        let mut rows = Staged::default();
+        for (key, value) in changes {
+            let key = keys::record(&key);
+            if let Some(before) = self.get(group, &key)? {
+                keys::pieces(&key, &before, |piece| rows.remove(piece));
+            }
+            match value {
+                Some(value) => self.encode(&mut rows, key, serde_bytes::Bytes::new(&value))?,
+                None => rows.remove(key),
+            }
+        }
+        group.take(rows);
+        Ok(())
     }
 
     fn acknowledge(
@@ -643,7 +667,12 @@ impl Writer {
         }
     }
 
-    fn encode<T: Serialize>(&self, rows: &mut Staged, key: Vec<u8>, row: &T) -> Result<(), Error> {
+    fn encode<T: Serialize + ?Sized>(
+        &self,
+        rows: &mut Staged,
+        key: Vec<u8>,
+        row: &T,
+    ) -> Result<(), Error> {
         let name = key.clone();
         keys::encode(key, row, |key, value| rows.put(key, value))
             .map_err(|error| self.shared.bad_row(&name, error))

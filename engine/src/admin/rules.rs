@@ -1,0 +1,454 @@
+//! Calls about rules: versions, what each is used for, and who changed what.
+//!
+//! A rule's revision is its ETag. A change with `If-Match` is made only while that is still its
+//! revision.
+
+use super::{Admin, Answer, Shared, Who, moment, parse};
+use crate::id::{Hash, Name};
+use crate::pipeline::{Difference, Share};
+use crate::problem::Problem;
+use crate::registry::{Changed, NewVersion, Role, Scope, Version};
+use crate::store::Then;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+pub(super) fn router() -> Router<Arc<Admin>> {
+    let of = |rest: &str| format!("/v1/tenants/{{tenant}}/rules/{{rule}}{rest}");
+    Router::new()
+        .route("/v1/tenants/{tenant}/rules", get(list))
+        .route("/v1/tenants/{tenant}/audit", get(audit))
+        .route(&of(""), get(one).delete(remove))
+        .route(&of("/versions"), post(add))
+        .route(&of("/promote"), post(promote))
+        .route(&of("/rollback"), post(roll_back))
+        .route(&of("/stage"), post(stage))
+        .route(&of("/stop"), post(stop))
+        .route(&of("/shadow"), get(shadow))
+}
+
+/// A rule with its versions and what they are used for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RuleView {
+    pub name: Name,
+    /// Whether it stands in the tenant's file: then it has no versions and no call changes it.
+    pub in_file: bool,
+    pub revision: u64,
+    pub live: Option<u32>,
+    /// What a rollback makes live.
+    pub before: Option<u32>,
+    pub shadow: Option<u32>,
+    pub canary: Option<CanaryView>,
+    /// Newest first.
+    pub versions: Vec<VersionView>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CanaryView {
+    pub version: u32,
+    /// Of all subjects.
+    pub percent: f64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VersionView {
+    pub version: u32,
+    pub module: String,
+    pub config: serde_json::Map<String, serde_json::Value>,
+    pub events: Vec<String>,
+    pub sources: Vec<Name>,
+    pub channels: Vec<Name>,
+    pub on_error: OnError,
+    pub created: String,
+    pub by: String,
+}
+
+/// What happens to an event that a rule fails on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    #[default]
+    Hold,
+    Pass,
+    Drop,
+}
+
+impl From<OnError> for Then {
+    fn from(word: OnError) -> Self {
+        match word {
+            OnError::Hold => Then::Held,
+            OnError::Pass => Then::Passed,
+            OnError::Drop => Then::Dropped,
+        }
+    }
+}
+
+impl From<Then> for OnError {
+    fn from(then: Then) -> Self {
+        match then {
+            Then::Held => OnError::Hold,
+            Then::Passed => OnError::Pass,
+            Then::Dropped => OnError::Drop,
+        }
+    }
+}
+
+fn version_view(version: &Version) -> VersionView {
+    VersionView {
+        version: version.number,
+        module: version.module.to_string(),
+        config: version.config.clone(),
+        events: version.events.clone(),
+        sources: version.sources.clone(),
+        channels: version.channels.clone(),
+        on_error: version.on_error.into(),
+        created: moment(version.created_ms),
+        by: version.by.clone(),
+    }
+}
+
+fn view(rule: &Changed) -> RuleView {
+    let state = &rule.state;
+    RuleView {
+        name: rule.name.clone(),
+        in_file: false,
+        revision: state.revision,
+        live: state.live,
+        before: state.before.last().copied(),
+        shadow: state.shadow,
+        canary: state.canary.as_ref().map(|canary| CanaryView {
+            version: canary.version,
+            percent: canary.share.as_percent(),
+        }),
+        versions: rule.versions.iter().rev().map(version_view).collect(),
+    }
+}
+
+fn view_of_file(name: Name) -> RuleView {
+    RuleView {
+        name,
+        in_file: true,
+        revision: 0,
+        live: None,
+        before: None,
+        shadow: None,
+        canary: None,
+        versions: Vec::new(),
+    }
+}
+
+fn answer(status: StatusCode, rule: &Changed) -> Response {
+    let etag = format!("\"{}\"", rule.state.revision);
+    (status, [(header::ETAG, etag)], Json(view(rule))).into_response()
+}
+
+type RulePath = Path<(String, String)>;
+
+fn rule_path(Path((tenant, rule)): RulePath) -> Result<(Name, Name), Problem> {
+    Ok((parse(&tenant, "tenant")?, parse(&rule, "rule")?))
+}
+
+/// The revision that a change is for.
+fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(given) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let number = given.to_str().ok().and_then(|text| {
+        let text = text.trim().strip_prefix('"')?.strip_suffix('"')?;
+        text.parse().ok()
+    });
+    number.map(Some).ok_or_else(|| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-if-match",
+            "Invalid If-Match",
+            "`If-Match` has one ETag that a call about this rule gave, as \"3\" with its quotes",
+        )
+    })
+}
+
+async fn list(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+) -> Answer<Vec<RuleView>> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let rules = admin.registry.rules(&tenant).await?;
+    let of_file = admin.registry.rules_of_file(&tenant).into_iter();
+    let all = of_file.map(view_of_file).chain(rules.iter().map(view));
+    Ok(Json(all.collect()))
+}
+
+async fn one(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    if admin.registry.rules_of_file(&tenant).contains(&rule) {
+        return Ok(Json(view_of_file(rule)).into_response());
+    }
+    let rule = admin.registry.rule(&tenant, &rule).await?;
+    Ok(answer(StatusCode::OK, &rule))
+}
+
+/// What a version is used for, in a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoleWord {
+    /// It decides.
+    Live,
+    /// It is asked as well, without effect.
+    Shadow,
+    /// It decides for `percent` of the subjects.
+    Canary,
+    /// Nothing yet.
+    #[default]
+    Kept,
+}
+
+fn role(word: RoleWord, percent: Option<f64>) -> Result<Role, Problem> {
+    let invalid = |detail: &str| {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Err(Problem::new(status, "invalid", "Invalid", detail))
+    };
+    match (word, percent) {
+        (RoleWord::Canary, Some(percent)) => match Share::percent(percent) {
+            Some(share) => Ok(Role::Canary(share)),
+            None => invalid("`percent` may be 0.01 to 100"),
+        },
+        (RoleWord::Canary, None) => invalid("a canary needs `percent`, its share of all subjects"),
+        (_, Some(_)) => invalid("`percent` belongs to a canary"),
+        (RoleWord::Live, None) => Ok(Role::Live),
+        (RoleWord::Shadow, None) => Ok(Role::Shadow),
+        (RoleWord::Kept, None) => Ok(Role::Kept),
+    }
+}
+
+/// A version that is to be made.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVersionBody {
+    /// The SHA-256 of a module that the tenant has uploaded.
+    pub module: Hash,
+    #[serde(default)]
+    pub config: serde_json::Map<String, serde_json::Value>,
+    pub events: Vec<String>,
+    #[serde(default)]
+    pub sources: Vec<Name>,
+    #[serde(default)]
+    pub channels: Vec<Name>,
+    #[serde(default)]
+    pub on_error: OnError,
+    /// What it is used for from now on.
+    #[serde(default)]
+    pub r#as: RoleWord,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
+}
+
+async fn add(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+    body: Result<Json<NewVersionBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let Json(body) = body?;
+    let role = role(body.r#as, body.percent)?;
+    let new = NewVersion {
+        module: body.module,
+        config: body.config,
+        events: body.events,
+        sources: body.sources,
+        channels: body.channels,
+        on_error: body.on_error.into(),
+    };
+    let expected = expected(&headers)?;
+    let at = (&tenant, &rule);
+    let made = admin
+        .registry
+        .add_version(at, new, role, expected, &caller.who);
+    Ok(answer(StatusCode::CREATED, &made.await?))
+}
+
+/// Which version is meant.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VersionBody {
+    /// Left out: the canary, else the shadow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u32>,
+}
+
+async fn promote(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+    body: Result<Json<VersionBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let body = match body {
+        Ok(Json(body)) => body,
+        // None at all means what an empty one does.
+        Err(JsonRejection::MissingJsonContentType(_)) => VersionBody::default(),
+        Err(rejected) => return Err(rejected.into()),
+    };
+    let expected = expected(&headers)?;
+    let at = (&tenant, &rule);
+    let promoted = (admin.registry).give_role(at, body.version, Role::Live, expected, &caller.who);
+    Ok(answer(StatusCode::OK, &promoted.await?))
+}
+
+/// What a version is to be used for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageBody {
+    pub version: u32,
+    pub r#as: RoleWord,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
+}
+
+async fn stage(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+    body: Result<Json<StageBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let Json(body) = body?;
+    let role = role(body.r#as, body.percent)?;
+    let expected = expected(&headers)?;
+    let at = (&tenant, &rule);
+    let staged = (admin.registry).give_role(at, Some(body.version), role, expected, &caller.who);
+    Ok(answer(StatusCode::OK, &staged.await?))
+}
+
+async fn roll_back(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let expected = expected(&headers)?;
+    let done = (admin.registry).roll_back((&tenant, &rule), expected, &caller.who);
+    Ok(answer(StatusCode::OK, &done.await?))
+}
+
+async fn stop(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let expected = expected(&headers)?;
+    let done = (admin.registry).stop((&tenant, &rule), expected, &caller.who);
+    Ok(answer(StatusCode::OK, &done.await?))
+}
+
+/// A rule that is gone.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RuleDeleted {
+    pub deleted: Name,
+}
+
+async fn remove(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+    headers: HeaderMap,
+) -> Answer<RuleDeleted> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let expected = expected(&headers)?;
+    let done = (admin.registry).delete_rule((&tenant, &rule), expected, &caller.who);
+    done.await?;
+    Ok(Json(RuleDeleted { deleted: rule }))
+}
+
+/// How a version in the shadow compares with what is live.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ShadowView {
+    pub version: u32,
+    /// Since when: it began, or the engine was started.
+    pub since: String,
+    /// Events that either of the two was asked about.
+    pub compared: u64,
+    pub differed: u64,
+    /// The last of those on which they differ, newest first.
+    pub differences: Vec<Difference>,
+}
+
+async fn shadow(
+    State(admin): Shared,
+    Extension(caller): Who,
+    path: RulePath,
+) -> Answer<ShadowView> {
+    let (tenant, name) = rule_path(path)?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let rule = admin.registry.rule(&tenant, &name).await?;
+    let Some(version) = rule.state.shadow else {
+        return Err(super::not_found("shadow of the rule", name.as_str()));
+    };
+    let (compared, differed, differences) = rule.tally.counts();
+    Ok(Json(ShadowView {
+        version,
+        since: moment(rule.tally.since_ms),
+        compared,
+        differed,
+        differences,
+    }))
+}
+
+/// A change of a rule.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AuditView {
+    pub at: String,
+    pub who: String,
+    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop` or `delete`.
+    pub what: String,
+    pub rule: Name,
+    /// What was live before, and from then on.
+    pub from: Option<u32>,
+    pub to: Option<u32>,
+    /// The version that it was about.
+    pub version: Option<u32>,
+}
+
+async fn audit(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+) -> Answer<Vec<AuditView>> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let entries = admin.registry.audit(&tenant).await?.into_iter();
+    let view = |entry: crate::registry::AuditEntry| AuditView {
+        at: moment(entry.at_ms),
+        who: entry.who,
+        what: entry.what,
+        rule: entry.rule,
+        from: entry.from,
+        to: entry.to,
+        version: entry.version,
+    };
+    Ok(Json(entries.map(view).collect()))
+}

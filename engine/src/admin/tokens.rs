@@ -1,0 +1,180 @@
+//! Calls about access: who am I, which tenants are there, tokens.
+
+use super::{Admin, Answer, Shared, Who, moment, not_found, parse};
+use crate::id::Name;
+use crate::problem::Problem;
+use crate::registry::{NewToken, Scope, Token};
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{delete, get};
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+pub(super) fn router() -> Router<Arc<Admin>> {
+    Router::new()
+        .route("/v1/whoami", get(who_am_i))
+        .route("/v1/tenants", get(tenants))
+        .route("/v1/tokens", get(list).post(make))
+        .route("/v1/tokens/{id}", delete(revoke))
+}
+
+/// Who a token belongs to and what it may be used for.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WhoView {
+    pub scope: Scope,
+    /// None for an operator.
+    pub tenant: Option<Name>,
+    /// As the audit log names it.
+    pub who: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+}
+
+async fn who_am_i(Extension(caller): Who) -> Json<WhoView> {
+    Json(WhoView {
+        scope: caller.scope,
+        tenant: caller.tenant,
+        who: caller.who,
+        expires: caller.expires_ms.map(moment),
+    })
+}
+
+/// A tenant, as rules see it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TenantView {
+    pub name: Name,
+    pub sources: Vec<Name>,
+    pub channels: Vec<Name>,
+}
+
+async fn tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<TenantView>> {
+    let all = admin.registry.tenants();
+    let seen = all.filter(|(name, ..)| caller.tenant.as_ref().is_none_or(|own| own == *name));
+    let view = |(name, sources, channels): (&Name, Vec<&Name>, Vec<&Name>)| TenantView {
+        name: name.clone(),
+        sources: sources.into_iter().cloned().collect(),
+        channels: channels.into_iter().cloned().collect(),
+    };
+    Json(seen.map(view).collect())
+}
+
+/// A token, without its text but where it was just made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TokenView {
+    pub id: String,
+    pub scope: Scope,
+    pub tenant: Option<Name>,
+    pub label: String,
+    pub created: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// Its text, this once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+}
+
+fn view(token: Token) -> TokenView {
+    TokenView {
+        id: token.id,
+        scope: token.scope,
+        tenant: token.tenant,
+        label: token.label,
+        created: moment(token.created_ms),
+        expires: token.expires_ms.map(moment),
+        token: None,
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewTokenBody {
+    pub scope: Scope,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Name>,
+    /// What it is for.
+    pub label: String,
+    /// RFC 3339; left out, it is good until it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+}
+
+async fn make(
+    State(admin): Shared,
+    Extension(caller): Who,
+    body: Result<Json<NewTokenBody>, JsonRejection>,
+) -> Result<Response, Problem> {
+    let Json(body) = body?;
+    match &body.tenant {
+        Some(tenant) => caller.may(Scope::TenantAdmin, tenant)?,
+        None => caller.has(Scope::Operator)?,
+    }
+    let expires = body.expires.map(|text| {
+        let moment = text.parse::<jiff::Timestamp>();
+        moment.map_err(|error| {
+            let detail = format!("`expires` is no RFC 3339 time: {error}");
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            Problem::new(status, "invalid", "Invalid", detail)
+        })
+    });
+    let new = NewToken {
+        scope: body.scope,
+        tenant: body.tenant,
+        label: body.label,
+        expires_ms: expires.transpose()?.map(|it| it.as_millisecond()),
+    };
+    let (token, text) = admin.registry.make_token(new).await?;
+    tracing::info!(id = token.id, scope = %token.scope, by = caller.who, "a token is made");
+    let view = TokenView {
+        token: Some(text.expose().to_owned()),
+        ..view(token)
+    };
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    Ok((StatusCode::CREATED, headers, Json(view)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whose {
+    tenant: Option<String>,
+}
+
+async fn list(
+    State(admin): Shared,
+    Extension(caller): Who,
+    query: Result<Query<Whose>, QueryRejection>,
+) -> Answer<Vec<TokenView>> {
+    let Query(whose) = query?;
+    let asked = whose.tenant.map(|name| parse::<Name>(&name, "tenant"));
+    let tenant = caller.listed(asked.transpose()?)?;
+    caller.has(Scope::TenantAdmin)?;
+    let tokens = admin.registry.tokens(tenant.as_ref());
+    Ok(Json(tokens.into_iter().map(view).collect()))
+}
+
+/// A token that is worthless from now on.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Revoked {
+    pub revoked: String,
+}
+
+async fn revoke(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+) -> Answer<Revoked> {
+    let shown: String = id.chars().take(80).collect();
+    let token = admin.registry.token(&id);
+    let token = token.ok_or_else(|| not_found("token", &shown))?;
+    if let Some(own) = &caller.tenant
+        && token.tenant.as_ref() != Some(own)
+    {
+        return Err(not_found("token", &shown));
+    }
+    caller.has(Scope::TenantAdmin)?;
+    admin.registry.revoke(&id).await?;
+    tracing::info!(id, by = caller.who, "a token is revoked");
+    Ok(Json(Revoked { revoked: id }))
+}

@@ -1,0 +1,469 @@
+//! What tenants set up themselves while the engine runs: access tokens, modules, and rules as histories
+//! of versions. Kept as records of the store; what is in use is compiled here and handed to the pipeline.
+//!
+//! - A change is durable before it takes effect, it takes effect as a whole, and the call that made it
+//!   returns after that: every event that comes in later is decided by it.
+//! - A version never changes; what is live, in the shadow or a canary, is a choice among versions.
+//! - Nothing becomes a version that does not compile or refuses its configuration.
+//! - Every change is in its tenant's audit log, written with it.
+//!
+//! Sources and channels are the operator's, in the tenants' files, and so are the rules there: a rule
+//! in a file has no versions, and its name cannot be taken.
+//!
+//! ```text
+//! token/{id}                              an access token, as a hash
+//! module/{tenant}/{sha256}                a module's size and date
+//! wasm/{tenant}/{sha256}                  its bytes
+//! rule/{tenant}/{rule}                    which versions are in use
+//! version/{tenant}/{rule}/{number, 10 digits}    a version
+//! audit/{tenant}/{UUIDv7}                 a change: who, when, what
+//! ```
+
+mod access;
+mod rule;
+
+pub use access::{Caller, NewToken, Scope, Token};
+pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
+
+use crate::clock::now_ms;
+use crate::config::Uploads;
+use crate::id::{Hash, Name};
+use crate::pipeline::{ActiveRule, Asked, Canary, Pipeline, Rules, Shadow, Tally, programs};
+use crate::sandbox::{Form, Refused, Sandbox};
+use crate::store::{self, Changes, Store};
+use crate::tenant::{ModuleRef, Pattern, Rule, Tenant};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex, Semaphore};
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error("there is no {what} {name}")]
+    NotFound { what: &'static str, name: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the module is refused: {0}; {fix}", fix = .0.fix())]
+    Refused(Refused),
+    #[error("{0}")]
+    Conflict(String),
+    /// Somebody else has changed the rule since it was read.
+    #[error("the rule is at revision {found} and not at {expected} any more; read it again")]
+    Revision { expected: u64, found: u64 },
+    #[error("{what}: the limit of a tenant is {limit} ({key} of [uploads])")]
+    Quota {
+        what: String,
+        limit: u64,
+        key: &'static str,
+    },
+    #[error("{0} uploads are being compiled; send it again later")]
+    Busy(usize),
+}
+
+/// How many modules are compiled at once for those who upload them.
+const COMPILES_MAX: usize = 4;
+/// How many changes a tenant's audit log keeps: the last ones.
+const AUDIT_MAX: usize = 1_000;
+/// How much room the configuration of a version takes, as JSON.
+const CONFIG_BYTES_MAX: usize = 64 * 1024;
+/// How many live versions a rule can be rolled back through.
+const ROLLBACKS_MAX: usize = 20;
+
+/// Rules, modules and tokens that are set up while the engine runs.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    pipeline: Arc<Pipeline>,
+    sandbox: Sandbox,
+    limits: Uploads,
+    tenants: BTreeMap<Name, Fixed>,
+    tokens: RwLock<HashMap<String, Token>>,
+    /// One change at a time: each reads what the one before it left.
+    rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
+    compiles: Semaphore,
+}
+
+/// What a tenant's file says, which no call changes.
+struct Fixed {
+    rules: Arc<Rules>,
+    sources: BTreeSet<Name>,
+}
+
+/// A rule with its versions; those in use are compiled.
+#[derive(Clone, Default)]
+struct Entry {
+    state: RuleState,
+    versions: BTreeMap<u32, Version>,
+    active: BTreeMap<u32, Arc<ActiveRule>>,
+    tally: Arc<Tally>,
+}
+
+/// A module that a tenant has uploaded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Module {
+    pub sha256: Hash,
+    pub size_bytes: u64,
+    /// `reactor` or `command`.
+    pub form: String,
+    /// Linear memory that it starts with.
+    pub memory_bytes: u64,
+    pub uploaded_ms: i64,
+}
+
+/// What came of an upload.
+#[derive(Clone, Debug)]
+pub struct Uploaded {
+    pub module: Module,
+    /// Whether the tenant did not have it before.
+    pub new: bool,
+    pub compiled_in: Duration,
+}
+
+impl Registry {
+    /// Reads everything, compiles what is in use and hands it to the pipeline.
+    ///
+    /// # Errors
+    /// When the store cannot be read. A version that cannot be used any more is logged, and the events
+    /// of its rule are failed on.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        pipeline: Arc<Pipeline>,
+        sandbox: Sandbox,
+        limits: Uploads,
+        tenants: &[Tenant],
+    ) -> Result<Self, store::Error> {
+        let fixed = tenants.iter().filter_map(|tenant| {
+            let fixed = Fixed {
+                rules: pipeline.rules(&tenant.name)?,
+                sources: tenant.sources.keys().cloned().collect(),
+            };
+            Some((tenant.name.clone(), fixed))
+        });
+        let registry = Self {
+            tenants: fixed.collect(),
+            store,
+            pipeline,
+            sandbox,
+            limits,
+            tokens: RwLock::default(),
+            rules: Mutex::default(),
+            compiles: Semaphore::new(COMPILES_MAX),
+        };
+        let tokens = registry.store.records("token/").await?;
+        let tokens = tokens.iter().filter_map(|(key, bytes)| {
+            let token: Token = read(key, bytes)?;
+            Some((token.id.clone(), token))
+        });
+        *registry
+            .tokens
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = tokens.collect();
+        registry.load_rules().await?;
+        Ok(registry)
+    }
+
+    async fn load_rules(&self) -> Result<(), store::Error> {
+        let mut all: BTreeMap<Name, BTreeMap<Name, Entry>> = BTreeMap::new();
+        for (key, bytes) in self.store.records("rule/").await? {
+            if let (Some((tenant, rule, _)), Some(state)) = (parts(&key), read(&key, &bytes)) {
+                let entry = Entry {
+                    state,
+                    ..Entry::default()
+                };
+                all.entry(tenant).or_default().insert(rule, entry);
+            }
+        }
+        for (key, bytes) in self.store.records("version/").await? {
+            if let (Some((tenant, rule, _)), Some(version)) =
+                (parts(&key), read::<Version>(&key, &bytes))
+                && let Some(entry) = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule))
+            {
+                entry.versions.insert(version.number, version);
+            }
+        }
+        // All that is in use, compiled on all cores.
+        let mut wanted = Vec::new();
+        for (tenant, rules) in &all {
+            if !self.tenants.contains_key(tenant) {
+                tracing::warn!(%tenant, "there is no file of this tenant any more; its rules rest");
+                continue;
+            }
+            for (rule, entry) in rules {
+                for version in entry.in_use() {
+                    let made = self.rule_of(tenant, rule, version).await?;
+                    wanted.push((tenant.clone(), rule.clone(), version.number, made));
+                }
+            }
+        }
+        let sandbox = self.sandbox.clone();
+        let compiled = tokio::task::spawn_blocking(move || {
+            let rules: Vec<&Rule> = wanted.iter().map(|(.., rule)| rule).collect();
+            let programs = programs(&rules, &sandbox);
+            let made = wanted.iter().zip(programs);
+            let made = made.map(|((tenant, name, number, rule), program)| {
+                if let Err(error) = &program {
+                    tracing::error!(%tenant, rule = %name, version = number, %error, "a rule cannot be used; its events are failed on");
+                }
+                let active = ActiveRule::new(rule, Some(*number), program);
+                (tenant.clone(), name.clone(), *number, Arc::new(active))
+            });
+            made.collect::<Vec<_>>()
+        });
+        let compiled = compiled.await.unwrap_or_default();
+        for (tenant, rule, number, active) in compiled {
+            let entry = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule));
+            if let Some(entry) = entry {
+                entry.active.insert(number, active);
+            }
+        }
+        for (tenant, rules) in &all {
+            self.put_to_work(tenant, rules);
+        }
+        *self.rules.lock().await = all;
+        Ok(())
+    }
+
+    /// A version as the pipeline takes it.
+    async fn rule_of(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<Rule, store::Error> {
+        let wasm = self
+            .store
+            .record(&wasm_key(tenant, &version.module))
+            .await?;
+        let patterns = version.events.iter();
+        Ok(Rule {
+            name: name.clone(),
+            module: ModuleRef::Uploaded(version.module),
+            wasm: wasm.unwrap_or_default().into(),
+            events: patterns.filter_map(|it| Pattern::new(it).ok()).collect(),
+            sources: version.sources.clone(),
+            channels: version.channels.clone(),
+            config: version.config_bytes().map_err(|error| store::Error::Row {
+                path: std::path::PathBuf::new(),
+                row: version_key(tenant, name, version.number),
+                error,
+            })?,
+            on_error: version.on_error,
+            place: String::new(),
+        })
+    }
+
+    /// Has a tenant's events asked of these.
+    fn put_to_work(&self, tenant: &Name, rules: &BTreeMap<Name, Entry>) {
+        let Some(fixed) = self.tenants.get(tenant) else {
+            return;
+        };
+        let asked = rules.iter().filter_map(|(name, entry)| {
+            if fixed.rules.names().any(|it| it == name) {
+                tracing::warn!(%tenant, rule = %name, "the tenant's file has a rule of this name, so the uploaded one rests");
+                return None;
+            }
+            let version = |number: &u32| entry.active.get(number).cloned();
+            Some(Asked {
+                name: name.clone(),
+                live: entry.state.live.as_ref().and_then(version),
+                canary: entry.state.canary.as_ref().and_then(|canary| {
+                    Some(Canary {
+                        rule: version(&canary.version)?,
+                        share: canary.share,
+                    })
+                }),
+                shadow: entry.state.shadow.as_ref().and_then(|number| {
+                    Some(Shadow {
+                        rule: version(number)?,
+                        tally: entry.tally.clone(),
+                    })
+                }),
+            })
+        });
+        self.pipeline.set_rules(fixed.rules.with(asked));
+    }
+
+    fn fixed(&self, tenant: &Name) -> Result<&Fixed, Error> {
+        self.tenants
+            .get(tenant)
+            .ok_or_else(|| not_found("tenant", tenant))
+    }
+
+    /// The tenants that there are, with their sources and channels.
+    pub fn tenants(&self) -> impl Iterator<Item = (&Name, Vec<&Name>, Vec<&Name>)> {
+        self.tenants.iter().map(|(name, fixed)| {
+            let channels = fixed.rules.channels().collect();
+            (name, fixed.sources.iter().collect(), channels)
+        })
+    }
+
+    /// The names of the rules in a tenant's file.
+    pub fn rules_of_file(&self, tenant: &Name) -> Vec<Name> {
+        let fixed = self.tenants.get(tenant);
+        fixed.map_or_else(Vec::new, |it| it.rules.names().cloned().collect())
+    }
+
+    /// Takes a module: checked, compiled, and kept under its SHA-256. The same one again changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// When it is refused, the tenant may have no more, or too many are being compiled.
+    pub async fn upload(&self, tenant: &Name, wasm: Vec<u8>) -> Result<Uploaded, Error> {
+        self.fixed(tenant)?;
+        let _permit = (self.compiles.try_acquire()).map_err(|_| Error::Busy(COMPILES_MAX))?;
+        let (wasm, began): (Arc<[u8]>, _) = (wasm.into(), Instant::now());
+        let (sandbox, bytes) = (self.sandbox.clone(), wasm.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let checked = sandbox.check(&bytes)?;
+            let found = (checked.form, checked.memory_bytes());
+            sandbox.compile(bytes.clone())?;
+            Ok(found)
+        });
+        let checked = checked.await.map_err(|_| {
+            Error::Conflict("the engine panicked over this module; its log says where".to_owned())
+        })?;
+        let (form, memory_bytes) = checked.map_err(Error::Refused)?;
+        let compiled_in = began.elapsed();
+        let sha256 = Hash::of(&wasm);
+        // One at a time from here on, so that what is counted is what there is.
+        let _rules = self.rules.lock().await;
+        let all = self.modules(tenant).await?;
+        if let Some(module) = all.iter().find(|it| it.sha256 == sha256) {
+            return Ok(Uploaded {
+                module: module.clone(),
+                new: false,
+                compiled_in,
+            });
+        }
+        let taken: u64 = all.iter().map(|it| it.size_bytes).sum();
+        let limit = self.limits.modules_bytes_max;
+        if taken + wasm.len() as u64 > limit {
+            return Err(Error::Quota {
+                what: format!(
+                    "its modules would take {} bytes; delete some that no version has",
+                    taken + wasm.len() as u64
+                ),
+                limit,
+                key: "modules_bytes_max",
+            });
+        }
+        let module = Module {
+            sha256,
+            size_bytes: wasm.len() as u64,
+            form: match form {
+                Form::Reactor => "reactor",
+                Form::Command => "command",
+            }
+            .to_owned(),
+            memory_bytes,
+            uploaded_ms: now_ms(),
+        };
+        let changes = vec![
+            (module_key(tenant, &sha256), Some(written(&module))),
+            (wasm_key(tenant, &sha256), Some(wasm.to_vec())),
+        ];
+        self.store.set_records(changes).await?;
+        Ok(Uploaded {
+            module,
+            new: true,
+            compiled_in,
+        })
+    }
+
+    /// The modules that a tenant has uploaded.
+    ///
+    /// # Errors
+    /// When there is no such tenant, or the store fails.
+    pub async fn modules(&self, tenant: &Name) -> Result<Vec<Module>, Error> {
+        self.fixed(tenant)?;
+        let records = self.store.records(&format!("module/{tenant}/")).await?;
+        let modules = records.iter();
+        Ok(modules
+            .filter_map(|(key, bytes)| read(key, bytes))
+            .collect())
+    }
+
+    /// Deletes a module that no version has.
+    ///
+    /// # Errors
+    /// When there is none, or a version has it.
+    pub async fn delete_module(&self, tenant: &Name, sha256: Hash) -> Result<(), Error> {
+        let rules = self.rules.lock().await;
+        if !self
+            .modules(tenant)
+            .await?
+            .iter()
+            .any(|it| it.sha256 == sha256)
+        {
+            return Err(not_found("module", sha256));
+        }
+        let own = rules.get(tenant).into_iter().flatten();
+        for (name, entry) in own {
+            if let Some(version) = entry.versions.values().find(|it| it.module == sha256) {
+                return Err(Error::Conflict(format!(
+                    "version {} of the rule {name} has this module; delete the rule first",
+                    version.number
+                )));
+            }
+        }
+        let changes = vec![
+            (module_key(tenant, &sha256), None),
+            (wasm_key(tenant, &sha256), None),
+        ];
+        Ok(self.store.set_records(changes).await?)
+    }
+}
+
+fn not_found(what: &'static str, name: impl std::fmt::Display) -> Error {
+    Error::NotFound {
+        what,
+        name: name.to_string(),
+    }
+}
+
+fn module_key(tenant: &Name, sha256: &Hash) -> String {
+    format!("module/{tenant}/{sha256}")
+}
+
+fn wasm_key(tenant: &Name, sha256: &Hash) -> String {
+    format!("wasm/{tenant}/{sha256}")
+}
+
+fn rule_key(tenant: &Name, rule: &Name) -> String {
+    format!("rule/{tenant}/{rule}")
+}
+
+fn version_key(tenant: &Name, rule: &Name, number: u32) -> String {
+    format!("version/{tenant}/{rule}/{number:010}")
+}
+
+/// The tenant, the rule and the rest of a key. No name has a slash.
+fn parts(key: &str) -> Option<(Name, Name, &str)> {
+    let mut parts = key.splitn(4, '/').skip(1);
+    let (tenant, rule) = (parts.next()?, parts.next()?);
+    Some((
+        tenant.parse().ok()?,
+        rule.parse().ok()?,
+        parts.next().unwrap_or_default(),
+    ))
+}
+
+/// A record's value: JSON, so that `store export` shows it as it is.
+fn written<T: Serialize>(value: &T) -> Vec<u8> {
+    // Maps with text for keys, and numbers: nothing that JSON has no form for.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn read<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Option<T> {
+    match serde_json::from_slice(bytes) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::error!(key, %error, "a record cannot be read; it is left out");
+            None
+        }
+    }
+}
