@@ -187,6 +187,8 @@ impl Housekeeper {
             None => REST,
         };
         let rest = rest.min(Duration::from_millis(keep_ms as u64 / 2));
+        // Where a sweep has much to forget, the next one follows at once: more comes in meanwhile.
+        let rest = rest.saturating_sub(began.elapsed());
         Ok(rest + for_nothing.mul_f64(REST_FACTOR))
     }
 

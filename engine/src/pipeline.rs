@@ -555,9 +555,10 @@ impl Pipeline {
             let (pipeline, cancel) = (self.clone(), cancel.clone());
             let (tenant, wake) = (tenant.clone(), self.notify(tenant));
             lanes.spawn(async move {
+                let mut ahead = Vec::new();
                 // What was left by an earlier run needs no wake-up.
                 loop {
-                    match pipeline.step(&tenant).await {
+                    match pipeline.step(&tenant, &mut ahead).await {
                         Ok(0) => tokio::select! {
                             () = wake.notified() => {}
                             () = cancel.cancelled() => return,
@@ -582,25 +583,35 @@ impl Pipeline {
         lanes.wait().await;
     }
 
-    /// Decides and commits one batch of a tenant; returns how many events it held.
+    /// Decides and commits one batch of a tenant; returns how many events it held. `ahead` is what was
+    /// read of the next one meanwhile.
     ///
     /// A commit waits for the disk, so the batch is as large as the backlog allows: a disk that takes
     /// longer makes larger batches and not fewer events in a second.
-    async fn step(&self, tenant: &Name) -> Result<usize, crate::store::Error> {
+    async fn step(
+        &self,
+        tenant: &Name,
+        ahead: &mut Vec<StoredEvent>,
+    ) -> Result<usize, crate::store::Error> {
+        let mut events = std::mem::take(ahead);
+        if events.is_empty() {
+            events = self.store.backlog(tenant, None, QUEUED_MAX).await?;
+        }
         let mut commits: Vec<Commit> = Vec::new();
         let mut bytes = 0;
-        while commits.len() < self.batch_max && bytes < BATCH_BYTES_MAX {
-            let after = commits.last().map(|commit| commit.event);
-            let limit = QUEUED_MAX.min(self.batch_max - commits.len());
-            let events = self.store.backlog(tenant, after, limit).await?;
-            let all = events.len() < limit;
+        while let Some(last) = events.last().map(|event| event.id) {
             bytes += events.iter().map(|it| it.encoded.len()).sum::<usize>();
-            // Read after the backlog, so that a change holds for every event that comes in after it.
+            // Taken after the events were read, so that a change holds for all that come in after it.
             let Some(rules) = self.rules(tenant) else {
                 return Ok(0);
             };
-            self.decide(tenant, &rules, events, &mut commits).await;
-            if all {
+            let (decided, next) = tokio::join!(
+                self.decide(tenant, &rules, events),
+                self.store.backlog(tenant, Some(last), QUEUED_MAX),
+            );
+            commits.extend(decided);
+            events = next?;
+            if commits.len() >= self.batch_max || bytes >= BATCH_BYTES_MAX {
                 break;
             }
         }
@@ -608,6 +619,7 @@ impl Pipeline {
         if count > 0 {
             self.store.commit(tenant, commits).await?;
         }
+        *ahead = events;
         Ok(count)
     }
 
@@ -616,8 +628,7 @@ impl Pipeline {
         tenant: &Name,
         rules: &Arc<Rules>,
         events: Vec<StoredEvent>,
-        commits: &mut Vec<Commit>,
-    ) {
+    ) -> Vec<Commit> {
         let jobs = events.into_iter().map(|event| {
             let (rules, event) = (rules.clone(), Arc::new(event));
             let asked = event.clone();
@@ -629,6 +640,7 @@ impl Pipeline {
             )
         });
         let jobs: Vec<_> = jobs.collect();
+        let mut commits = Vec::with_capacity(jobs.len());
         for (event, job) in jobs {
             // An event on which the engine itself breaks must not stop those behind it.
             let commit = job.await;
@@ -638,6 +650,7 @@ impl Pipeline {
             }
             commits.push(commit);
         }
+        commits
     }
 
     /// Asks a rule again about an event it was held for, and commits what it decides. An event that

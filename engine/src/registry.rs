@@ -35,7 +35,7 @@ use crate::tenant::{ModuleRef, Pattern, Rule, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
 
@@ -61,12 +61,13 @@ pub enum Error {
         limit: u64,
         key: &'static str,
     },
-    #[error("{0} uploads are being compiled; send it again later")]
-    Busy(usize),
+    #[error("{0}; send it again later")]
+    Busy(&'static str),
 }
 
-/// How many modules are compiled at once for those who upload them.
+/// How many modules are compiled at once for those who upload them; others wait for a while.
 const COMPILES_MAX: usize = 4;
+const COMPILE_PATIENCE: Duration = Duration::from_secs(10);
 /// How many changes a tenant's audit log keeps: the last ones.
 const AUDIT_MAX: usize = 1_000;
 /// How much room the configuration of a version takes, as JSON.
@@ -85,6 +86,22 @@ pub struct Registry {
     /// One change at a time: each reads what the one before it left.
     rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
     compiles: Semaphore,
+    /// Who is uploading: one module at a time each.
+    uploading: StdMutex<BTreeSet<Name>>,
+}
+
+/// A tenant's turn to upload.
+pub struct Turn<'a> {
+    registry: &'a Registry,
+    tenant: Name,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let uploading = self.registry.uploading.lock();
+        let mut uploading = uploading.unwrap_or_else(PoisonError::into_inner);
+        uploading.remove(&self.tenant);
+    }
 }
 
 /// What a tenant's file says, which no call changes.
@@ -152,6 +169,7 @@ impl Registry {
             tokens: RwLock::default(),
             rules: Mutex::default(),
             compiles: Semaphore::new(COMPILES_MAX),
+            uploading: StdMutex::default(),
         };
         let tokens = registry.store.records("token/").await?;
         let tokens = tokens.iter().filter_map(|(key, bytes)| {
@@ -307,14 +325,34 @@ impl Registry {
         fixed.map_or_else(Vec::new, |it| it.rules.names().cloned().collect())
     }
 
+    /// A tenant's turn to upload, taken before its module is read.
+    ///
+    /// # Errors
+    /// When there is no such tenant, or it is uploading already.
+    pub fn turn(&self, tenant: &Name) -> Result<Turn<'_>, Error> {
+        self.fixed(tenant)?;
+        let uploading = self.uploading.lock();
+        let mut uploading = uploading.unwrap_or_else(PoisonError::into_inner);
+        if !uploading.insert(tenant.clone()) {
+            return Err(Error::Busy("the tenant is uploading another module"));
+        }
+        Ok(Turn {
+            registry: self,
+            tenant: tenant.clone(),
+        })
+    }
+
     /// Takes a module: checked, compiled, and kept under its SHA-256. The same one again changes
     /// nothing.
     ///
     /// # Errors
     /// When it is refused, the tenant may have no more, or too many are being compiled.
-    pub async fn upload(&self, tenant: &Name, wasm: Vec<u8>) -> Result<Uploaded, Error> {
-        self.fixed(tenant)?;
-        let _permit = (self.compiles.try_acquire()).map_err(|_| Error::Busy(COMPILES_MAX))?;
+    pub async fn upload(&self, turn: &Turn<'_>, wasm: Vec<u8>) -> Result<Uploaded, Error> {
+        let tenant = &turn.tenant;
+        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.compiles.acquire());
+        let Ok(_permit) = permit.await else {
+            return Err(Error::Busy("other modules are being compiled"));
+        };
         let (wasm, began): (Arc<[u8]>, _) = (wasm.into(), Instant::now());
         let (sandbox, bytes) = (self.sandbox.clone(), wasm.clone());
         let checked = tokio::task::spawn_blocking(move || {

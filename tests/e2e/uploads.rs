@@ -762,7 +762,7 @@ async fn promoting_under_load_loses_no_event_and_decides_none_twice() {
     let arrived = arrived.await;
     let unique: BTreeSet<&str> = arrived.iter().map(|it| it.id()).collect();
     assert_eq!((unique.len(), arrived.len()), (ids.len(), ids.len()));
-    println!(
+    eprintln!(
         "{rounds} changes in {took:.1?}: {} events, each decided once and arrived once; by version {by_version:?}",
         ids.len()
     );

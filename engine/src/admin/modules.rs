@@ -59,6 +59,7 @@ async fn upload(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     let named = parse::<Hash>(&sha256, "a module, which is its SHA-256")?;
     caller.may(Scope::Author, &tenant)?;
+    let turn = admin.registry.turn(&tenant)?;
     let limit = ("module_bytes of [limits]", admin.module_bytes_max);
     let wasm = read(&headers, body, limit, admin.request_timeout).await?;
     let found = Hash::of(&wasm);
@@ -70,7 +71,7 @@ async fn upload(
             format!("the body's SHA-256 is {found}, and the path says {named}"),
         ));
     }
-    let uploaded = admin.registry.upload(&tenant, wasm).await?;
+    let uploaded = admin.registry.upload(&turn, wasm).await?;
     let status = if uploaded.new {
         StatusCode::CREATED
     } else {

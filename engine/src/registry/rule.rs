@@ -8,8 +8,9 @@ use crate::clock::now_ms;
 use crate::config::read::did_you_mean;
 use crate::id::{Hash, Name};
 use crate::pipeline::{ActiveRule, Share, Tally, programs};
+use crate::sandbox::Program;
 use crate::store::Then;
-use crate::tenant::Pattern;
+use crate::tenant::{Pattern, Rule};
 use hooksieve_sdk::wire::json::Data;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -147,7 +148,34 @@ pub struct Changed {
     pub tally: Arc<Tally>,
 }
 
+/// What starts, before it has a number.
+struct Started {
+    rule: Rule,
+    program: Program,
+}
+
+impl Started {
+    fn version(self, number: u32) -> ActiveRule {
+        ActiveRule::new(&self.rule, Some(number), Ok(self.program))
+    }
+}
+
 impl Entry {
+    /// Takes what was started for a version, unless it is another one by now.
+    fn activate(
+        &mut self,
+        number: u32,
+        (version, active): (Version, Arc<ActiveRule>),
+    ) -> Result<(), Error> {
+        if self.versions.get(&number) != Some(&version) {
+            return Err(Error::Conflict(
+                "somebody else has changed the rule meanwhile; try again".to_owned(),
+            ));
+        }
+        self.active.insert(number, active);
+        Ok(())
+    }
+
     pub(super) fn in_use(&self) -> impl Iterator<Item = &Version> {
         let versions = self.versions.values();
         versions.filter(|it| self.state.uses(it.number))
@@ -200,7 +228,22 @@ impl Registry {
         who: &str,
     ) -> Result<Changed, Error> {
         self.check(tenant, name, &new)?;
+        let mut version = Version {
+            number: 0,
+            module: new.module,
+            config: new.config,
+            events: new.events,
+            sources: new.sources,
+            channels: new.channels,
+            on_error: new.on_error,
+            created_ms: now_ms(),
+            by: who.to_owned(),
+        };
+        // Whatever its role: what does not start is not kept.
+        let started = self.start(tenant, name, &version).await?;
         let mut rules = self.rules.lock().await;
+        // It may have been deleted while its code was started.
+        self.has_module(tenant, &version.module).await?;
         let own = rules.entry(tenant.clone()).or_default();
         if !own.contains_key(name) && own.len() >= self.limits.rules_max {
             return Err(Error::Quota {
@@ -213,19 +256,8 @@ impl Registry {
         at_revision(&entry, expected)?;
         let number = entry.state.last + 1;
         entry.state.last = number;
-        let version = Version {
-            number,
-            module: new.module,
-            config: new.config,
-            events: new.events,
-            sources: new.sources,
-            channels: new.channels,
-            on_error: new.on_error,
-            created_ms: now_ms(),
-            by: who.to_owned(),
-        };
-        // Whatever its role: what does not start is not kept.
-        let active = self.start(tenant, name, &version).await?;
+        version.number = number;
+        let active = Arc::new(started.version(number));
         let mut changes = vec![(version_key(tenant, name, number), Some(written(&version)))];
         entry.versions.insert(number, version);
         entry.active.insert(number, active);
@@ -258,25 +290,23 @@ impl Registry {
         expected: Option<u64>,
         who: &str,
     ) -> Result<Changed, Error> {
-        self.change((tenant, name), expected, async |entry| {
-            let state = &mut entry.state;
+        let which = |state: &RuleState| {
             let canary = state.canary.as_ref().map(|it| it.version);
-            let number = number.or(canary).or(state.shadow).ok_or_else(|| {
+            number.or(canary).or(state.shadow).ok_or_else(|| {
                 Error::Conflict(format!(
                     "the rule {name} has neither a canary nor a shadow; name a version"
                 ))
-            })?;
-            let version = entry.versions.get(&number);
-            let version = version.ok_or_else(|| not_found("version", number))?;
+            })
+        };
+        let active = self.started((tenant, name), which).await?;
+        self.change((tenant, name), expected, |entry| {
+            let number = which(&entry.state)?;
             if role != Role::Live && entry.state.live == Some(number) {
                 return Err(Error::Conflict(format!(
                     "version {number} of the rule {name} is live already"
                 )));
             }
-            if !entry.active.contains_key(&number) {
-                let active = self.start(tenant, name, version).await?;
-                entry.active.insert(number, active);
-            }
+            entry.activate(number, active)?;
             let before = entry.state.live;
             if role == Role::Shadow && entry.state.shadow != Some(number) {
                 entry.tally = Arc::default();
@@ -285,7 +315,8 @@ impl Registry {
             let what = match role {
                 Role::Live => "promote",
                 Role::Shadow => "shadow",
-                Role::Canary(_) | Role::Kept => "canary",
+                Role::Canary(_) => "canary",
+                Role::Kept => "stop",
             };
             let live = entry.state.live;
             Ok(audit(who, what, name, before, live, Some(number)))
@@ -303,31 +334,26 @@ impl Registry {
         expected: Option<u64>,
         who: &str,
     ) -> Result<Changed, Error> {
-        self.change((tenant, name), expected, async |entry| {
-            let Some(number) = entry.state.before.pop() else {
-                return Err(Error::Conflict(format!(
+        let which = |state: &RuleState| {
+            state.before.last().copied().ok_or_else(|| {
+                Error::Conflict(format!(
                     "the rule {name} has no version that was live before"
-                )));
-            };
-            let version = entry.versions.get(&number);
-            let version = version.ok_or_else(|| not_found("version", number))?;
-            if !entry.active.contains_key(&number) {
-                let active = self.start(tenant, name, version).await?;
-                entry.active.insert(number, active);
+                ))
+            })
+        };
+        let active = self.started((tenant, name), which).await?;
+        self.change((tenant, name), expected, |entry| {
+            let number = which(&entry.state)?;
+            entry.activate(number, active)?;
+            let state = &mut entry.state;
+            state.before.pop();
+            let before = state.live.replace(number);
+            state.canary = None;
+            if state.shadow == Some(number) {
+                state.shadow = None;
             }
-            let before = entry.state.live.replace(number);
-            entry.state.canary = None;
-            if entry.state.shadow == Some(number) {
-                entry.state.shadow = None;
-            }
-            Ok(audit(
-                who,
-                "rollback",
-                name,
-                before,
-                Some(number),
-                Some(number),
-            ))
+            let now = Some(number);
+            Ok(audit(who, "rollback", name, before, now, now))
         })
         .await
     }
@@ -342,7 +368,7 @@ impl Registry {
         expected: Option<u64>,
         who: &str,
     ) -> Result<Changed, Error> {
-        self.change((tenant, name), expected, async |entry| {
+        self.change((tenant, name), expected, |entry| {
             entry.state.shadow = None;
             entry.state.canary = None;
             let live = entry.state.live;
@@ -397,7 +423,7 @@ impl Registry {
         &self,
         (tenant, name): (&Name, &Name),
         expected: Option<u64>,
-        make: impl AsyncFnOnce(&mut Entry) -> Result<AuditEntry, Error>,
+        make: impl FnOnce(&mut Entry) -> Result<AuditEntry, Error>,
     ) -> Result<Changed, Error> {
         self.fixed(tenant)?;
         let mut rules = self.rules.lock().await;
@@ -406,7 +432,7 @@ impl Registry {
         at_revision(entry, expected)?;
         // A copy, so that what is not stored has not happened.
         let mut entry = entry.clone();
-        let audit = make(&mut entry).await?;
+        let audit = make(&mut entry)?;
         self.commit((tenant, name), own, entry, Changes::new(), audit)
             .await
     }
@@ -448,28 +474,54 @@ impl Registry {
         Ok(())
     }
 
-    /// Compiles a version and has it take its configuration.
-    async fn start(
+    /// A version of a rule, ready to be used. Started without a lock, since a hostile one may take its
+    /// time over it.
+    async fn started(
         &self,
-        tenant: &Name,
-        name: &Name,
-        version: &Version,
-    ) -> Result<Arc<ActiveRule>, Error> {
+        (tenant, name): (&Name, &Name),
+        which: impl Fn(&RuleState) -> Result<u32, Error>,
+    ) -> Result<(Version, Arc<ActiveRule>), Error> {
+        self.fixed(tenant)?;
+        let (version, active) = {
+            let rules = self.rules.lock().await;
+            let entry = rules.get(tenant).and_then(|rules| rules.get(name));
+            let entry = entry.ok_or_else(|| not_found("rule", name))?;
+            let number = which(&entry.state)?;
+            let version = entry.versions.get(&number);
+            let version = version.ok_or_else(|| not_found("version", number))?;
+            (version.clone(), entry.active.get(&number).cloned())
+        };
+        let active = match active {
+            Some(active) => active,
+            None => {
+                let started = self.start(tenant, name, &version).await?;
+                Arc::new(started.version(version.number))
+            }
+        };
+        Ok((version, active))
+    }
+
+    async fn has_module(&self, tenant: &Name, sha256: &Hash) -> Result<(), Error> {
         let known = self.modules(tenant).await?;
-        if !known.iter().any(|it| it.sha256 == version.module) {
-            return Err(Error::Invalid(format!(
-                "the tenant has no module {}; upload it first",
-                version.module
-            )));
+        if known.iter().any(|it| it.sha256 == *sha256) {
+            return Ok(());
         }
+        Err(Error::Invalid(format!(
+            "the tenant has no module {sha256}; upload it first"
+        )))
+    }
+
+    /// Compiles a version and has it take its configuration.
+    async fn start(&self, tenant: &Name, name: &Name, version: &Version) -> Result<Started, Error> {
+        self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
-        let (sandbox, number) = (self.sandbox.clone(), version.number);
+        let sandbox = self.sandbox.clone();
         let started = tokio::task::spawn_blocking(move || {
             let program = programs(&[&rule], &sandbox).pop();
-            program.map(|it| it.map(|program| ActiveRule::new(&rule, Some(number), Ok(program))))
+            program.map(|it| it.map(|program| Started { rule, program }))
         });
         match started.await {
-            Ok(Some(Ok(active))) => Ok(Arc::new(active)),
+            Ok(Some(Ok(started))) => Ok(started),
             Ok(Some(Err(error))) => Err(Error::Invalid(format!("it does not start: {error}"))),
             _ => Err(Error::Conflict(
                 "the engine panicked over this version; its log says where".to_owned(),

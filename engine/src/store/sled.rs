@@ -70,7 +70,7 @@ const FRESH_BYTES_MAX: usize = 8 * 1_024;
 
 /// How long the lock is waited for. A process that was just started from this one holds copies of
 /// its handles, the lock's too, until it runs its own program; and one that is ending needs a moment.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How an embedded store is set up.
 #[derive(Clone, Debug)]
@@ -701,19 +701,29 @@ fn open_folder(
             Err(TryLockError::Error(error)) => return Err(not_open(&error)),
         }
     }
-    // sled panics on some kinds of damage.
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        ::sled::Config::new()
-            .path(path)
-            .cache_capacity(cache_bytes)
-            .segment_size(SEGMENT_BYTES)
-            .flush_every_ms(None)
-            .open()
-    }));
-    let db = match opened {
-        Ok(Ok(db)) => db,
-        Ok(Err(error)) => return Err(not_open(&error)),
-        Err(_) => return Err(not_open(&"sled panicked on its contents")),
+    let db = loop {
+        // sled panics on some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            ::sled::Config::new()
+                .path(path)
+                .cache_capacity(cache_bytes)
+                .segment_size(SEGMENT_BYTES)
+                .flush_every_ms(None)
+                .open()
+        }));
+        match opened {
+            Ok(Ok(db)) => break db,
+            // A copy of sled's own handle may outlive the copy of ours by a moment. It says so in words
+            // only.
+            Ok(Err(::sled::Error::Io(error)))
+                if error.to_string().contains("could not acquire lock")
+                    && Instant::now() < patience =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok(Err(error)) => return Err(not_open(&error)),
+            Err(_) => return Err(not_open(&"sled panicked on its contents")),
+        }
     };
     check_format(&db, path, &not_open)?;
     Ok(Shared {

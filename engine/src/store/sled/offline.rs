@@ -17,6 +17,7 @@ use sled::IVec;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// How many rows are written to a new store at once.
@@ -83,6 +84,23 @@ pub fn export(
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, TransferError> {
     let shared = open_folder(path, CACHE_BYTES, 0, false)?;
+    readable(&shared, || export_from(&shared, to, exported_ms, progress))?
+}
+
+/// sled panics on some kinds of damage that it meets only when it reads.
+fn readable<T>(shared: &Shared, read: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(read)).map_err(|_| Error::Open {
+        path: shared.path.clone(),
+        error: "it is damaged: sled panicked on its contents, where it says above; take a backup or an export that is whole".to_owned(),
+    })
+}
+
+fn export_from(
+    shared: &Shared,
+    to: &mut dyn Write,
+    exported_ms: i64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64, TransferError> {
     let header = Header {
         hooksieve_export: EXPORT,
         format: FORMAT,
@@ -232,6 +250,10 @@ pub struct Kind {
 /// When the store does not open.
 pub fn check(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
     let shared = open_folder(path, CACHE_BYTES, 0, false)?;
+    readable(&shared, || check_all(&shared, progress))?
+}
+
+fn check_all(shared: &Shared, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
     let mut report = Report {
         file_bytes: shared
             .db

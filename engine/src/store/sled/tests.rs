@@ -147,6 +147,33 @@ fn a_damaged_store_says_that_it_does_not_open() {
     assert!(matches!(error, Error::Open { .. }), "{error}");
 }
 
+/// sled panics on some damage, when it opens or only when it reads: whoever looks gets a sentence.
+#[tokio::test]
+async fn a_store_that_is_damaged_further_on_is_told() {
+    let folder = TempDir::new().unwrap();
+    let store = open(folder.path());
+    let body = "x".repeat(8_000);
+    for n in 0..2_000 {
+        let event = anonymous("a", &format!("{n} {body}"));
+        store.append(event).await.unwrap();
+    }
+    drop(store);
+    let path = folder.path().join("db");
+    let whole = fs::read(&path).unwrap();
+    let rows = |report: &Report| report.kinds.get("event").map_or(0, |it| it.rows);
+    assert_eq!(rows(&check(folder.path(), &mut |_| ()).unwrap()), 2_000);
+    for part in 1..8 {
+        let mut damaged = whole.clone();
+        let at = whole.len() / 8 * part;
+        damaged[at..at + 100_000].fill(0xa5);
+        fs::write(&path, &damaged).unwrap();
+        match check(folder.path(), &mut |_| ()) {
+            Ok(report) => assert!(report.faults > 0 || rows(&report) == 2_000, "{report:?}"),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
 #[tokio::test]
 async fn appends_share_flushes() {
     let folder = TempDir::new().unwrap();
