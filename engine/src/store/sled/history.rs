@@ -14,8 +14,9 @@ use sled::IVec;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
-/// How many events one step of a sweep looks at: some hundred rows, which one flush takes with it.
-const STEP_EVENTS: usize = 128;
+/// How many events one step of a sweep looks at: about a thousand rows, which one flush takes with it. With
+/// fewer, a slow disk would let a sweep forget less than comes in.
+const STEP_EVENTS: usize = 256;
 
 /// As much of a row of decisions as a sweep wants.
 #[derive(Default, Deserialize)]
