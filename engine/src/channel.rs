@@ -16,6 +16,7 @@ pub mod guard;
 pub mod lark;
 pub mod outgoing;
 pub mod pagerduty;
+mod preview;
 pub mod slack;
 pub mod sql;
 pub mod teams;
@@ -24,6 +25,7 @@ pub mod voice;
 pub mod webhook;
 
 pub use outgoing::Outgoing;
+pub use preview::Preview;
 
 use crate::dispatch::Rate;
 use crate::store::Delivery;

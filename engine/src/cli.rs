@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod dead;
 mod demo;
+mod events;
 mod explain;
 mod held;
 mod login;
@@ -17,7 +18,7 @@ mod store;
 mod style;
 mod tokens;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use hooksieve::config::read::Problem;
 use hooksieve::serve::StartError;
 use std::collections::BTreeMap;
@@ -58,6 +59,12 @@ enum Command {
     Rollback(rules::Rollback),
     /// Look at rules, their versions and changes; end a shadow or canary; delete a rule
     Rules(rules::Args),
+    /// List what came in and what became of it, or follow it
+    Events(events::Events),
+    /// List what newest events led to, and how it stands
+    Deliveries(events::Deliveries),
+    /// List the tenants that the token can see
+    Tenants(events::Tenants),
     /// Make, list and revoke access tokens
     Tokens(tokens::Args),
     /// Look at events that a rule failed on, and release or drop them
@@ -70,6 +77,11 @@ enum Command {
     Channel(channel::Args),
     /// Tell what became of an event: rules, decisions, deliveries, attempts
     Explain(explain::Args),
+    /// Write a script that completes these commands in a shell
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Why a command ends badly: its exit code, and one sentence.
@@ -133,6 +145,14 @@ pub(crate) fn main() -> ExitCode {
         Command::Store(args) => store::run(args),
         Command::Channel(args) => channel::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Events(args) => events::events(args),
+        Command::Deliveries(args) => events::deliveries(args),
+        Command::Tenants(args) => events::tenants(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hooksieve", &mut script);
+            io::Write::write_all(&mut io::stdout(), &script).map_err(Failure::from)
+        }
     };
     let (code, sentence) = match done {
         Ok(()) | Err(Failure::Pipe) => return ExitCode::SUCCESS,

@@ -5,12 +5,14 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// What a person called a tenant, a source, a rule or a channel: 1 to 63 of `a-z`, `0-9`, `-` and
 /// `_`, beginning with a letter or a digit. So it is safe in a URL, a file name and a store key.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[a-z0-9][a-z0-9_-]{0,62}$")]
 pub struct Name(Arc<str>);
 
 /// The text is not a [`Name`].
@@ -192,7 +194,8 @@ macro_rules! id_text {
 id_text!(EventId, DeliveryId);
 
 /// The SHA-256 that names a module or a configuration.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(value_type = String, pattern = "^[0-9a-f]{64}$")]
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {

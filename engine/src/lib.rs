@@ -24,7 +24,7 @@
 //! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`registry`] | access tokens, uploaded modules, rules as histories of versions |
-//! | [`admin`] | operators' and tenants' calls over HTTP |
+//! | [`admin`] | operators' and tenants' calls over HTTP, their description, and the console |
 //! | [`replay`] | recorded events, read as the engine would have stored them |
 //! | [`serve`] | all of it wired together |
 //!

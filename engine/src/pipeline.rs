@@ -171,6 +171,14 @@ impl Rules {
         all
     }
 
+    /// One rule alone, with what its decisions may name.
+    pub(crate) fn only(&self, rule: Asked) -> Self {
+        Self {
+            rules: vec![rule],
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
         self.rules.iter().map(|rule| &rule.name)
     }

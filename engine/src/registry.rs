@@ -21,9 +21,13 @@
 
 mod access;
 mod rule;
+mod trial;
 
 pub use access::{Caller, NewToken, Scope, Token};
 pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
+pub use trial::{Trial, Tried};
+
+use trial::TRIALS_MAX;
 
 use crate::clock::now_ms;
 use crate::config::Uploads;
@@ -86,11 +90,12 @@ pub struct Registry {
     /// One change at a time: each reads what the one before it left.
     rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
     compiles: Semaphore,
-    /// Who is uploading: one module at a time each.
+    trials: Semaphore,
+    /// Who is uploading or trying: one module at a time each.
     uploading: StdMutex<BTreeSet<Name>>,
 }
 
-/// A tenant's turn to upload.
+/// A tenant's turn to upload or try a module.
 pub struct Turn<'a> {
     registry: &'a Registry,
     tenant: Name,
@@ -169,6 +174,7 @@ impl Registry {
             tokens: RwLock::default(),
             rules: Mutex::default(),
             compiles: Semaphore::new(COMPILES_MAX),
+            trials: Semaphore::new(TRIALS_MAX),
             uploading: StdMutex::default(),
         };
         let tokens = registry.store.records("token/").await?;
@@ -305,6 +311,14 @@ impl Registry {
         self.pipeline.set_rules(fixed.rules.with(asked));
     }
 
+    /// That there is such a tenant.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn known(&self, tenant: &Name) -> Result<(), Error> {
+        self.fixed(tenant).map(drop)
+    }
+
     fn fixed(&self, tenant: &Name) -> Result<&Fixed, Error> {
         self.tenants
             .get(tenant)
@@ -334,7 +348,9 @@ impl Registry {
         let uploading = self.uploading.lock();
         let mut uploading = uploading.unwrap_or_else(PoisonError::into_inner);
         if !uploading.insert(tenant.clone()) {
-            return Err(Error::Busy("the tenant is uploading another module"));
+            return Err(Error::Busy(
+                "the tenant is uploading or trying another module",
+            ));
         }
         Ok(Turn {
             registry: self,

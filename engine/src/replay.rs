@@ -138,6 +138,14 @@ fn stream<E: From<BadInput>>(
     Ok(())
 }
 
+/// A payload as a source would send it, or an event with its attributes.
+///
+/// # Errors
+/// When it is no JSON, or nests too deep.
+pub fn payload(json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInput> {
+    one("the payload", json, defaults)
+}
+
 fn one(place: &str, json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInput> {
     let data = Data::from_json(json).map_err(|error| bad(place, format!("not JSON: {error}")))?;
     recorded(place, data, defaults)

@@ -191,6 +191,7 @@ impl Engine {
             watermark.clone(),
             &config.server,
         );
+        let ingest_stage = Stage::new();
         let admin = admin::Admin {
             store: store.clone(),
             pipeline: pipeline.clone(),
@@ -202,6 +203,8 @@ impl Engine {
             token: token.clone(),
             module_bytes_max: config.limits.module_bytes,
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
+            behind_https: config.server.public_url.starts_with("https://"),
+            cancel: ingest_stage.cancel.clone(),
         };
         let app = Router::new()
             .merge(ingest.router())
@@ -212,7 +215,7 @@ impl Engine {
             addr,
             token,
             counts,
-            ingest: Stage::new(),
+            ingest: ingest_stage,
             pipeline: Stage::new(),
             dispatch: Stage::new(),
             drain: Duration::from_millis(config.server.drain_ms),

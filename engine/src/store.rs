@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Notify;
+use utoipa::ToSchema;
 
 /// A verified event that has no id yet: the store gives it one.
 #[derive(Clone, Debug)]
@@ -142,7 +143,7 @@ pub enum Outcome {
 }
 
 /// What was done with an event that a rule failed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Then {
     /// Kept until someone releases or drops it.
@@ -224,7 +225,7 @@ pub struct Disabled {
 }
 
 /// What became of a request to acknowledge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Acknowledgement {
     /// The escalation will not happen, now or because it was acknowledged before.
@@ -523,6 +524,15 @@ pub struct Story {
     pub held: Vec<Held>,
 }
 
+/// Which events of a tenant a list has, and in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The newest first; those before one, where one is named.
+    Before(Option<EventId>),
+    /// Those after one, the oldest of them first.
+    After(EventId),
+}
+
 /// Why the store could not do it. What the caller must do follows from the variant.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -639,6 +649,9 @@ pub trait Outbox: Send + Sync {
 
     /// What became of an event.
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error>;
+
+    /// What became of a tenant's events.
+    async fn stories(&self, tenant: &Name, seek: Seek, limit: usize) -> Result<Vec<Story>, Error>;
 }
 
 /// What is over: it is kept for a while, and then goes.

@@ -1,8 +1,10 @@
 //! End-to-end tests: bytes in, receiver out. One file a theme.
 
+mod api;
 mod cli;
 mod command;
 mod compile;
+mod console;
 mod crash;
 mod egress;
 mod faults;

@@ -1,13 +1,13 @@
-//! Tenants' own rules: uploaded, tried in the shadow, promoted, rolled back; and who may do what.
+//! Tenants' own rules: uploaded, tried in the shadow, promoted, rolled back.
 
 use hooksieve_tests::{Answer, PROBE, Receiver, Server, Setup, TOKEN, cli_with, until};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A tenant with an open source, a webhook, and one rule in its file that drops everything.
 fn tenant(receiver: &Receiver) -> String {
@@ -20,7 +20,7 @@ fn tenant(receiver: &Receiver) -> String {
 }
 
 /// Two tenants that know nothing of each other.
-async fn start(config: &str) -> (Receiver, Setup, Server) {
+pub(super) async fn start(config: &str) -> (Receiver, Setup, Server) {
     let receiver = Receiver::start().await;
     let setup = Setup::new()
         .config(config)
@@ -31,14 +31,14 @@ async fn start(config: &str) -> (Receiver, Setup, Server) {
 }
 
 /// A call with a body, as whoever has this token.
-struct As<'a>(&'a Server, String);
+pub(super) struct As<'a>(pub(super) &'a Server, pub(super) String);
 
 impl As<'_> {
-    async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+    pub(super) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
         self.with(method, path, &[], body).await
     }
 
-    async fn with(
+    pub(super) async fn with(
         &self,
         method: Method,
         path: &str,
@@ -56,7 +56,7 @@ impl As<'_> {
         answer(request).await
     }
 
-    async fn upload(&self, tenant: &str, wasm: &[u8]) -> Answer {
+    pub(super) async fn upload(&self, tenant: &str, wasm: &[u8]) -> Answer {
         let path = format!("{}{}", self.0.base, module_path(tenant, wasm));
         answer(
             self.0
@@ -69,7 +69,7 @@ impl As<'_> {
     }
 
     /// A version with this greeting; the answer is the rule.
-    async fn version(&self, greeting: &str, role: Value) -> Answer {
+    pub(super) async fn version(&self, greeting: &str, role: Value) -> Answer {
         let mut body = json!({
             "module": sha256(PROBE), "config": { "greeting": greeting }, "events": ["*"],
         });
@@ -99,11 +99,11 @@ fn sha256(bytes: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn module_path(tenant: &str, wasm: &[u8]) -> String {
+pub(super) fn module_path(tenant: &str, wasm: &[u8]) -> String {
     format!("/v1/tenants/{tenant}/modules/{}", sha256(wasm))
 }
 
-async fn token(server: &Server, tenant: Option<&str>, scope: &str) -> String {
+pub(super) async fn token(server: &Server, tenant: Option<&str>, scope: &str) -> String {
     let body = json!({ "tenant": tenant, "scope": scope, "label": format!("a test's {scope}") });
     let operator = As(server, TOKEN.to_owned());
     let made = operator.call(Method::POST, "/v1/tokens", Some(body)).await;
@@ -410,289 +410,6 @@ async fn what_is_wrong_is_said_and_changes_nothing() {
         "{why}"
     );
     server.end().await;
-}
-
-/// Every call that a tenant may make, as everyone who may and may not.
-#[tokio::test(flavor = "multi_thread")]
-async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
-    let (_receiver, setup, server) = start("").await;
-    let author = As(&server, token(&server, Some("acme"), "author").await);
-    author.upload("acme", PROBE).await;
-    author.version("one", json!({ "as": "live" })).await;
-    let failed = json!({ "do": "panic" }).to_string();
-    let event = server.post_json("/in/acme/open", &failed).await.id();
-    server.settled(&event).await;
-    let sent = json!({ "do": "post", "payload": 1 }).to_string();
-    let sent = server.post_json("/in/acme/open", &sent).await.id();
-    let story = server.settled(&sent).await;
-    let delivery = story["deliveries"][0]["id"].as_str().unwrap().to_owned();
-    let module = module_path("acme", PROBE);
-    let held = format!("/v1/held/acme/{event}/own");
-    let rank = HashMap::from([
-        ("read-only", 0),
-        ("author", 1),
-        ("tenant-admin", 2),
-        ("operator", 3),
-    ]);
-    // A call, what it needs, and what it is answered where it may: the calls are made so that none
-    // changes what the next one finds.
-    let calls: Vec<(Method, String, &str, u16)> = vec![
-        (Method::GET, "/v1/whoami".into(), "read-only", 200),
-        (Method::GET, "/v1/tenants".into(), "read-only", 200),
-        (
-            Method::GET,
-            "/v1/tokens?tenant=acme".into(),
-            "tenant-admin",
-            200,
-        ),
-        (Method::POST, "/v1/tokens".into(), "tenant-admin", 422),
-        (
-            Method::DELETE,
-            "/v1/tokens/000000000000".into(),
-            "read-only",
-            404,
-        ),
-        (
-            Method::GET,
-            "/v1/tenants/acme/modules".into(),
-            "read-only",
-            200,
-        ),
-        (Method::PUT, module.clone(), "author", 422),
-        (Method::DELETE, module, "author", 409),
-        (
-            Method::GET,
-            "/v1/tenants/acme/rules".into(),
-            "read-only",
-            200,
-        ),
-        (
-            Method::GET,
-            "/v1/tenants/acme/audit".into(),
-            "read-only",
-            200,
-        ),
-        (
-            Method::GET,
-            "/v1/tenants/acme/rules/own".into(),
-            "read-only",
-            200,
-        ),
-        (
-            Method::GET,
-            "/v1/tenants/acme/rules/own/shadow".into(),
-            "read-only",
-            404,
-        ),
-        (
-            Method::POST,
-            "/v1/tenants/acme/rules/own/versions".into(),
-            "author",
-            422,
-        ),
-        (
-            Method::POST,
-            "/v1/tenants/acme/rules/own/promote".into(),
-            "author",
-            422,
-        ),
-        (
-            Method::POST,
-            "/v1/tenants/acme/rules/own/stage".into(),
-            "author",
-            422,
-        ),
-        (
-            Method::POST,
-            "/v1/tenants/acme/rules/own/rollback".into(),
-            "author",
-            409,
-        ),
-        (
-            Method::POST,
-            "/v1/tenants/acme/rules/own/stop".into(),
-            "author",
-            200,
-        ),
-        (
-            Method::DELETE,
-            "/v1/tenants/acme/rules/none".into(),
-            "author",
-            404,
-        ),
-        (Method::GET, format!("/v1/events/{event}"), "read-only", 200),
-        (Method::GET, "/v1/held?tenant=acme".into(), "read-only", 200),
-        (Method::GET, held.clone(), "read-only", 200),
-        (Method::POST, format!("{held}/release"), "author", 409),
-        (Method::DELETE, held.replace("/own", "/none"), "author", 404),
-        (Method::GET, "/v1/dead?tenant=acme".into(), "read-only", 200),
-        (
-            Method::DELETE,
-            "/v1/dead?tenant=acme&channel=none".into(),
-            "author",
-            200,
-        ),
-        (
-            Method::DELETE,
-            format!("/v1/dead/{delivery}"),
-            "author",
-            404,
-        ),
-        (
-            Method::POST,
-            format!("/v1/dead/{delivery}/redrive"),
-            "author",
-            404,
-        ),
-        (
-            Method::GET,
-            format!("/v1/deliveries/{delivery}"),
-            "read-only",
-            200,
-        ),
-        (
-            Method::POST,
-            format!("/v1/deliveries/{delivery}/acknowledge"),
-            "author",
-            404,
-        ),
-        (
-            Method::POST,
-            "/v1/channels/acme/none/test".into(),
-            "tenant-admin",
-            404,
-        ),
-        (
-            Method::POST,
-            "/v1/channels/acme/none/enable".into(),
-            "tenant-admin",
-            404,
-        ),
-    ];
-    let mut who = Vec::new();
-    for scope in ["read-only", "author", "tenant-admin"] {
-        for tenant in ["acme", "other"] {
-            let text = token(&server, Some(tenant), scope).await;
-            who.push((scope, Some(tenant), text));
-        }
-    }
-    who.push(("operator", None, token(&server, None, "operator").await));
-    for (scope, tenant, text) in &who {
-        let caller = As(&server, text.clone());
-        for (method, path, needs, may) in &calls {
-            // Only what says so has a body; one that is not understood is none.
-            let body = match (method, path.contains("/promote")) {
-                (_, true) => Some(json!({ "x": 1 })),
-                (&Method::POST, _) if path == "/v1/tokens" => {
-                    let expires = "2001-01-01T00:00:00Z";
-                    Some(
-                        json!({ "tenant": "acme", "scope": "read-only", "label": "x", "expires": expires }),
-                    )
-                }
-                (&Method::POST, _) if path.ends_with("versions") || path.ends_with("stage") => {
-                    Some(json!({ "x": 1 }))
-                }
-                (&Method::PUT, _) => Some(json!("not the module")),
-                _ => None,
-            };
-            let got = caller.call(method.clone(), path, body).await;
-            let allowed = rank[scope] >= rank[needs];
-            let foreign = *tenant == Some("other");
-            let neutral = ["/v1/whoami", "/v1/tenants"].contains(&path.as_str());
-            let expected = match (foreign && !neutral, allowed) {
-                (true, _) => 404,
-                (false, true) => *may,
-                (false, false) => 403,
-            };
-            let context = format!("{method} {path} as {scope} of {tenant:?}: {}", got.body);
-            // What is not there is not there, whoever asks.
-            if !(allowed || *may != 404 || foreign) {
-                assert!([403, 404].contains(&got.status), "{context}");
-            } else {
-                assert_eq!(got.status, expected, "{context}");
-            }
-            if foreign {
-                let seen = got.body.replace("tenant acme", "");
-                let named = ["probe", "own\"", "fixed\",\"acme"];
-                assert!(named.iter().all(|it| !seen.contains(it)), "{context}");
-            }
-        }
-        // Nobody makes himself more than he is.
-        if *scope != "operator" {
-            let body = json!({ "scope": "operator", "label": "x" });
-            let made = caller.call(Method::POST, "/v1/tokens", Some(body)).await;
-            made.problem(403, "not-allowed");
-        }
-    }
-    let tenants = As(&server, who[1].2.clone());
-    let seen = tenants.call(Method::GET, "/v1/tenants", None).await.json();
-    assert_eq!(seen.as_array().unwrap().len(), 1);
-    assert_eq!(seen[0]["name"], "other");
-
-    // Without a token, with what looks like one, with a revoked and an expired one: the same answer.
-    let good = who[0].2.clone();
-    let admin = As(&server, who[4].2.clone());
-    let mut bad = vec![
-        String::new(),
-        "x".to_owned(),
-        format!("{good}0"),
-        good[..good.len() - 1].to_owned(),
-    ];
-    let soon = (jiff::Timestamp::now() + jiff::SignedDuration::from_millis(300)).to_string();
-    let short = json!({ "tenant": "acme", "scope": "author", "label": "short", "expires": soon });
-    let short = admin
-        .call(Method::POST, "/v1/tokens", Some(short))
-        .await
-        .json();
-    bad.push(short["token"].as_str().unwrap().to_owned());
-    let id = good.split('_').nth(1).unwrap();
-    let revoked = admin
-        .call(Method::DELETE, &format!("/v1/tokens/{id}"), None)
-        .await;
-    assert_eq!(revoked.json(), json!({ "revoked": id }));
-    bad.push(good.clone());
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let mut said = BTreeSet::new();
-    for text in &bad {
-        let caller = As(&server, text.clone());
-        for (method, path, ..) in &calls {
-            let got = caller.call(method.clone(), path, None).await;
-            said.insert(got.problem(401, "not-authorised"));
-        }
-        // A token in the address is none.
-        let path = format!("/v1/whoami?token={}&access_token={0}", who[4].2);
-        caller
-            .call(Method::GET, &path, None)
-            .await
-            .problem(401, "not-authorised");
-    }
-    assert_eq!(said.len(), 1);
-    // No secret of all this is anywhere that is kept or said.
-    let secret = |text: &String| text.rsplit('_').next().unwrap().to_owned();
-    let listed = admin.call(Method::GET, "/v1/tokens", None).await.body;
-    let log = server.said();
-    for (.., text) in &who {
-        assert!(!listed.contains(&secret(text)) && !log.contains(&secret(text)));
-    }
-    let data = setup.data();
-    server.end().await;
-    let mut files = vec![data];
-    while let Some(path) = files.pop() {
-        if path.is_dir() {
-            files.extend(
-                std::fs::read_dir(&path)
-                    .unwrap()
-                    .map(|it| it.unwrap().path()),
-            );
-            continue;
-        }
-        let bytes = std::fs::read(&path).unwrap();
-        for (.., text) in &who {
-            let secret = secret(text).into_bytes();
-            let found = bytes.windows(secret.len()).any(|it| it == secret);
-            assert!(!found, "{} holds a token", path.display());
-        }
-    }
 }
 
 /// The short form; `HOOKSIEVE_PROMOTIONS=1000` is the long one.

@@ -25,7 +25,7 @@ pub mod sign;
 pub mod smith;
 
 pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
-pub use peers::{Absent, Node, Python, faketime, may_mount, node, python};
+pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
 pub use server::{ALLOW, Answer, Server, Setup, TOKEN};

@@ -48,6 +48,25 @@ pub fn node() -> Result<Node, Absent> {
     ))
 }
 
+/// Node.js that drives a browser, where both are there.
+///
+/// # Errors
+/// When they are not, and the environment does not say that they must be.
+pub fn browser() -> Result<Node, Absent> {
+    let there = |path: &std::path::Path| path.exists();
+    let packages = tests_folder().join("js/node_modules");
+    let drives = there(&packages.join("playwright-core")) && there(&packages.join("axe-core"));
+    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "/usr/bin/chromium".to_owned());
+    if drives && there(chromium.as_ref()) {
+        return Ok(Node(()));
+    }
+    Err(absent(
+        "chromium, or node with the packages of tests/js, is not here",
+        "apt-get install chromium; npm ci --prefix tests/js",
+        "HOOKSIEVE_NEED_BROWSER",
+    ))
+}
+
 /// Python, where it is there with its packages.
 ///
 /// # Errors

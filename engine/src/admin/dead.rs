@@ -1,56 +1,54 @@
 //! Calls about dead letters: list, redrive, purge.
 
-use super::{
-    Admin, Answer, DeliveryView, Shared, Who, delivery_view, not_found, own_delivery, parse,
-    store_problem,
-};
+use super::deliveries::own_delivery;
+use super::view::{DeliveryView, delivery_view};
+use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
 use crate::clock::now_ms;
-use crate::id::DeliveryId;
+use crate::id::{DeliveryId, Name};
 use crate::problem::Problem;
 use crate::registry::Scope;
 use crate::store::Which;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// How many dead letters a page has, unless fewer are asked for.
 const PAGE_MAX: usize = 1_000;
 
-pub(super) fn router() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/v1/dead", get(list).delete(purge_all))
-        .route("/v1/dead/{id}", delete(purge))
-        .route("/v1/dead/{id}/redrive", post(redrive))
-}
-
-/// A part of a list.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Page<T> {
-    pub items: Vec<T>,
-    /// What the next page is asked for with, as `after`; absent at the end. A page may have few items,
-    /// or none, and not be the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
+pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(list_dead, purge_all))
+        .routes(routes!(purge))
+        .routes(routes!(redrive))
 }
 
 /// How many dead letters were purged.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Purged {
     pub purged: usize,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Wanted {
+    /// Left out: the token's own, or all where it is an operator's.
+    #[param(value_type = Option<Name>)]
     tenant: Option<String>,
+    #[param(value_type = Option<Name>)]
     channel: Option<String>,
     /// RFC 3339: only those that were given up before.
+    #[param(format = DateTime)]
     before: Option<String>,
+    /// What an earlier page gave as `next`.
     after: Option<String>,
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
@@ -90,7 +88,14 @@ fn invalid(detail: String) -> Problem {
     )
 }
 
-async fn list(
+/// Dead letters, the oldest first
+#[utoipa::path(
+    get, path = "/v1/dead", tag = "dead letters",
+    params(Wanted),
+    responses((status = 200, body = Page<DeliveryView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn list_dead(
     State(admin): Shared,
     Extension(caller): Who,
     query: WantedOrNot,
@@ -108,6 +113,12 @@ async fn list(
     }))
 }
 
+/// Takes a dead letter up again, under a new id
+#[utoipa::path(
+    post, path = "/v1/dead/{delivery}/redrive", tag = "dead letters",
+    responses((status = 200, body = DeliveryView)),
+    security(("token" = ["author"])),
+)]
 async fn redrive(
     State(admin): Shared,
     Extension(caller): Who,
@@ -122,6 +133,12 @@ async fn redrive(
     Ok(Json(delivery_view(&new, false)))
 }
 
+/// Makes a dead letter none
+#[utoipa::path(
+    delete, path = "/v1/dead/{delivery}", tag = "dead letters",
+    responses((status = 200, body = Purged)),
+    security(("token" = ["author"])),
+)]
 async fn purge(
     State(admin): Shared,
     Extension(caller): Who,
@@ -137,6 +154,13 @@ async fn purge(
     Ok(Json(Purged { purged }))
 }
 
+/// Makes all dead letters none that a list with the same query has
+#[utoipa::path(
+    delete, path = "/v1/dead", tag = "dead letters",
+    params(Wanted),
+    responses((status = 200, body = Purged)),
+    security(("token" = ["author"])),
+)]
 async fn purge_all(
     State(admin): Shared,
     Extension(caller): Who,

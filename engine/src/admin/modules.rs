@@ -1,30 +1,30 @@
 //! Calls about modules: upload, list, delete.
 
-use super::{Admin, Answer, Shared, Who, moment, parse};
+use super::view::moment;
+use super::{Admin, Answer, Shared, Who, parse};
 use crate::id::{Hash, Name};
 use crate::ingest::read;
 use crate::problem::Problem;
-use crate::registry::{Module, Scope};
+use crate::registry::{Caller, Module, Scope};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, put};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-pub(super) fn router() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/v1/tenants/{tenant}/modules", get(list))
-        .route(
-            "/v1/tenants/{tenant}/modules/{sha256}",
-            put(upload).delete(remove),
-        )
+pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(list_modules, add_module))
+        .routes(routes!(upload_module, delete_module))
 }
 
 /// A module with what its check found.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ModuleView {
     pub sha256: String,
     pub size_bytes: u64,
@@ -49,7 +49,20 @@ fn view(module: &Module) -> ModuleView {
     }
 }
 
-async fn upload(
+/// Uploads a module
+///
+/// It is checked and compiled before the answer. The path names the SHA-256 of the body; the same
+/// module again changes nothing.
+#[utoipa::path(
+    put, path = "/v1/tenants/{tenant}/modules/{sha256}", tag = "modules",
+    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    responses(
+        (status = 201, body = ModuleView),
+        (status = 200, body = ModuleView, description = "It was there already"),
+    ),
+    security(("token" = ["author"])),
+)]
+async fn upload_module(
     State(admin): Shared,
     Extension(caller): Who,
     Path((tenant, sha256)): Path<(String, String)>,
@@ -58,12 +71,45 @@ async fn upload(
 ) -> Result<Response, Problem> {
     let tenant = parse::<Name>(&tenant, "tenant")?;
     let named = parse::<Hash>(&sha256, "a module, which is its SHA-256")?;
-    caller.may(Scope::Author, &tenant)?;
-    let turn = admin.registry.turn(&tenant)?;
+    uploaded(&admin, &caller, &tenant, Some(named), (&headers, body)).await
+}
+
+/// Uploads a module, and tells its SHA-256
+///
+/// For whoever cannot compute it beforehand.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/modules", tag = "modules",
+    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    responses(
+        (status = 201, body = ModuleView),
+        (status = 200, body = ModuleView, description = "It was there already"),
+    ),
+    security(("token" = ["author"])),
+)]
+async fn add_module(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    uploaded(&admin, &caller, &tenant, None, (&headers, body)).await
+}
+
+async fn uploaded(
+    admin: &Admin,
+    caller: &Caller,
+    tenant: &Name,
+    named: Option<Hash>,
+    (headers, body): (&HeaderMap, Body),
+) -> Result<Response, Problem> {
+    caller.may(Scope::Author, tenant)?;
+    let turn = admin.registry.turn(tenant)?;
     let limit = ("module_bytes of [limits]", admin.module_bytes_max);
-    let wasm = read(&headers, body, limit, admin.request_timeout).await?;
+    let wasm = read(headers, body, limit, admin.request_timeout).await?;
     let found = Hash::of(&wasm);
-    if found != named {
+    if let Some(named) = named.filter(|named| *named != found) {
         return Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "other-module",
@@ -84,7 +130,13 @@ async fn upload(
     Ok((status, Json(view)).into_response())
 }
 
-async fn list(
+/// A tenant's modules
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/modules", tag = "modules",
+    responses((status = 200, body = Vec<ModuleView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn list_modules(
     State(admin): Shared,
     Extension(caller): Who,
     Path(tenant): Path<String>,
@@ -96,12 +148,18 @@ async fn list(
 }
 
 /// A module that is gone.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ModuleDeleted {
     pub deleted: String,
 }
 
-async fn remove(
+/// Deletes a module that no version of a rule has
+#[utoipa::path(
+    delete, path = "/v1/tenants/{tenant}/modules/{sha256}", tag = "modules",
+    responses((status = 200, body = ModuleDeleted)),
+    security(("token" = ["author"])),
+)]
+async fn delete_module(
     State(admin): Shared,
     Extension(caller): Who,
     Path((tenant, sha256)): Path<(String, String)>,

@@ -3,7 +3,8 @@
 //! A rule's revision is its ETag. A change with `If-Match` is made only while that is still its
 //! revision.
 
-use super::{Admin, Answer, Shared, Who, moment, parse};
+use super::view::moment;
+use super::{Admin, Answer, Shared, Who, parse};
 use crate::id::{Hash, Name};
 use crate::pipeline::{Difference, Share};
 use crate::problem::Problem;
@@ -13,27 +14,28 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-pub(super) fn router() -> Router<Arc<Admin>> {
-    let of = |rest: &str| format!("/v1/tenants/{{tenant}}/rules/{{rule}}{rest}");
-    Router::new()
-        .route("/v1/tenants/{tenant}/rules", get(list))
-        .route("/v1/tenants/{tenant}/audit", get(audit))
-        .route(&of(""), get(one).delete(remove))
-        .route(&of("/versions"), post(add))
-        .route(&of("/promote"), post(promote))
-        .route(&of("/rollback"), post(roll_back))
-        .route(&of("/stage"), post(stage))
-        .route(&of("/stop"), post(stop))
-        .route(&of("/shadow"), get(shadow))
+pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(list_rules))
+        .routes(routes!(audit))
+        .routes(routes!(rule, delete_rule))
+        .routes(routes!(add_version))
+        .routes(routes!(promote))
+        .routes(routes!(roll_back))
+        .routes(routes!(stage))
+        .routes(routes!(stop))
+        .routes(routes!(shadow))
 }
 
 /// A rule with its versions and what they are used for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct RuleView {
     pub name: Name,
     /// Whether it stands in the tenant's file: then it has no versions and no call changes it.
@@ -48,14 +50,14 @@ pub struct RuleView {
     pub versions: Vec<VersionView>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct CanaryView {
     pub version: u32,
     /// Of all subjects.
     pub percent: f64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct VersionView {
     pub version: u32,
     pub module: String,
@@ -69,7 +71,7 @@ pub struct VersionView {
 }
 
 /// What happens to an event that a rule fails on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
     #[default]
@@ -172,7 +174,13 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     })
 }
 
-async fn list(
+/// A tenant's rules
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/rules", tag = "rules",
+    responses((status = 200, body = Vec<RuleView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn list_rules(
     State(admin): Shared,
     Extension(caller): Who,
     Path(tenant): Path<String>,
@@ -185,7 +193,13 @@ async fn list(
     Ok(Json(all.collect()))
 }
 
-async fn one(
+/// A rule with its versions
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
+    responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["read-only"])),
+)]
+async fn rule(
     State(admin): Shared,
     Extension(caller): Who,
     path: RulePath,
@@ -200,7 +214,7 @@ async fn one(
 }
 
 /// What a version is used for, in a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RoleWord {
     /// It decides.
@@ -233,7 +247,7 @@ fn role(word: RoleWord, percent: Option<f64>) -> Result<Role, Problem> {
 }
 
 /// A version that is to be made.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewVersionBody {
     /// The SHA-256 of a module that the tenant has uploaded.
@@ -254,7 +268,17 @@ pub struct NewVersionBody {
     pub percent: Option<f64>,
 }
 
-async fn add(
+/// Makes a version, and the rule with its first one
+///
+/// What does not start is not kept.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/versions", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    request_body = NewVersionBody,
+    responses((status = 201, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["author"])),
+)]
+async fn add_version(
     State(admin): Shared,
     Extension(caller): Who,
     path: RulePath,
@@ -282,7 +306,7 @@ async fn add(
 }
 
 /// Which version is meant.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VersionBody {
     /// Left out: the canary, else the shadow.
@@ -290,6 +314,14 @@ pub struct VersionBody {
     pub version: Option<u32>,
 }
 
+/// Makes a version live
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/promote", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    request_body = Option<VersionBody>,
+    responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["author"])),
+)]
 async fn promote(
     State(admin): Shared,
     Extension(caller): Who,
@@ -312,7 +344,7 @@ async fn promote(
 }
 
 /// What a version is to be used for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageBody {
     pub version: u32,
@@ -321,6 +353,14 @@ pub struct StageBody {
     pub percent: Option<f64>,
 }
 
+/// Gives a version a role
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/stage", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    request_body = StageBody,
+    responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["author"])),
+)]
 async fn stage(
     State(admin): Shared,
     Extension(caller): Who,
@@ -338,6 +378,13 @@ async fn stage(
     Ok(answer(StatusCode::OK, &staged.await?))
 }
 
+/// Makes live what was live before
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/rollback", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["author"])),
+)]
 async fn roll_back(
     State(admin): Shared,
     Extension(caller): Who,
@@ -351,6 +398,13 @@ async fn roll_back(
     Ok(answer(StatusCode::OK, &done.await?))
 }
 
+/// Ends a rule's shadow and canary
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/stop", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
+    security(("token" = ["author"])),
+)]
 async fn stop(
     State(admin): Shared,
     Extension(caller): Who,
@@ -365,12 +419,19 @@ async fn stop(
 }
 
 /// A rule that is gone.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct RuleDeleted {
     pub deleted: Name,
 }
 
-async fn remove(
+/// Deletes a rule with its versions
+#[utoipa::path(
+    delete, path = "/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    responses((status = 200, body = RuleDeleted)),
+    security(("token" = ["author"])),
+)]
+async fn delete_rule(
     State(admin): Shared,
     Extension(caller): Who,
     path: RulePath,
@@ -385,7 +446,7 @@ async fn remove(
 }
 
 /// How a version in the shadow compares with what is live.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ShadowView {
     pub version: u32,
     /// Since when: it began, or the engine was started.
@@ -397,6 +458,12 @@ pub struct ShadowView {
     pub differences: Vec<Difference>,
 }
 
+/// How the version in the shadow compares with what is live
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/rules/{rule}/shadow", tag = "rules",
+    responses((status = 200, body = ShadowView)),
+    security(("token" = ["read-only"])),
+)]
 async fn shadow(
     State(admin): Shared,
     Extension(caller): Who,
@@ -419,7 +486,7 @@ async fn shadow(
 }
 
 /// A change of a rule.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct AuditView {
     pub at: String,
     pub who: String,
@@ -433,6 +500,12 @@ pub struct AuditView {
     pub version: Option<u32>,
 }
 
+/// Who changed which rule, the last 1,000 changes
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/audit", tag = "rules",
+    responses((status = 200, body = Vec<AuditView>)),
+    security(("token" = ["read-only"])),
+)]
 async fn audit(
     State(admin): Shared,
     Extension(caller): Who,

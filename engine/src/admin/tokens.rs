@@ -1,28 +1,31 @@
 //! Calls about access: who am I, which tenants are there, tokens.
 
-use super::{Admin, Answer, Shared, Who, moment, not_found, parse};
+use super::view::moment;
+use super::{Admin, Answer, Shared, Who, not_found, parse};
 use crate::id::Name;
 use crate::problem::Problem;
-use crate::registry::{NewToken, Scope, Token};
+use crate::registry::{Caller, NewToken, Scope, Token};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{delete, get};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-pub(super) fn router() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/v1/whoami", get(who_am_i))
-        .route("/v1/tenants", get(tenants))
-        .route("/v1/tokens", get(list).post(make))
-        .route("/v1/tokens/{id}", delete(revoke))
+pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(who_am_i))
+        .routes(routes!(list_tenants))
+        .routes(routes!(list_tokens, make_token))
+        .routes(routes!(revoke_token))
 }
 
 /// Who a token belongs to and what it may be used for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct WhoView {
     pub scope: Scope,
     /// None for an operator.
@@ -33,24 +36,42 @@ pub struct WhoView {
     pub expires: Option<String>,
 }
 
+impl From<Caller> for WhoView {
+    fn from(caller: Caller) -> Self {
+        Self {
+            scope: caller.scope,
+            tenant: caller.tenant,
+            who: caller.who,
+            expires: caller.expires_ms.map(moment),
+        }
+    }
+}
+
+/// Who the token belongs to and what it may be used for
+#[utoipa::path(
+    get, path = "/v1/whoami", tag = "access",
+    responses((status = 200, body = WhoView)),
+    security(("token" = ["read-only"])),
+)]
 async fn who_am_i(Extension(caller): Who) -> Json<WhoView> {
-    Json(WhoView {
-        scope: caller.scope,
-        tenant: caller.tenant,
-        who: caller.who,
-        expires: caller.expires_ms.map(moment),
-    })
+    Json(caller.into())
 }
 
 /// A tenant, as rules see it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TenantView {
     pub name: Name,
     pub sources: Vec<Name>,
     pub channels: Vec<Name>,
 }
 
-async fn tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<TenantView>> {
+/// The tenants that the token can see
+#[utoipa::path(
+    get, path = "/v1/tenants", tag = "tenants",
+    responses((status = 200, body = Vec<TenantView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn list_tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<TenantView>> {
     let all = admin.registry.tenants();
     let seen = all.filter(|(name, ..)| caller.tenant.as_ref().is_none_or(|own| own == *name));
     let view = |(name, sources, channels): (&Name, Vec<&Name>, Vec<&Name>)| TenantView {
@@ -62,7 +83,7 @@ async fn tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<Tenan
 }
 
 /// A token, without its text but where it was just made.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
     pub id: String,
     pub scope: Scope,
@@ -88,7 +109,7 @@ fn view(token: Token) -> TokenView {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTokenBody {
     pub scope: Scope,
@@ -97,11 +118,22 @@ pub struct NewTokenBody {
     /// What it is for.
     pub label: String,
     /// RFC 3339; left out, it is good until it is revoked.
+    #[schema(format = DateTime)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
 }
 
-async fn make(
+/// Makes a token
+///
+/// Its text is in this answer and nowhere else. A tenant's token is made by its tenant-admin or an
+/// operator, and an operator's by an operator.
+#[utoipa::path(
+    post, path = "/v1/tokens", tag = "access",
+    request_body = NewTokenBody,
+    responses((status = 201, body = TokenView)),
+    security(("token" = ["tenant-admin"])),
+)]
+async fn make_token(
     State(admin): Shared,
     Extension(caller): Who,
     body: Result<Json<NewTokenBody>, JsonRejection>,
@@ -135,13 +167,23 @@ async fn make(
     Ok((StatusCode::CREATED, headers, Json(view)).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Whose {
+    /// Left out: the token's own, or all where it is an operator's.
+    #[param(value_type = Option<Name>)]
     tenant: Option<String>,
 }
 
-async fn list(
+/// Tokens, without their texts
+#[utoipa::path(
+    get, path = "/v1/tokens", tag = "access",
+    params(Whose),
+    responses((status = 200, body = Vec<TokenView>)),
+    security(("token" = ["tenant-admin"])),
+)]
+async fn list_tokens(
     State(admin): Shared,
     Extension(caller): Who,
     query: Result<Query<Whose>, QueryRejection>,
@@ -155,12 +197,18 @@ async fn list(
 }
 
 /// A token that is worthless from now on.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Revoked {
     pub revoked: String,
 }
 
-async fn revoke(
+/// Makes a token worthless
+#[utoipa::path(
+    delete, path = "/v1/tokens/{token}", tag = "access",
+    responses((status = 200, body = Revoked)),
+    security(("token" = ["tenant-admin"])),
+)]
+async fn revoke_token(
     State(admin): Shared,
     Extension(caller): Who,
     Path(id): Path<String>,

@@ -104,7 +104,7 @@ impl Discord {
     }
 }
 
-fn payload(delivery: &Delivery, message: &Message) -> Value {
+pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
     let about = &delivery.about;
     let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
         title if title.is_empty() => about.kind.clone(),

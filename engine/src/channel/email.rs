@@ -23,7 +23,7 @@
 //! schedule gives people the time to mend it.
 
 pub mod dkim;
-mod message;
+pub(super) mod message;
 mod session;
 #[cfg(test)]
 mod tests;

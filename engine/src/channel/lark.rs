@@ -130,7 +130,7 @@ fn sign(secret: &str, now_s: u64) -> String {
     BASE64.encode(mac.finalize().into_bytes())
 }
 
-fn payload(delivery: &Delivery, message: &Message) -> Value {
+pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
     let about = &delivery.about;
     let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
         title if title.is_empty() => about.kind.clone(),

@@ -68,7 +68,7 @@ enum Action {
 /// What a rule's body may say.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+pub(super) struct Asked {
     #[serde(default)]
     event_action: Action,
     dedup_key: Option<String>,
@@ -147,7 +147,7 @@ impl PagerDuty {
         }
     }
 
-    fn alert(&self, delivery: &Delivery, message: &Message) -> Value {
+    pub(super) fn alert(&self, delivery: &Delivery, message: &Message) -> Value {
         let about = &delivery.about;
         let mut details = Map::new();
         let body = text::escaped(&text::lines(&message.text), TEXT_CHARS_MAX, |_| None);
@@ -179,7 +179,7 @@ impl PagerDuty {
         })
     }
 
-    fn asked(&self, delivery: &Delivery, asked: Asked) -> Value {
+    pub(super) fn asked(&self, delivery: &Delivery, asked: Asked) -> Value {
         let key = asked.dedup_key.unwrap_or_else(|| delivery.id.to_string());
         let mut body = json!({
             "event_action": asked.event_action,
@@ -234,7 +234,7 @@ pub(super) fn takes(body: &Body) -> Result<(), String> {
     read(body).map(|_| ())
 }
 
-fn read(body: &Body) -> Result<Asked, String> {
+pub(super) fn read(body: &Body) -> Result<Asked, String> {
     let value = serde_json::to_value(body).map_err(|error| error.to_string())?;
     let asked: Asked = serde_json::from_value(value)
         .map_err(|error| format!("channel kind pagerduty cannot take this body: {error}"))?;

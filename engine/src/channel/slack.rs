@@ -85,7 +85,7 @@ impl Slack {
     }
 }
 
-fn payload(delivery: &Delivery, message: &Message) -> Value {
+pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
     let about = &delivery.about;
     let title = match text::one_line(&message.title, HEADER_CHARS_MAX) {
         title if title.is_empty() => about.kind.clone(),

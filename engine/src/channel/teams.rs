@@ -115,7 +115,7 @@ fn words_of_failure(answer: &Answer) -> Option<Option<u16>> {
     Some(status)
 }
 
-fn payload(delivery: &Delivery, message: &Message) -> Value {
+pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
     let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
         title if title.is_empty() => delivery.about.kind.clone(),
         title => title,

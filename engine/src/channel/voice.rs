@@ -337,7 +337,7 @@ impl Voice {
 }
 
 /// What is read out: all but the link, which nobody can follow.
-fn spoken(delivery: &Delivery, message: &Message) -> String {
+pub(super) fn spoken(delivery: &Delivery, message: &Message) -> String {
     let fields = message
         .fields
         .iter()

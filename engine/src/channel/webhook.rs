@@ -187,7 +187,7 @@ impl Webhook {
     }
 }
 
-fn body(delivery: &Delivery) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn body(delivery: &Delivery) -> Result<Vec<u8>, serde_json::Error> {
     let about = &delivery.about;
     match &delivery.payload {
         Payload::Body(body) => serde_json::to_vec(body),

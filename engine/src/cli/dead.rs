@@ -3,7 +3,7 @@
 use super::client::Remote;
 use super::explain::attempts;
 use super::{Failure, style};
-use hooksieve::admin::{DeliveryView, Page, Purged};
+use hooksieve::admin::{DeliveryView, Page, Purged, StateWord};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -157,7 +157,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             if let Some(of) = &delivery.redrive_of {
                 anstream::println!("of       {of}, which was given up");
             }
-            if let ("redriven", Some(as_what)) = (delivery.state.as_str(), &delivery.other) {
+            if let (StateWord::Redriven, Some(as_what)) = (delivery.state, &delivery.other) {
                 anstream::println!("redriven as {as_what}");
             }
             let payload =

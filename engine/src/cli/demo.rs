@@ -8,7 +8,7 @@ mod receivers;
 use super::{Failure, block_on, style};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use events::{Becomes, Sample};
-use hooksieve::admin::StoryView;
+use hooksieve::admin::{OutcomeWord, StateWord, StoryView};
 use hooksieve::config::Config;
 use hooksieve::config::read::Source;
 use hooksieve::serve::Engine;
@@ -220,7 +220,7 @@ async fn settled(
         let pending = story
             .deliveries
             .iter()
-            .any(|delivery| delivery.state == "pending");
+            .any(|delivery| delivery.state == StateWord::Pending);
         if story.decided && !pending {
             return Ok(story);
         }
@@ -261,7 +261,7 @@ fn check(outcomes: &[Outcome], mails: &[Mail], posts: &Posts) -> Vec<Check> {
             None => Vec::new(),
         };
         let mut deliveries = outcome.story.iter().flat_map(|story| &story.deliveries);
-        let all_delivered = deliveries.all(|delivery| delivery.state == "delivered");
+        let all_delivered = deliveries.all(|delivery| delivery.state == StateWord::Delivered);
         let good = match outcome.sample.becomes {
             Becomes::Refused => outcome.answer.status == 401,
             Becomes::Repeated => outcome.answer.status == 202 && outcome.answer.duplicate,
@@ -351,10 +351,10 @@ fn print_report(outcomes: &[Outcome], mails: &[Mail], posts: &Posts) {
                     .map_or(0, |attempt| attempt.duration_ms);
                 format!("{} in {took} ms", delivery.channel)
             });
-            let what = match decision.outcome.as_str() {
-                "dropped" => "drop",
-                "notified" => "notify",
-                other => other,
+            let what = match decision.outcome {
+                OutcomeWord::Dropped => "drop",
+                OutcomeWord::Notified => "notify",
+                OutcomeWord::Failed => "failed",
             };
             table.add_row([
                 name.as_str(),

@@ -2,7 +2,7 @@
 
 use super::client::Remote;
 use super::{Failure, style};
-use hooksieve::admin::{DeliveryView, StoryView};
+use hooksieve::admin::{DeliveryView, StateWord, StoryView};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -98,11 +98,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 /// How a delivery hangs together with others.
 fn how(delivery: &DeliveryView) {
     let other = delivery.other.as_deref().unwrap_or_default();
-    match delivery.state.as_str() {
-        "gathered" => anstream::println!("    listed in the digest {other}"),
-        "suppressed" if !other.is_empty() => anstream::println!("    repeats {other}"),
-        "redriven" => anstream::println!("    redriven as {other}"),
-        "fallen-back" => anstream::println!("    went out instead as {other}"),
+    match delivery.state {
+        StateWord::Gathered => anstream::println!("    listed in the digest {other}"),
+        StateWord::Suppressed if !other.is_empty() => anstream::println!("    repeats {other}"),
+        StateWord::Redriven => anstream::println!("    redriven as {other}"),
+        StateWord::FallenBack => anstream::println!("    went out instead as {other}"),
         _ => {}
     }
     for (what, of) in [
@@ -147,8 +147,8 @@ pub(super) fn attempts(delivery: &DeliveryView) {
         }
     }
     if let Some(reason) = &delivery.reason {
-        let what = match delivery.state.as_str() {
-            "suppressed" => "not sent",
+        let what = match delivery.state {
+            StateWord::Suppressed => "not sent",
             _ => "given up",
         };
         anstream::println!("    {what}: {}", style::clean(reason));

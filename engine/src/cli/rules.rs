@@ -11,19 +11,19 @@ use hooksieve::pipeline::Short;
 use reqwest::Method;
 use std::path::{Path, PathBuf};
 
-/// Whose rules are meant.
+/// Which tenant is meant.
 #[derive(clap::Args)]
-struct Whose {
+pub(super) struct Whose {
     /// The tenant [default: the token's]
     #[arg(long, value_name = "NAME", env = "HOOKSIEVE_TENANT", global = true)]
     tenant: Option<String>,
     #[command(flatten)]
-    remote: Remote,
+    pub(super) remote: Remote,
 }
 
 impl Whose {
     /// Where the tenant's calls are.
-    fn base(&self) -> Result<String, Failure> {
+    pub(super) fn base(&self) -> Result<String, Failure> {
         let tenant = match &self.tenant {
             Some(tenant) => tenant.parse::<Name>().map_err(Failure::input)?,
             None => {

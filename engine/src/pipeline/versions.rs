@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use utoipa::ToSchema;
 
 /// A rule with the versions of it that are in use.
 #[derive(Clone)]
@@ -115,7 +116,7 @@ struct Noted {
 }
 
 /// An event of which two versions make different things.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
     pub event: String,
     pub live: Short,
@@ -123,7 +124,7 @@ pub struct Difference {
 }
 
 /// A decision as a line in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Short {
     /// `notified`, `dropped`, `failed`, or `not-asked` where it did not subscribe to it.
     pub outcome: String,

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::PoisonError;
 use subtle::ConstantTimeEq as _;
+use utoipa::ToSchema;
 
 /// What a token may be used for; each may do what those before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
     /// See what its tenant has, and what became of its events.
@@ -69,6 +70,8 @@ pub struct Caller {
     /// For the audit log: a token's label and id.
     pub who: String,
     pub expires_ms: Option<i64>,
+    /// The id of its token; none for the one that the engine was started with.
+    token: Option<String>,
 }
 
 impl Caller {
@@ -79,6 +82,7 @@ impl Caller {
             tenant: None,
             who: "the operator token".to_owned(),
             expires_ms: None,
+            token: None,
         }
     }
 }
@@ -105,7 +109,17 @@ impl Registry {
             tenant: token.tenant.clone(),
             who: format!("{} ({})", token.label, token.id),
             expires_ms: token.expires_ms,
+            token: Some(token.id.clone()),
         })
+    }
+
+    /// Whether a caller's token is good still: what goes on for long asks again.
+    pub fn still_good(&self, caller: &Caller) -> bool {
+        let there = caller
+            .token
+            .as_ref()
+            .is_none_or(|id| self.token(id).is_some());
+        there && caller.expires_ms.is_none_or(|expires| now_ms() < expires)
     }
 
     /// Makes a token; its text is given this once.

@@ -149,13 +149,13 @@ pub struct Changed {
 }
 
 /// What starts, before it has a number.
-struct Started {
+pub(super) struct Started {
     rule: Rule,
     program: Program,
 }
 
 impl Started {
-    fn version(self, number: u32) -> ActiveRule {
+    pub(super) fn version(self, number: u32) -> ActiveRule {
         ActiveRule::new(&self.rule, Some(number), Ok(self.program))
     }
 }
@@ -512,7 +512,12 @@ impl Registry {
     }
 
     /// Compiles a version and has it take its configuration.
-    async fn start(&self, tenant: &Name, name: &Name, version: &Version) -> Result<Started, Error> {
+    pub(super) async fn start(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        version: &Version,
+    ) -> Result<Started, Error> {
         self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
         let sandbox = self.sandbox.clone();

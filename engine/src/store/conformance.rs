@@ -28,6 +28,7 @@ macro_rules! conformance {
         $crate::store::conformance::conformance!(
             $open;
             events_come_back_in_order,
+            events_are_listed_from_both_ends,
             duplicates_are_recognised,
             duplicates_are_recognised_among_concurrent_appends,
             a_commit_counts_once,
@@ -270,6 +271,38 @@ pub(super) async fn events_come_back_in_order(store: TestStore) {
     let unknown = EventId::from_bytes(b"unknown");
     assert_eq!(store.event(unknown).await.unwrap(), None);
     assert!(store.story(unknown).await.unwrap().is_none());
+}
+
+pub(super) async fn events_are_listed_from_both_ends(store: TestStore) {
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        let event = store.append(anonymous("a", &n.to_string())).await.unwrap();
+        ids.push(event.id);
+        store.append(anonymous("ab", "other")).await.unwrap();
+    }
+    let commit = commit_due("a", ids[0], "triage", &[NOW_MS]);
+    store
+        .commit(&name("a"), vec![commit.clone()])
+        .await
+        .unwrap();
+    let listed = async |seek, limit| {
+        let stories = store.stories(&name("a"), seek, limit).await.unwrap();
+        let ids = stories.iter().map(|story| story.event.id);
+        (ids.collect::<Vec<_>>(), stories)
+    };
+    assert_eq!(
+        listed(Seek::Before(None), 3).await.0,
+        [ids[4], ids[3], ids[2]]
+    );
+    let (last, stories) = listed(Seek::Before(Some(ids[2])), 3).await;
+    assert_eq!(last, [ids[1], ids[0]]);
+    assert!(!stories[0].decided && stories[1].decided);
+    assert_eq!(stories[1].decisions, commit.decisions);
+    assert_eq!(stories[1].deliveries, commit.deliveries);
+    assert_eq!(listed(Seek::After(ids[2]), 9).await.0, [ids[3], ids[4]]);
+    assert_eq!(listed(Seek::After(ids[4]), 9).await.0, []);
+    let nobody = store.stories(&name("nobody"), Seek::Before(None), 9).await;
+    assert!(nobody.unwrap().is_empty());
 }
 
 pub(super) async fn duplicates_are_recognised(store: TestStore) {

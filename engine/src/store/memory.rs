@@ -6,7 +6,7 @@
 use super::{
     Acknowledgement, Appended, Attempt, Changes, Claimed, Commit, DeadPage, DecisionRecord,
     Delivery, Disabled, Error, EventLog, Held, History, Line, Mark, NewEvent, Outbox, Records,
-    Settlement, State, StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
+    Seek, Settlement, State, StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
@@ -342,21 +342,23 @@ impl Outbox for MemoryStore {
 
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
         let rows = self.rows();
-        let Some(event) = rows.event(id) else {
-            return Ok(None);
-        };
-        let made = rows.made.get(&id).into_iter().flatten();
-        let held = rows.held.iter().filter(|((event, _), _)| *event == id);
-        Ok(Some(Story {
-            decided: rows
-                .cursors
-                .get(&event.tenant)
-                .is_some_and(|last| id <= *last),
-            decisions: rows.decisions.get(&id).cloned().unwrap_or_default(),
-            deliveries: made.map(|id| rows.deliveries[id].clone()).collect(),
-            held: held.map(|(_, held)| held.clone()).collect(),
-            event,
-        }))
+        let event = rows.events.values().find(|event| event.id == id);
+        Ok(event.map(|event| rows.story_of(event)))
+    }
+
+    async fn stories(&self, tenant: &Name, seek: Seek, limit: usize) -> Result<Vec<Story>, Error> {
+        let rows = self.rows();
+        let all = rows.events.values();
+        let mut events: Vec<_> = all.filter(|event| event.tenant == *tenant).collect();
+        match seek {
+            Seek::Before(before) => {
+                events.retain(|event| before.is_none_or(|before| event.id < before));
+                events.reverse();
+            }
+            Seek::After(after) => events.retain(|event| event.id > after),
+        }
+        let stories = events.into_iter().take(limit);
+        Ok(stories.map(|event| rows.story_of(event)).collect())
     }
 }
 
@@ -421,6 +423,19 @@ impl Rows {
 
     fn event(&self, id: EventId) -> Option<StoredEvent> {
         self.events.values().find(|event| event.id == id).cloned()
+    }
+
+    fn story_of(&self, event: &StoredEvent) -> Story {
+        let id = event.id;
+        let made = self.made.get(&id).into_iter().flatten();
+        let held = self.held.iter().filter(|((event, _), _)| *event == id);
+        Story {
+            decided: (self.cursors.get(&event.tenant)).is_some_and(|last| id <= *last),
+            decisions: self.decisions.get(&id).cloned().unwrap_or_default(),
+            deliveries: made.map(|id| self.deliveries[id].clone()).collect(),
+            held: held.map(|(_, held)| held.clone()).collect(),
+            event: event.clone(),
+        }
     }
 
     /// Adds a delivery as its timing has it; whether anything waits now that did not.

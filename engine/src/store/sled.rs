@@ -33,8 +33,8 @@ use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
 use super::{
     Acknowledgement, Appended, Attempt, Claimed, Commit, DeadPage, DecisionRecord, Delivery,
-    Disabled, Error, EventLog, Held, Line, NewEvent, Outbox, Settlement, State, StoredEvent, Story,
-    Wanted, Which,
+    Disabled, Error, EventLog, Held, Line, NewEvent, Outbox, Seek, Settlement, State, StoredEvent,
+    Story, Wanted, Which,
 };
 use crate::id::{DeliveryId, EventId, Name};
 use async_trait::async_trait;
@@ -59,6 +59,10 @@ const FORMAT: u32 = 2;
 /// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
 /// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
 const SEGMENT_BYTES: usize = 4 << 20;
+
+/// How often sled frees segments of its file of which little is in use. The thread that does it also flushes,
+/// which nothing here waits for; without it the file grows for as long as rows come and go.
+const TIDY_EVERY_MS: u64 = 500;
 
 /// How many dead letters one page looks at, where few of them are of the channel that is asked for.
 const DEAD_LOOKED_AT_MAX: usize = 2_000;
@@ -376,6 +380,12 @@ impl Outbox for SledStore {
     async fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
         self.read(move |shared| shared.story(id)).await
     }
+
+    async fn stories(&self, tenant: &Name, seek: Seek, limit: usize) -> Result<Vec<Story>, Error> {
+        let tenant = tenant.clone();
+        self.read(move |shared| shared.stories(&tenant, seek, limit))
+            .await
+    }
 }
 
 impl Shared {
@@ -425,7 +435,7 @@ impl Shared {
         &self,
         from: Bound<Vec<u8>>,
         to: Vec<u8>,
-    ) -> impl Iterator<Item = Result<(IVec, IVec), Error>> {
+    ) -> impl DoubleEndedIterator<Item = Result<(IVec, IVec), Error>> {
         self.db
             .range((from, Bound::Excluded(to)))
             .map(|row| row.map_err(|error| self.broken(error)))
@@ -488,9 +498,33 @@ impl Shared {
     }
 
     fn story(&self, id: EventId) -> Result<Option<Story>, Error> {
-        let Some(event) = self.event(id)? else {
-            return Ok(None);
+        let event = self.event(id)?;
+        event.map(|event| self.story_of(event)).transpose()
+    }
+
+    fn stories(&self, tenant: &Name, seek: Seek, limit: usize) -> Result<Vec<Story>, Error> {
+        let first = Bound::Included(keys::of_tenant(keys::EVENT, tenant));
+        let last = keys::after_tenant(keys::EVENT, tenant);
+        let event = |row: Result<(IVec, IVec), Error>| {
+            row.and_then(|(key, value)| self.decode::<StoredEvent>(&key, &value))
         };
+        let events: Vec<_> = match seek {
+            Seek::Before(before) => {
+                let last = before.map_or(last, |before| keys::event(tenant, before));
+                let rows = self.range(first, last);
+                rows.rev().take(limit).map(event).collect()
+            }
+            Seek::After(after) => {
+                let first = Bound::Excluded(keys::event(tenant, after));
+                self.range(first, last).take(limit).map(event).collect()
+            }
+        };
+        let stories = events.into_iter().map(|event| self.story_of(event?));
+        stories.collect()
+    }
+
+    fn story_of(&self, event: StoredEvent) -> Result<Story, Error> {
+        let id = event.id;
         // Read first: an event that is committed meanwhile must not be told as decided without what
         // was decided.
         let decided = self.cursor(&event.tenant)?.is_some_and(|last| id <= last);
@@ -502,7 +536,7 @@ impl Shared {
         let mut after_held = keys::held_of(&event.tenant, id);
         let held = Bound::Included(after_held.clone());
         after_held.push(0xff); // No name has this byte.
-        Ok(Some(Story {
+        Ok(Story {
             decided,
             deliveries: deliveries
                 .filter_map(Result::transpose)
@@ -513,7 +547,7 @@ impl Shared {
                 .map(|row| row.and_then(|(key, value)| self.decode(&key, &value)))
                 .collect::<Result<_, _>>()?,
             event,
-        }))
+        })
     }
 
     /// Keys of a kind in the order of what follows the tenant, of one tenant or of all.
@@ -708,7 +742,7 @@ fn open_folder(
                 .path(path)
                 .cache_capacity(cache_bytes)
                 .segment_size(SEGMENT_BYTES)
-                .flush_every_ms(None)
+                .flush_every_ms(Some(TIDY_EVERY_MS))
                 .open()
         }));
         match opened {

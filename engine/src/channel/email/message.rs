@@ -78,7 +78,7 @@ fn part(kind: ContentType, text: String) -> SinglePart {
     SinglePart::builder().content_type(kind).body(body)
 }
 
-fn plain(delivery: &Delivery, message: &Message) -> String {
+pub(in crate::channel) fn plain(delivery: &Delivery, message: &Message) -> String {
     let mut out = text::one_line(&message.title, usize::MAX);
     let body = text::lines(&message.text);
     if !body.is_empty() {
@@ -101,7 +101,7 @@ fn plain(delivery: &Delivery, message: &Message) -> String {
     out
 }
 
-fn html(delivery: &Delivery, message: &Message) -> String {
+pub(in crate::channel) fn html(delivery: &Delivery, message: &Message) -> String {
     let line = |text: &str| html_escape(&text::one_line(text, usize::MAX));
     let block = |text: &str| html_escape(&text::lines(text));
     let mut out = format!(

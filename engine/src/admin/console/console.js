@@ -1,0 +1,642 @@
+// The console: what /v1 answers, shown, and what /v1 can do, as buttons. Texts of events and rules are hostile:
+// they become text nodes and nothing else.
+
+const top_ = document.getElementById("top");
+const main = document.getElementById("main");
+const said = document.getElementById("said");
+
+let who = null; // What /v1/whoami answers.
+let tenants = []; // What /v1/tenants answers.
+let feed = null; // The live feed of the page that is shown.
+let shown = 0; // Counts pages, so that an answer that comes late does not end up on another one.
+
+/** An element with its attributes, `on…` handlers and children; text becomes text. */
+function el(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value != null) made.setAttribute(key, value);
+  }
+  made.append(...children.flat().filter((child) => child != null && child !== false));
+  return made;
+}
+
+function say(text, bad = false) {
+  said.textContent = text;
+  said.className = bad ? "bad" : "";
+  clearTimeout(say.timer);
+  if (!bad) say.timer = setTimeout(() => (said.textContent = ""), 6000);
+}
+
+/** A call; what is wrong is thrown as the sentence that the engine says. */
+async function call(method, path, body, kind = "application/json") {
+  const headers = body === undefined ? {} : { "content-type": kind };
+  if (body !== undefined && kind === "application/json") body = JSON.stringify(body);
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body });
+  } catch {
+    throw new Error("The engine does not answer.");
+  }
+  if (response.status === 401 && who) {
+    who = null;
+    show();
+    throw new Error("The token is not good any more: sign in again.");
+  }
+  const answer = await response.json().catch(() => null);
+  if (!response.ok) throw new Error(answer?.detail ?? `The engine answered ${response.status}.`);
+  return answer;
+}
+
+const get = (path) => call("GET", path);
+
+/** A button that does something, says how it went, and shows the page again. */
+function button(label, work, { kind = "", ask = null, done = null, again = true } = {}) {
+  return el("button", {
+    type: "button",
+    class: kind,
+    async onclick(event) {
+      if (ask && !confirm(ask)) return;
+      const pressed = event.currentTarget;
+      pressed.disabled = true;
+      try {
+        const answer = await work();
+        const text = typeof done === "function" ? done(answer) : done;
+        if (again) await show();
+        if (text) say(text);
+      } catch (error) {
+        say(error.message, true);
+      } finally {
+        pressed.disabled = false;
+      }
+    },
+  }, label);
+}
+
+function table(columns, rows) {
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" },
+    el("table", {},
+      el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, rows.map((cells) =>
+        el("tr", {}, cells.map((cell, at) => el("td", { "data-name": columns[at] || null }, cell ?? "")))))));
+}
+
+function facts(pairs) {
+  const kept = pairs.filter(([, value]) => value != null && value !== "");
+  return el("dl", {}, kept.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+const tones = {
+  delivered: "good", notified: "good", live: "good", acknowledged: "good",
+  failed: "bad", dead: "bad", held: "bad",
+  pending: "warn", waits: "warn", shadow: "warn", canary: "warn", disabled: "warn",
+};
+const tag = (word) => el("span", { class: `tag ${tones[word.split(" ")[0]] ?? ""}` }, word);
+const time = (text) => el("time", { datetime: text, title: text }, new Date(text).toLocaleString());
+const bytes = (count) => count < 1024 ? `${count} B` : count < 1048576 ? `${Math.round(count / 1024)} KiB` : `${(count / 1048576).toFixed(1)} MiB`;
+const may = (scope) => ["read-only", "author", "tenant-admin", "operator"].indexOf(who.scope) >=
+  ["read-only", "author", "tenant-admin", "operator"].indexOf(scope);
+const base = (tenant) => `/v1/tenants/${encodeURIComponent(tenant)}`;
+const link = (tenant, ...rest) => `#/${[tenant, ...rest].map(encodeURIComponent).join("/")}`;
+
+// ---- signing in ----
+
+function signIn() {
+  const token = el("input", { type: "password", id: "token", name: "token", autocomplete: "current-password", required: true, spellcheck: "false" });
+  return [
+    el("h1", {}, "Sign in"),
+    el("form", {
+      class: "fields card",
+      async onsubmit(event) {
+        event.preventDefault();
+        try {
+          await call("POST", "/console/session", { token: token.value.trim() });
+          said.textContent = "";
+          await start();
+        } catch (error) {
+          say(error.message, true);
+          token.focus();
+        }
+      },
+    },
+      el("label", { for: "token" }, "Token"), token,
+      el("p", { class: "soft" }, "An operator makes tokens with ", el("code", {}, "hooksieve tokens make"), "."),
+      el("div", {}, el("button", { class: "main" }, "Sign in"))),
+  ];
+}
+
+async function signOut() {
+  await call("DELETE", "/console/session");
+  who = null;
+  location.hash = "";
+  await show();
+}
+
+// ---- pages ----
+
+const pages = {
+  rules: ["Rules", rulesPage],
+  upload: ["Upload", uploadPage],
+  try: ["Try", tryPage],
+  events: ["Events", eventsPage],
+  deliveries: ["Deliveries", deliveriesPage],
+  dead: ["Dead letters", deadPage],
+  held: ["Held events", heldPage],
+  channels: ["Channels", channelsPage],
+  tokens: ["Tokens", tokensPage],
+  audit: ["Changes", auditPage],
+};
+
+function tenantsPage() {
+  return [
+    el("h1", {}, "Tenants"),
+    table(["Tenant", "Sources", "Channels"], tenants.map((it) => [
+      el("a", { href: link(it.name, "rules") }, it.name), it.sources.join(", "), it.channels.join(", "),
+    ])),
+  ];
+}
+
+function roleTags(rule) {
+  if (rule.in_file) return tag("in the tenant's file");
+  const tags = [];
+  if (rule.live != null) tags.push(tag(`live ${rule.live}`));
+  if (rule.shadow != null) tags.push(tag(`shadow ${rule.shadow}`));
+  if (rule.canary) tags.push(tag(`canary ${rule.canary.version}, ${rule.canary.percent} %`));
+  return tags.length ? tags.flatMap((it) => [it, " "]) : el("span", { class: "soft" }, "nothing");
+}
+
+async function rulesPage(tenant) {
+  const rules = await get(`${base(tenant)}/rules`);
+  return [
+    el("h1", {}, "Rules"),
+    rules.length
+      ? table(["Rule", "Runs", "Versions"], rules.map((rule) => [
+        rule.in_file ? rule.name : el("a", { href: link(tenant, "rules", rule.name) }, rule.name),
+        roleTags(rule), rule.in_file ? "" : String(rule.versions.length),
+      ]))
+      : el("p", {}, "There is no rule yet."),
+    may("author") && el("p", {}, el("a", { href: link(tenant, "upload") }, "Upload a module")),
+  ];
+}
+
+async function rulePage(tenant, name) {
+  const path = `${base(tenant)}/rules/${encodeURIComponent(name)}`;
+  const rule = await get(path);
+  const shadow = rule.shadow == null ? null : await get(`${path}/shadow`);
+  const stage = (version, as, percent) => call("POST", `${path}/stage`, { version, as, ...(percent && { percent }) });
+  const promote = (version) => button(`Make version ${version} live`, () => call("POST", `${path}/promote`, { version }),
+    { kind: "main", done: `Version ${version} is live from the next event on.` });
+  const canary = (version) => button("Canary …", () => {
+    const percent = Number(prompt(`Of how many percent of all subjects should version ${version} decide?`, "5"));
+    if (!percent) throw new Error("It was not changed: a canary needs a share, in percent.");
+    return stage(version, "canary", percent);
+  }, { done: `Version ${version} decides for its share of the subjects.` });
+  return [
+    el("h1", {}, "Rule ", name),
+    el("p", {}, roleTags(rule)),
+    may("author") && el("div", { class: "row" },
+      rule.before != null && button(`Roll back to version ${rule.before}`, () => call("POST", `${path}/rollback`),
+        { kind: "main", done: `Version ${rule.before} is live again.` }),
+      (rule.shadow != null || rule.canary) && button("End shadow and canary", () => call("POST", `${path}/stop`), { done: "Ended." }),
+      el("a", { href: link(tenant, "upload", name) }, "Upload a new version"),
+      button("Delete the rule", () => call("DELETE", path).then(() => (location.hash = link(tenant, "rules"))),
+        { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false })),
+    shadow && el("section", {},
+      el("h2", {}, `Version ${shadow.version} in the shadow`),
+      el("p", {}, `Of ${shadow.compared} events it would have decided ${shadow.differed} differently, since `, time(shadow.since), "."),
+      shadow.differences.length > 0 && table(["Event", "Live", "Shadow"], shadow.differences.map((it) => [
+        el("a", { href: link(tenant, "events", it.event) }, it.event), short(it.live), short(it.shadow),
+      ])),
+      may("author") && promote(shadow.version)),
+    rule.versions.map((version) => el("section", {},
+      el("h2", {}, `Version ${version.version} `,
+        version.version === rule.live && tag("live"), version.version === rule.shadow && tag("shadow"),
+        version.version === rule.canary?.version && tag("canary")),
+      facts([
+        ["Made", el("span", {}, time(version.created), ` by ${version.by}`)],
+        ["Events", version.events.join(", ")],
+        ["Sources", version.sources.join(", ")],
+        ["Channels", version.channels.join(", ")],
+        ["When it fails", version.on_error],
+        ["Module", el("code", {}, version.module)],
+      ]),
+      Object.keys(version.config).length > 0 && el("pre", {}, JSON.stringify(version.config, null, 2)),
+      may("author") && version.version !== rule.live && el("div", { class: "row" },
+        promote(version.version),
+        el("a", { href: link(tenant, "try", name, version.version) }, "Try it"),
+        version.version !== rule.shadow && button("Shadow", () => stage(version.version, "shadow"), { done: `Version ${version.version} is asked as well, without effect.` }),
+        version.version !== rule.canary?.version && canary(version.version)))),
+  ];
+}
+
+function short(decision) {
+  const to = decision.channels.length ? `, to ${decision.channels.join(", ")}` : "";
+  return el("span", {}, tag(decision.outcome), ` ${decision.reason}${to}`);
+}
+
+async function uploadPage(tenant, rule = "") {
+  const about = tenants.find((it) => it.name === tenant);
+  const report = el("div");
+  const file = el("input", { type: "file", accept: ".wasm,application/wasm", onchange: () => take(file.files[0]) });
+  const drop = el("label", {
+    class: "drop",
+    ondragover(event) { event.preventDefault(); drop.classList.add("over"); },
+    ondragleave() { drop.classList.remove("over"); },
+    ondrop(event) { event.preventDefault(); drop.classList.remove("over"); take(event.dataTransfer.files[0]); },
+  }, "Drop a module here, or choose its .wasm file", file);
+
+  async function take(chosen) {
+    if (!chosen) return;
+    report.replaceChildren(el("p", { class: "soft" }, "It is checked and compiled …"));
+    try {
+      const module = await call("POST", `${base(tenant)}/modules`, await chosen.arrayBuffer(), "application/wasm");
+      report.replaceChildren(...accepted(module, chosen.name));
+    } catch (error) {
+      report.replaceChildren(el("section", {}, el("h2", {}, "It was not taken"), el("p", { class: "bad" }, error.message)));
+    }
+  }
+
+  function accepted(module, fileName) {
+    const name = el("input", { id: "rule", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,62}", value: rule || fileName.replace(/\.wasm$/, "").replace(/[^a-z0-9_-]/g, "-") });
+    const events = el("input", { id: "events", required: true, value: "*" });
+    const config = el("textarea", { id: "config", spellcheck: "false" }, "{}");
+    const boxes = about.channels.map((it) => el("input", { type: "checkbox", name: "channel", value: it, checked: true }));
+    const role = el("select", { id: "role" },
+      el("option", { value: "shadow" }, "Shadow: asked as well, without effect"),
+      el("option", { value: "kept" }, "Nothing yet"),
+      el("option", { value: "live" }, "Live: it decides from the next event on"));
+    const form = el("form", {
+      class: "fields",
+      async onsubmit(event) {
+        event.preventDefault();
+        try {
+          const made = await call("POST", `${base(tenant)}/rules/${encodeURIComponent(name.value)}/versions`, {
+            module: module.sha256,
+            config: JSON.parse(config.value || "{}"),
+            events: events.value.split(/[\s,]+/).filter(Boolean),
+            channels: boxes.filter((it) => it.checked).map((it) => it.value),
+            as: role.value,
+          });
+          location.hash = link(tenant, "rules", made.name);
+          say(`Version ${made.versions[0].version} of ${made.name} is made.`);
+        } catch (error) {
+          say(error instanceof SyntaxError ? `The configuration is no JSON: ${error.message}` : error.message, true);
+        }
+      },
+    },
+      el("label", { for: "rule" }, "Rule"), name,
+      el("label", { for: "events" }, "Types of events, such as issues.opened or issues.*"), events,
+      el("fieldset", {}, el("legend", {}, "Channels that it may use"), boxes.map((box) => el("label", {}, box, box.value))),
+      el("label", { for: "config" }, "Configuration, as JSON"), config,
+      el("label", { for: "role" }, "What it is used for"), role,
+      el("div", {}, el("button", { class: "main" }, "Make the version")));
+    return [
+      el("section", {},
+        el("h2", {}, "The module is accepted"),
+        facts([
+          ["Form", module.form], ["Size", bytes(module.size_bytes)], ["Memory", bytes(module.memory_bytes)],
+          ["Checked and compiled in", module.compiled_ms == null ? null : `${module.compiled_ms} ms`],
+          ["SHA-256", el("code", {}, module.sha256)],
+        ])),
+      el("section", {}, el("h2", {}, "A version of a rule"), form),
+    ];
+  }
+
+  return [el("h1", {}, rule ? `A new version of ${rule}` : "Upload a module"), drop, report];
+}
+
+function eventRow(tenant, story) {
+  const { event } = story;
+  return [
+    time(event.time),
+    el("a", { href: link(tenant, "events", event.id) }, event.type),
+    event.subject ?? "",
+    story.decided
+      ? story.decisions.flatMap((it) => [tag(it.outcome), ` ${it.rule} `])
+      : tag("waits"),
+    story.deliveries.flatMap((it) => [tag(it.state), ` ${it.channel} `]),
+  ];
+}
+
+async function tryPage(tenant, rule = "", version = "") {
+  const about = tenants.find((it) => it.name === tenant);
+  const rules = (await get(`${base(tenant)}/rules`)).filter((it) => !it.in_file);
+  const recorded = (await get(`${base(tenant)}/events?limit=50`)).items;
+  if (rules.length === 0) return [el("h1", {}, "Try a rule"), el("p", {}, "Upload a module first.")];
+  const versions = rules.flatMap((it) => it.versions.map((version) => [it.name, version.version]));
+  const which = el("select", { id: "which" }, versions.map(([name, number]) =>
+    el("option", { value: `${name}/${number}`, selected: name === rule && String(number) === version }, `${name}, version ${number}`)));
+  const event = el("select", { id: "event", onchange: () => (pasted.hidden = event.value !== "") },
+    el("option", { value: "" }, "One that is pasted below"),
+    recorded.map((it) => el("option", { value: it.event.id }, `${it.event.type} ${it.event.subject ?? ""} ${it.event.time}`)));
+  const type = el("input", { id: "type", value: "issues" });
+  const source = el("select", { id: "source" }, about.sources.map((it) => el("option", {}, it)));
+  const payload = el("textarea", { id: "payload", spellcheck: "false" }, "{}");
+  const pasted = el("div", { class: "fields" },
+    el("label", { for: "type" }, "The sender's name of the event"), type,
+    el("label", { for: "source" }, "Source"), source,
+    el("label", { for: "payload" }, "Payload, as JSON"), payload);
+  const result = el("div", { "aria-live": "polite" });
+  return [
+    el("h1", {}, "Try a rule"),
+    el("p", { class: "soft" }, "With the limits of real events; nothing is stored and nothing is sent."),
+    el("form", {
+      class: "fields card",
+      async onsubmit(submitted) {
+        submitted.preventDefault();
+        const [name, number] = which.value.split("/");
+        try {
+          const on = event.value ? { event: event.value } : { payload: JSON.parse(payload.value), type: type.value, source: source.value };
+          const tried = await call("POST", `${base(tenant)}/try`, { rule: name, version: Number(number), ...on });
+          result.replaceChildren(...trial(tried));
+        } catch (error) {
+          say(error instanceof SyntaxError ? `The payload is no JSON: ${error.message}` : error.message, true);
+        }
+      },
+    },
+      el("label", { for: "which" }, "Version"), which,
+      el("label", { for: "event" }, "Event"), event, pasted,
+      el("div", {}, el("button", { class: "main" }, "Try it"))),
+    result,
+  ];
+}
+
+/** A mail without its inline styles, which this page's policy does not let pass. */
+function unstyled(html) {
+  const mail = new DOMParser().parseFromString(html, "text/html");
+  for (const styled of mail.querySelectorAll("[style]")) styled.removeAttribute("style");
+  return mail.documentElement.outerHTML;
+}
+
+/** What a trial came to; a mail is shown in a frame in which nothing runs. */
+function trial(it) {
+  return [
+    el("section", {},
+      el("h2", {}, "It would have been ", tag(it.outcome)),
+      el("p", { class: it.error ? "bad" : "" }, it.reason ?? it.error ?? ""),
+      !it.subscribed && el("p", { class: "warn" }, "The version has not subscribed to such events, so it would not have been asked."),
+      facts([["Used", `${it.fuel.toLocaleString()} fuel, ${bytes(it.memory_bytes)}, ${it.duration_us} µs`]]),
+      it.log.length > 0 && el("pre", {}, it.log.join("\n"))),
+    ...it.actions.map((action) => el("section", {},
+      el("h2", {}, `${action.channel} `, tag(action.kind)),
+      action.timing && el("pre", {}, JSON.stringify(action.timing, null, 2)),
+      action.preview?.html && el("iframe", { sandbox: "", title: `The mail to ${action.channel}`, srcdoc: unstyled(action.preview.html) }),
+      action.preview?.text && el("pre", {}, action.preview.text),
+      el("pre", {}, JSON.stringify(action.preview?.json ?? action.payload, null, 2)))),
+  ];
+}
+
+async function eventsPage(tenant) {
+  const filter = { type: "", outcome: "" };
+  const list = el("div");
+  const live = el("input", { type: "checkbox", id: "live", onchange: follow });
+  let rows = [];
+  let next = null;
+  const here = shown;
+
+  function draw() {
+    list.replaceChildren(
+      rows.length ? table(["Time", "Type", "Subject", "Became", "Deliveries"], rows.map((it) => eventRow(tenant, it))) : el("p", {}, "There is no such event."),
+      next ? button("Older ones", () => load(next), { again: false }) : "");
+  }
+  async function load(after = null) {
+    const query = new URLSearchParams({ limit: "50" });
+    for (const [key, value] of Object.entries({ ...filter, after })) if (value) query.set(key, value);
+    const page = await get(`${base(tenant)}/events?${query}`);
+    rows = after ? rows.concat(page.items) : page.items;
+    next = page.next;
+    draw();
+  }
+  function follow() {
+    feed?.close();
+    if (!live.checked) return;
+    const since = rows[0] ? `?since=${encodeURIComponent(rows[0].event.id)}` : "";
+    feed = new EventSource(`${base(tenant)}/events/feed${since}`);
+    feed.onmessage = (message) => {
+      if (here !== shown) return feed.close();
+      rows.unshift(JSON.parse(message.data));
+      rows.length = Math.min(rows.length, 500);
+      draw();
+    };
+    feed.onerror = () => say("The live feed is interrupted; it is tried again.");
+  }
+  const set = (key) => async (event) => {
+    filter[key] = event.target.value.trim();
+    try { await load(); follow(); } catch (error) { say(error.message, true); }
+  };
+  await load();
+  return [
+    el("h1", {}, "Events"),
+    el("div", { class: "row" },
+      el("label", {}, "Type", el("input", { placeholder: "issues.*", onchange: set("type") })),
+      el("label", {}, "Became", el("select", { onchange: set("outcome") },
+        el("option", { value: "" }, "anything"), ["notified", "dropped", "failed"].map((it) => el("option", {}, it)))),
+      el("label", { for: "live" }, "Live", live)),
+    list,
+  ];
+}
+
+function attempts(delivery) {
+  return table(["Attempt", "Took", "Status", "What came of it"], delivery.attempts.map((it) => [
+    time(it.at), `${it.duration_ms} ms`, it.status == null ? "" : String(it.status),
+    [it.error ?? "ok", it.ambiguous ? "; the receiver may have it all the same" : "", it.answer ? `; it answered: ${it.answer}` : "", it.refused.length ? `; refused: ${it.refused.join(", ")}` : ""].join(""),
+  ]));
+}
+
+function deliveryCard(tenant, it) {
+  return el("section", {},
+    el("h2", {}, `${it.channel} `, tag(it.state)),
+    facts([
+      ["Id", el("span", { class: "id" }, it.id)], ["At", time(it.at)], ["Rule", it.rule], ["Why", it.reason],
+      ["Event", el("a", { href: link(tenant, "events", it.event) }, it.type)],
+      ["Belongs to", it.other ?? it.redrive_of ?? it.fallback_of ?? it.escalation_of],
+    ]),
+    it.attempts.length > 0 && attempts(it),
+    it.payload && el("pre", {}, JSON.stringify(it.payload, null, 2)));
+}
+
+async function eventPage(tenant, id) {
+  const story = await get(`/v1/events/${encodeURIComponent(id)}?data=true`);
+  const { event } = story;
+  return [
+    el("h1", {}, event.type, " ", !story.decided && tag("waits")),
+    facts([
+      ["Id", el("span", { class: "id" }, event.id)], ["Time", time(event.time)], ["Subject", event.subject],
+      ["Source", event.source], ["Verified", event.verified], ["Sender's id", event.sender_id],
+    ]),
+    story.decisions.map((it) => el("section", {},
+      el("h2", {}, `Rule ${it.rule}${it.version ? `, version ${it.version}` : ""} `, tag(it.outcome), it.then ? [" ", tag(it.then)] : ""),
+      el("p", { class: it.error ? "bad" : "" }, it.reason ?? it.error ?? ""),
+      facts([["Used", `${it.fuel.toLocaleString()} fuel, ${bytes(it.memory_bytes)}, ${it.duration_us} µs`]]),
+      it.log.length > 0 && el("pre", {}, it.log.join("\n")))),
+    story.deliveries.map((it) => deliveryCard(tenant, it)),
+    el("h2", {}, "Data"), el("pre", { tabindex: "0" }, JSON.stringify(event.data, null, 2)),
+    el("details", {}, el("summary", {}, "Headers"), el("pre", {}, JSON.stringify(event.headers, null, 2))),
+  ];
+}
+
+async function deliveriesPage(tenant) {
+  const page = await get(`${base(tenant)}/deliveries?limit=100`);
+  return [
+    el("h1", {}, "Deliveries of the newest events"),
+    page.items.length
+      ? table(["At", "Channel", "State", "Event", "Rule", "Attempts"], page.items.map((it) => [
+        time(it.at), it.channel, tag(it.state), el("a", { href: link(tenant, "events", it.event) }, it.type), it.rule, String(it.attempts.length),
+      ]))
+      : el("p", {}, "There is no delivery."),
+  ];
+}
+
+async function deadPage(tenant) {
+  const page = await get(`/v1/dead?tenant=${encodeURIComponent(tenant)}&limit=100`);
+  const path = (it) => `/v1/dead/${encodeURIComponent(it.id)}`;
+  return [
+    el("h1", {}, "Dead letters"),
+    page.items.length === 0 && el("p", {}, "No delivery was given up."),
+    page.items.map((it) => el("div", {}, deliveryCard(tenant, it),
+      may("author") && el("div", { class: "row" },
+        button("Redrive", () => call("POST", `${path(it)}/redrive`), { kind: "main", done: (new_) => `It goes out again as ${new_.id}.` }),
+        button("Purge", () => call("DELETE", path(it)), { kind: "danger", done: "It is no dead letter any more." })))),
+    page.next && el("p", { class: "soft" }, "There are more; they are shown when these are gone."),
+  ];
+}
+
+async function heldPage(tenant) {
+  const held = await get(`/v1/held?tenant=${encodeURIComponent(tenant)}`);
+  const path = (it) => `/v1/held/${[tenant, it.event, it.rule].map(encodeURIComponent).join("/")}`;
+  return [
+    el("h1", {}, "Held events"),
+    held.length
+      ? table(["Since", "Event", "Rule", "Why", ""], held.map((it) => [
+        time(it.since), el("a", { href: link(tenant, "events", it.event) }, it.event), it.rule, it.error,
+        may("author") && el("div", { class: "row" },
+          button("Release", () => call("POST", `${path(it)}/release`), { kind: "main", done: (made) => `The rule decided: ${made.outcome}.` }),
+          button("Drop", () => call("DELETE", path(it)), { kind: "danger", done: "Dropped." })),
+      ]))
+      : el("p", {}, "No event is held."),
+  ];
+}
+
+function channelsPage(tenant) {
+  const about = tenants.find((it) => it.name === tenant);
+  const path = (it) => `/v1/channels/${encodeURIComponent(tenant)}/${encodeURIComponent(it)}`;
+  const outcome = (test) => test.delivered
+    ? `It arrived${test.status ? ` (${test.status})` : ""}, in ${test.duration_ms} ms.`
+    : `It did not arrive: ${test.error}`;
+  return [
+    el("h1", {}, "Channels"),
+    table(["Channel", ""], about.channels.map((it) => [it, may("tenant-admin") && el("div", { class: "row" },
+      button("Send a test", () => call("POST", `${path(it)}/test`).then((test) => {
+        if (!test.delivered) throw new Error(outcome(test));
+        return test;
+      }), { kind: "main", done: outcome, again: false }),
+      button("Enable", () => call("POST", `${path(it)}/enable`), { done: (it) => it.was_disabled ? "It is enabled again." : "It was not disabled.", again: false }))])),
+    el("p", { class: "soft" }, "A test is one real message."),
+  ];
+}
+
+async function tokensPage(tenant) {
+  const tokens = await get(`/v1/tokens?tenant=${encodeURIComponent(tenant)}`);
+  const made = el("div");
+  const label = el("input", { id: "label", required: true, maxlength: "100" });
+  const scope = el("select", { id: "scope" }, ["read-only", "author", "tenant-admin"].map((it) => el("option", {}, it)));
+  return [
+    el("h1", {}, "Tokens"),
+    table(["Id", "Scope", "What for", "Made", "Expires", ""], tokens.map((it) => [
+      el("span", { class: "id" }, it.id), it.scope, it.label, time(it.created), it.expires ? time(it.expires) : "never",
+      button("Revoke", () => call("DELETE", `/v1/tokens/${encodeURIComponent(it.id)}`), { kind: "danger", ask: `Revoke the token ${it.id}?`, done: "Revoked." }),
+    ])),
+    el("section", {}, el("h2", {}, "A new token"),
+      el("form", {
+        class: "fields",
+        async onsubmit(event) {
+          event.preventDefault();
+          try {
+            const token = await call("POST", "/v1/tokens", { tenant, scope: scope.value, label: label.value });
+            made.replaceChildren(el("p", {}, "It is shown this once:"), el("pre", {}, token.token));
+          } catch (error) { say(error.message, true); }
+        },
+      },
+        el("label", { for: "label" }, "What it is for"), label,
+        el("label", { for: "scope" }, "Scope"), scope,
+        el("div", {}, el("button", { class: "main" }, "Make it"))),
+      made),
+  ];
+}
+
+async function auditPage(tenant) {
+  const changes = await get(`${base(tenant)}/audit`);
+  return [
+    el("h1", {}, "Changes of rules"),
+    changes.length
+      ? table(["When", "Who", "What", "Rule", "Live before", "Live after"], changes.map((it) => [
+        time(it.at), it.who, it.version ? `${it.what} ${it.version}` : it.what, it.rule, it.from == null ? "" : String(it.from), it.to == null ? "" : String(it.to),
+      ]))
+      : el("p", {}, "Nothing was changed yet."),
+  ];
+}
+
+// ---- the frame ----
+
+function header(tenant, page) {
+  if (!who) return [el("strong", {}, "Hooksieve")];
+  const needs = { upload: "author", try: "author", tokens: "tenant-admin" };
+  const nav = tenant && el("nav", { "aria-label": "Pages" }, Object.entries(pages)
+    .filter(([key]) => may(needs[key] ?? "read-only"))
+    .map(([key, [name]]) => el("a", { href: link(tenant, key), "aria-current": key === page ? "page" : null }, name)));
+  const choice = tenants.length > 1 && el("label", {}, "Tenant ", el("select", {
+    onchange: (event) => (location.hash = event.target.value ? link(event.target.value, page ?? "rules") : ""),
+  }, el("option", { value: "" }, "all"), tenants.map((it) => el("option", { value: it.name, selected: it.name === tenant }, it.name))));
+  return [
+    el("strong", {}, "Hooksieve"), choice, nav ?? el("nav"),
+    el("span", { class: "soft" }, who.tenant ? `${who.scope} of ${who.tenant}` : who.scope),
+    button("Sign out", signOut, { again: false }),
+  ];
+}
+
+async function show() {
+  const here = ++shown;
+  feed?.close();
+  feed = null;
+  if (!who) {
+    top_.replaceChildren(...header());
+    main.replaceChildren(...signIn());
+    document.getElementById("token").focus();
+    return;
+  }
+  let [tenant, page, ...rest] = location.hash.replace(/^#\/?/, "").split("/").filter(Boolean).map(decodeURIComponent);
+  if (!tenant && tenants.length === 1) tenant = tenants[0].name;
+  const known = tenants.some((it) => it.name === tenant);
+  page = page && Object.hasOwn(pages, page) ? page : "rules";
+  top_.replaceChildren(...header(known && tenant, known && page).filter(Boolean));
+  let content;
+  try {
+    if (!tenant) content = tenantsPage();
+    else if (!known) content = [el("h1", {}, "There is no such tenant")];
+    else if (page === "rules" && rest[0]) content = await rulePage(tenant, rest[0]);
+    else if (page === "events" && rest[0]) content = await eventPage(tenant, rest[0]);
+    else content = await pages[page][1](tenant, ...rest);
+  } catch (error) {
+    content = [el("h1", {}, "That did not work"), el("p", { class: "bad" }, error.message)];
+  }
+  if (here !== shown) return;
+  main.replaceChildren(...content.flat().filter(Boolean));
+  document.title = `${main.querySelector("h1")?.textContent ?? "Console"} · Hooksieve`;
+}
+
+async function start() {
+  try {
+    who = await get("/v1/whoami");
+    tenants = await get("/v1/tenants");
+  } catch {
+    who = null;
+  }
+  await show();
+}
+
+window.addEventListener("hashchange", () => {
+  said.textContent = "";
+  show().then(() => main.focus());
+});
+start();

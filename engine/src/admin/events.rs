@@ -1,0 +1,339 @@
+//! Calls about events and deliveries as lists, and about one event.
+
+use super::view::{
+    DeliveryView, OutcomeWord, StateWord, StoryView, delivery_view, outcome_word, story_view,
+};
+use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
+use crate::id::{EventId, Name};
+use crate::problem::Problem;
+use crate::registry::Scope;
+use crate::store::{Seek, Story};
+use crate::tenant::Pattern;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::sse::{self, Sse};
+use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
+use futures_util::stream::{self, StreamExt as _};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use utoipa::IntoParams;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::new()
+        .routes(routes!(event))
+        .routes(routes!(events))
+        .routes(routes!(deliveries))
+        .routes(routes!(feed))
+}
+
+/// How many items a page has, unless fewer are asked for.
+const PAGE_MAX: usize = 100;
+/// How many events one page looks at, where few of them are what is asked for.
+const LOOKED_AT_MAX: usize = 1_000;
+/// How many are read at once, with their bodies.
+const READ_MAX: usize = 25;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct EventQuery {
+    /// Also the event's headers and data.
+    #[serde(default)]
+    #[param(required = false)]
+    data: bool,
+}
+
+/// What became of an event
+///
+/// Every decision with its reason, and every delivery with its attempts.
+#[utoipa::path(
+    get, path = "/v1/events/{event}", tag = "events",
+    params(EventQuery),
+    responses((status = 200, body = StoryView)),
+    security(("token" = ["read-only"])),
+)]
+async fn event(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(id): Path<String>,
+    query: Result<Query<EventQuery>, QueryRejection>,
+) -> Answer<StoryView> {
+    let Query(query) = query?;
+    let id = parse::<EventId>(&id, "event")?;
+    let story = admin.store.story(id).await.map_err(store_problem)?;
+    let story = story.ok_or_else(|| not_found("event", &id.to_string()))?;
+    caller.sees(&story.event.tenant, "event", &id.to_string())?;
+    Ok(Json(story_view(&story, query.data)))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct EventsQuery {
+    /// Only of this type, or of all that a pattern such as `issues` or `issues.*` means.
+    r#type: Option<String>,
+    #[param(value_type = Option<Name>)]
+    source: Option<String>,
+    /// Only those that a rule made this of.
+    outcome: Option<OutcomeWord>,
+    /// Only those that this rule was asked about.
+    #[param(value_type = Option<Name>)]
+    rule: Option<String>,
+    /// What an earlier page gave as `next`.
+    after: Option<String>,
+    /// The oldest first, from the event after this one, and only what is decided: how a program
+    /// follows what comes in. Not with `after`.
+    since: Option<String>,
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<usize>,
+}
+
+/// A tenant's events, the newest first
+///
+/// A page looks at 1,000 events at most, so it may have few items, or none, and not be the last.
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/events", tag = "events",
+    params(EventsQuery),
+    responses((status = 200, body = Page<StoryView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn events(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+    query: Result<Query<EventsQuery>, QueryRejection>,
+) -> Answer<Page<StoryView>> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let Query(query) = query?;
+    let pattern = query
+        .r#type
+        .as_deref()
+        .map(|text| Pattern::new(text).map_err(|error| invalid(format!("`type`: {error}"))));
+    let pattern = pattern.transpose()?;
+    let source = named(query.source.as_deref(), "source")?;
+    let rule = named(query.rule.as_deref(), "rule")?;
+    let (seek, follows) = match (&query.after, &query.since) {
+        (Some(_), Some(_)) => return Err(invalid("`after` and `since` exclude each other".into())),
+        (_, Some(since)) => (Seek::After(cursor(since, "since")?), true),
+        (Some(after), _) => (Seek::Before(Some(cursor(after, "after")?)), false),
+        (None, None) => (Seek::Before(None), false),
+    };
+    let fits = |story: &Story| {
+        let event = &story.event;
+        pattern.as_ref().is_none_or(|it| it.matches(&event.kind))
+            && source.as_ref().is_none_or(|it| *it == event.source)
+            && (rule.as_ref()).is_none_or(|it| story.decisions.iter().any(|d| d.rule == *it))
+            && query.outcome.is_none_or(|it| {
+                let mut outcomes = story.decisions.iter().map(|d| outcome_word(&d.outcome));
+                outcomes.any(|outcome| outcome == it)
+            })
+    };
+    let limit = query.limit.unwrap_or(PAGE_MAX);
+    let page = looked_at(&admin, &tenant, (seek, follows), limit, |story, items| {
+        if fits(&story) {
+            items.push(story_view(&story, false));
+        }
+    });
+    Ok(Json(page.await?))
+}
+
+/// How many feeds are followed at once.
+const FEEDS_MAX: usize = 64;
+static FEEDS: Semaphore = Semaphore::const_new(FEEDS_MAX);
+/// How often a feed looks for what is new, and how many events it tells at once.
+const FEED_EVERY: Duration = Duration::from_millis(500);
+const FEED_READ_MAX: usize = 25;
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct FeedQuery {
+    /// From the event after this one on. Left out: what comes in from now on.
+    since: Option<String>,
+}
+
+/// A tenant's events as they are decided, as server-sent events
+///
+/// Each message is an event with what became of it, as JSON, under the event's id; who comes back with
+/// that as `Last-Event-ID` misses nothing. Beyond 64 feeds at once it is answered 503.
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/events/feed", tag = "events",
+    params(FeedQuery, ("Last-Event-ID" = Option<String>, Header, description = "The event after which it goes on")),
+    responses((status = 200, content_type = "text/event-stream", body = String)),
+    security(("token" = ["read-only"])),
+)]
+async fn feed(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+    headers: HeaderMap,
+    query: Result<Query<FeedQuery>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let Query(query) = query?;
+    let last = headers.get("last-event-id").and_then(|it| it.to_str().ok());
+    let since = match last.map(str::to_owned).or(query.since) {
+        Some(text) => cursor(&text, "since")?,
+        None => {
+            admin.registry.known(&tenant)?;
+            let newest = admin.store.stories(&tenant, Seek::Before(None), 1).await;
+            let newest = newest.map_err(store_problem)?;
+            newest
+                .first()
+                .map_or(EventId(Uuid::nil()), |it| it.event.id)
+        }
+    };
+    let Ok(permit) = FEEDS.try_acquire() else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "Not now",
+            format!("{FEEDS_MAX} feeds are followed already; ask for the list of events instead"),
+        )
+        .retry_after(30));
+    };
+    let cancel = admin.cancel.clone();
+    let state = (admin, caller, tenant, since, permit);
+    let told = stream::unfold(
+        state,
+        async move |(admin, caller, tenant, since, permit)| {
+            while admin.registry.still_good(&caller) {
+                let seek = Seek::After(since);
+                let stories = admin.store.stories(&tenant, seek, FEED_READ_MAX).await;
+                let told = stories.ok()?.into_iter().take_while(|it| it.decided);
+                let told: Vec<_> = told.collect();
+                if let Some(last) = told.last() {
+                    let last = last.event.id;
+                    return Some((told, (admin, caller, tenant, last, permit)));
+                }
+                tokio::time::sleep(FEED_EVERY).await;
+            }
+            None
+        },
+    );
+    let messages = told.flat_map(stream::iter).map(|story| {
+        let message = sse::Event::default().id(story.event.id.to_string());
+        message.json_data(story_view(&story, false))
+    });
+    let messages = messages.take_until(cancel.cancelled_owned());
+    Ok(Sse::new(messages)
+        .keep_alive(sse::KeepAlive::default())
+        .into_response())
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct DeliveriesQuery {
+    #[param(value_type = Option<Name>)]
+    channel: Option<String>,
+    state: Option<StateWord>,
+    /// What an earlier page gave as `next`.
+    after: Option<String>,
+    #[param(minimum = 1, maximum = 100)]
+    limit: Option<usize>,
+}
+
+/// What a tenant's newest events led to
+///
+/// A page looks at 1,000 events at most, so it may have few items, or none, and not be the last. An
+/// event's deliveries stay together: a page may have more items than were asked for.
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/deliveries", tag = "deliveries",
+    params(DeliveriesQuery),
+    responses((status = 200, body = Page<DeliveryView>)),
+    security(("token" = ["read-only"])),
+)]
+async fn deliveries(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+    query: Result<Query<DeliveriesQuery>, QueryRejection>,
+) -> Answer<Page<DeliveryView>> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    let Query(query) = query?;
+    let channel = named(query.channel.as_deref(), "channel")?;
+    let after = query.after.as_deref();
+    let after = after.map(|text| cursor(text, "after")).transpose()?;
+    let fits = |it: &DeliveryView| {
+        channel
+            .as_ref()
+            .is_none_or(|channel| *channel == it.channel)
+            && query.state.is_none_or(|state| state == it.state)
+    };
+    let limit = query.limit.unwrap_or(PAGE_MAX);
+    let seek = (Seek::Before(after), false);
+    let page = looked_at(&admin, &tenant, seek, limit, |story, items| {
+        let views = story.deliveries.iter().map(|it| delivery_view(it, false));
+        items.extend(views.filter(|it| fits(it)));
+    });
+    Ok(Json(page.await?))
+}
+
+/// A page of what `add` makes of each event.
+async fn looked_at<T>(
+    admin: &Admin,
+    tenant: &Name,
+    (mut seek, follows): (Seek, bool),
+    limit: usize,
+    add: impl Fn(Story, &mut Vec<T>),
+) -> Result<Page<T>, Problem> {
+    let limit = limit.clamp(1, PAGE_MAX);
+    admin.registry.known(tenant)?;
+    let (mut items, mut looked_at, mut last) = (Vec::new(), 0, None);
+    let mut ended = false;
+    while !ended && items.len() < limit && looked_at < LOOKED_AT_MAX {
+        let stories = admin.store.stories(tenant, seek, READ_MAX).await;
+        let stories = stories.map_err(store_problem)?;
+        ended = stories.len() < READ_MAX;
+        for story in stories {
+            // What is decided later would be missed by one who asks for what comes after.
+            if items.len() >= limit || (follows && !story.decided) {
+                ended |= items.len() < limit;
+                break;
+            }
+            looked_at += 1;
+            last = Some(story.event.id);
+            add(story, &mut items);
+        }
+        let Some(last) = last else { break };
+        seek = match seek {
+            Seek::Before(_) => Seek::Before(Some(last)),
+            Seek::After(_) => Seek::After(last),
+        };
+    }
+    // Who follows goes on from the last one whenever there may be more.
+    let next = last.filter(|_| follows || !ended || items.len() >= limit);
+    Ok(Page {
+        items,
+        next: next.map(|id| id.to_string()),
+    })
+}
+
+fn cursor(text: &str, key: &str) -> Result<EventId, Problem> {
+    let id = text.parse();
+    id.map_err(|_| invalid(format!("`{key}` is not the id of an event")))
+}
+
+fn named(text: Option<&str>, what: &str) -> Result<Option<Name>, Problem> {
+    text.map(|name| parse(name, what)).transpose()
+}
+
+fn invalid(detail: String) -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "invalid-query",
+        "Invalid query",
+        detail,
+    )
+}

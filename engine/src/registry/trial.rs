@@ -1,0 +1,106 @@
+//! Trying a module on one event: what it would decide and what would be sent, without effect.
+
+use super::rule::Version;
+use super::{COMPILE_PATIENCE, Error, Registry, Turn, not_found};
+use crate::clock::now_ms;
+use crate::id::{Hash, Name};
+use crate::pipeline::Asked;
+use crate::sandbox::{Instances, Kept, Run};
+use crate::store::{Commit, StoredEvent, Then};
+use crate::tenant::Pattern;
+
+/// How many modules are tried at once; others wait for a while.
+pub(super) const TRIALS_MAX: usize = 2;
+
+/// What is tried.
+pub enum Tried {
+    /// A version of a rule; left out, the newest.
+    Version(Name, Option<u32>),
+    /// A module of the tenant's, with a configuration.
+    Module(Hash, serde_json::Map<String, serde_json::Value>),
+}
+
+/// What came of it.
+pub struct Trial {
+    pub run: Run,
+    /// What would have been stored.
+    pub commit: Commit,
+    /// Whether the version has subscribed to such events; a module alone subscribes to all.
+    pub subscribed: bool,
+}
+
+impl Registry {
+    /// Has a module decide an event.
+    ///
+    /// # Errors
+    /// When there is no such version or module, it does not start, or others are being tried.
+    pub async fn try_out(
+        &self,
+        turn: &Turn<'_>,
+        tried: Tried,
+        event: StoredEvent,
+    ) -> Result<Trial, Error> {
+        let tenant = &turn.tenant;
+        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.trials.acquire());
+        let Ok(_permit) = permit.await else {
+            return Err(Error::Busy("other modules are being tried"));
+        };
+        let (name, version) = match tried {
+            Tried::Version(name, number) => {
+                let rule = self.rule(tenant, &name).await?;
+                let mut versions = rule.versions.into_iter().rev();
+                let version = match number {
+                    Some(number) => versions.find(|it| it.number == number),
+                    None => versions.next(),
+                };
+                let version = version.ok_or_else(|| not_found("version", "of it"))?;
+                (name, version)
+            }
+            // What the rule is called shows nowhere.
+            Tried::Module(module, config) => (tenant.clone(), alone(module, config)),
+        };
+        let subscribed = version.events.is_empty()
+            || (version.events.iter().filter_map(|it| Pattern::new(it).ok()))
+                .any(|it| it.matches(&event.kind));
+        // It is asked whatever it subscribes to.
+        let asked = Version {
+            events: Vec::new(),
+            sources: Vec::new(),
+            ..version
+        };
+        let started = self.start(tenant, &name, &asked).await?;
+        let rule = started.version(asked.number);
+        let rules = self.fixed(tenant)?.rules.only(Asked::of_file(rule));
+        let tried = tokio::task::spawn_blocking(move || {
+            let one = Kept {
+                count_max: 1,
+                bytes_max: usize::MAX,
+            };
+            rules.replay(&event, &mut Instances::new(one))
+        });
+        match tried.await {
+            Ok(Some((run, commit))) => Ok(Trial {
+                run,
+                commit,
+                subscribed,
+            }),
+            _ => Err(Error::Conflict(
+                "the engine panicked over this module; its log says where".to_owned(),
+            )),
+        }
+    }
+}
+
+fn alone(module: Hash, config: serde_json::Map<String, serde_json::Value>) -> Version {
+    Version {
+        number: 0,
+        module,
+        config,
+        events: Vec::new(),
+        sources: Vec::new(),
+        channels: Vec::new(),
+        on_error: Then::Held,
+        created_ms: now_ms(),
+        by: String::new(),
+    }
+}
