@@ -2,7 +2,7 @@
 //!
 //! `/v1` stands behind a token, compared in constant time: the operator's, or one that was made here. A
 //! tenant's token sees its own tenant alone; what is another's is answered like what is not there.
-//! [`openapi`] describes every call, out of the same list that routes it; [`console`] is a page that makes
+//! `openapi.rs` describes every call, out of the same list that routes it; `console.rs` is a page that makes
 //! them. `/healthz` says that the process
 //! answers, `/readyz` that it can store.
 
@@ -22,6 +22,7 @@ mod view;
 pub use channels::{EnabledView, TestView};
 pub use dead::Purged;
 pub use deliveries::AcknowledgementView;
+pub use events::Feeds;
 pub use held::{HeldStory, HeldView};
 pub use modules::{ModuleDeleted, ModuleView};
 pub use rules::{
@@ -73,6 +74,7 @@ pub struct Admin {
     pub request_timeout: Duration,
     /// Whether people reach it over HTTPS.
     pub behind_https: bool,
+    pub feeds: Feeds,
     /// Ends what would go on for ever.
     pub cancel: CancellationToken,
 }

@@ -204,6 +204,7 @@ impl Engine {
             module_bytes_max: config.limits.module_bytes,
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
             behind_https: config.server.public_url.starts_with("https://"),
+            feeds: admin::Feeds::default(),
             cancel: ingest_stage.cancel.clone(),
         };
         let app = Router::new()

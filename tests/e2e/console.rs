@@ -1,7 +1,7 @@
 //! The console in a real browser.
 
 use super::uploads::{As, token};
-use hooksieve_tests::{PROBE, Receiver, Reply, Setup, browser};
+use hooksieve_tests::{PROBE, Receiver, Reply, Setup, browser, say};
 use reqwest::Method;
 use serde_json::json;
 
@@ -51,7 +51,7 @@ async fn everything_in_the_console_works_in_a_browser() {
         text(&done.stdout),
         text(&done.stderr)
     );
-    eprintln!("{}", text(&done.stdout).trim());
+    say(text(&done.stdout).trim());
     server.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! Tenants' own rules: uploaded, tried in the shadow, promoted, rolled back.
 
-use hooksieve_tests::{Answer, PROBE, Receiver, Server, Setup, TOKEN, cli_with, until};
+use hooksieve_tests::{Answer, PROBE, Receiver, Server, Setup, TOKEN, cli_with, say, until};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -479,10 +479,10 @@ async fn promoting_under_load_loses_no_event_and_decides_none_twice() {
     let arrived = arrived.await;
     let unique: BTreeSet<&str> = arrived.iter().map(|it| it.id()).collect();
     assert_eq!((unique.len(), arrived.len()), (ids.len(), ids.len()));
-    eprintln!(
+    say(&format!(
         "{rounds} changes in {took:.1?}: {} events, each decided once and arrived once; by version {by_version:?}",
         ids.len()
-    );
+    ));
     server.end().await;
 }
 

@@ -17,9 +17,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::stream::{self, StreamExt as _};
 use serde::Deserialize;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -113,49 +113,126 @@ async fn events(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     caller.may(Scope::ReadOnly, &tenant)?;
     let Query(query) = query?;
-    let pattern = query
-        .r#type
-        .as_deref()
-        .map(|text| Pattern::new(text).map_err(|error| invalid(format!("`type`: {error}"))));
-    let pattern = pattern.transpose()?;
-    let source = named(query.source.as_deref(), "source")?;
-    let rule = named(query.rule.as_deref(), "rule")?;
+    let filter = Filter::new(query.r#type, query.source, query.outcome, query.rule)?;
     let (seek, follows) = match (&query.after, &query.since) {
         (Some(_), Some(_)) => return Err(invalid("`after` and `since` exclude each other".into())),
         (_, Some(since)) => (Seek::After(cursor(since, "since")?), true),
         (Some(after), _) => (Seek::Before(Some(cursor(after, "after")?)), false),
         (None, None) => (Seek::Before(None), false),
     };
-    let fits = |story: &Story| {
-        let event = &story.event;
-        pattern.as_ref().is_none_or(|it| it.matches(&event.kind))
-            && source.as_ref().is_none_or(|it| *it == event.source)
-            && (rule.as_ref()).is_none_or(|it| story.decisions.iter().any(|d| d.rule == *it))
-            && query.outcome.is_none_or(|it| {
-                let mut outcomes = story.decisions.iter().map(|d| outcome_word(&d.outcome));
-                outcomes.any(|outcome| outcome == it)
-            })
-    };
     let limit = query.limit.unwrap_or(PAGE_MAX);
     let page = looked_at(&admin, &tenant, (seek, follows), limit, |story, items| {
-        if fits(&story) {
+        if filter.fits(&story) {
             items.push(story_view(&story, false));
         }
     });
     Ok(Json(page.await?))
 }
 
-/// How many feeds are followed at once.
+/// Which events are wanted.
+struct Filter {
+    kind: Option<Pattern>,
+    source: Option<Name>,
+    outcome: Option<OutcomeWord>,
+    rule: Option<Name>,
+}
+
+impl Filter {
+    fn new(
+        kind: Option<String>,
+        source: Option<String>,
+        outcome: Option<OutcomeWord>,
+        rule: Option<String>,
+    ) -> Result<Self, Problem> {
+        let kind = kind
+            .map(|text| Pattern::new(&text).map_err(|error| invalid(format!("`type`: {error}"))));
+        Ok(Self {
+            kind: kind.transpose()?,
+            source: named(source.as_deref(), "source")?,
+            outcome,
+            rule: named(rule.as_deref(), "rule")?,
+        })
+    }
+
+    fn fits(&self, story: &Story) -> bool {
+        let event = &story.event;
+        let (source, rule) = (self.source.as_ref(), self.rule.as_ref());
+        self.kind.as_ref().is_none_or(|it| it.matches(&event.kind))
+            && source.is_none_or(|it| *it == event.source)
+            && rule.is_none_or(|it| story.decisions.iter().any(|d| d.rule == *it))
+            && self.outcome.is_none_or(|it| {
+                let mut outcomes = story.decisions.iter().map(|d| outcome_word(&d.outcome));
+                outcomes.any(|outcome| outcome == it)
+            })
+    }
+}
+
+/// How many feeds are followed at once, and of one tenant.
 const FEEDS_MAX: usize = 64;
-static FEEDS: Semaphore = Semaphore::const_new(FEEDS_MAX);
-/// How often a feed looks for what is new, and how many events it tells at once.
+const FEEDS_OF_TENANT_MAX: usize = 8;
+/// How often a feed looks for what is new, and how many events it reads at once.
 const FEED_EVERY: Duration = Duration::from_millis(500);
 const FEED_READ_MAX: usize = 25;
+
+/// The feeds that are followed now, by tenant.
+#[derive(Default)]
+pub struct Feeds(Mutex<BTreeMap<Name, usize>>);
+
+/// A feed that is followed, for as long as this is kept.
+struct Followed {
+    admin: Arc<Admin>,
+    tenant: Name,
+}
+
+impl Followed {
+    fn new(admin: Arc<Admin>, tenant: Name) -> Result<Self, Problem> {
+        {
+            let mut feeds = admin.feeds.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let all: usize = feeds.values().sum();
+            let own = feeds.entry(tenant.clone()).or_default();
+            if all >= FEEDS_MAX || *own >= FEEDS_OF_TENANT_MAX {
+                return Err(Problem::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "busy",
+                    "Not now",
+                    format!(
+                        "{all} feeds are followed already, {own} of them this tenant's; the limits are {FEEDS_MAX} and {FEEDS_OF_TENANT_MAX}: ask for the list of events instead"
+                    ),
+                )
+                .retry_after(30));
+            }
+            *own += 1;
+        }
+        Ok(Self { admin, tenant })
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        let feeds = &self.admin.feeds.0;
+        let mut feeds = feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = feeds.get_mut(&self.tenant) {
+            *own -= 1;
+            if *own == 0 {
+                feeds.remove(&self.tenant);
+            }
+        }
+    }
+}
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct FeedQuery {
+    /// Only of this type, or of all that a pattern such as `issues` or `issues.*` means.
+    r#type: Option<String>,
+    #[param(value_type = Option<Name>)]
+    source: Option<String>,
+    /// Only those that a rule made this of.
+    outcome: Option<OutcomeWord>,
+    /// Only those that this rule was asked about.
+    #[param(value_type = Option<Name>)]
+    rule: Option<String>,
     /// From the event after this one on. Left out: what comes in from now on.
     since: Option<String>,
 }
@@ -163,7 +240,7 @@ struct FeedQuery {
 /// A tenant's events as they are decided, as server-sent events
 ///
 /// Each message is an event with what became of it, as JSON, under the event's id; who comes back with
-/// that as `Last-Event-ID` misses nothing. Beyond 64 feeds at once it is answered 503.
+/// that as `Last-Event-ID` misses nothing. Beyond 64 feeds at once, or 8 of a tenant, it is answered 503.
 #[utoipa::path(
     get, path = "/v1/tenants/{tenant}/events/feed", tag = "events",
     params(FeedQuery, ("Last-Event-ID" = Option<String>, Header, description = "The event after which it goes on")),
@@ -180,49 +257,42 @@ async fn feed(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     caller.may(Scope::ReadOnly, &tenant)?;
     let Query(query) = query?;
+    let filter = Filter::new(query.r#type, query.source, query.outcome, query.rule)?;
+    admin.registry.known(&tenant)?;
     let last = headers.get("last-event-id").and_then(|it| it.to_str().ok());
     let since = match last.map(str::to_owned).or(query.since) {
         Some(text) => cursor(&text, "since")?,
         None => {
-            admin.registry.known(&tenant)?;
             let newest = admin.store.stories(&tenant, Seek::Before(None), 1).await;
             let newest = newest.map_err(store_problem)?;
-            newest
-                .first()
-                .map_or(EventId(Uuid::nil()), |it| it.event.id)
+            let newest = newest.first().map(|it| it.event.id);
+            newest.unwrap_or(EventId(Uuid::nil()))
         }
     };
-    let Ok(permit) = FEEDS.try_acquire() else {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "busy",
-            "Not now",
-            format!("{FEEDS_MAX} feeds are followed already; ask for the list of events instead"),
-        )
-        .retry_after(30));
-    };
     let cancel = admin.cancel.clone();
-    let state = (admin, caller, tenant, since, permit);
-    let told = stream::unfold(
-        state,
-        async move |(admin, caller, tenant, since, permit)| {
-            while admin.registry.still_good(&caller) {
-                let seek = Seek::After(since);
-                let stories = admin.store.stories(&tenant, seek, FEED_READ_MAX).await;
-                let told = stories.ok()?.into_iter().take_while(|it| it.decided);
-                let told: Vec<_> = told.collect();
-                if let Some(last) = told.last() {
-                    let last = last.event.id;
-                    return Some((told, (admin, caller, tenant, last, permit)));
-                }
-                tokio::time::sleep(FEED_EVERY).await;
+    let state = (Followed::new(admin, tenant)?, caller, since);
+    let told = stream::unfold(state, async move |(followed, caller, since)| {
+        let Followed { admin, tenant } = &followed;
+        while admin.registry.still_good(&caller) {
+            let seek = Seek::After(since);
+            let stories = admin.store.stories(tenant, seek, FEED_READ_MAX).await;
+            let told = stories.ok()?.into_iter().take_while(|it| it.decided);
+            let told: Vec<_> = told.collect();
+            if let Some(last) = told.last() {
+                let last = last.event.id;
+                return Some((told, (followed, caller, last)));
             }
-            None
-        },
-    );
-    let messages = told.flat_map(stream::iter).map(|story| {
-        let message = sse::Event::default().id(story.event.id.to_string());
-        message.json_data(story_view(&story, false))
+            tokio::time::sleep(FEED_EVERY).await;
+        }
+        None
+    });
+    let told = told.flat_map(stream::iter);
+    let messages = told.filter_map(move |story| {
+        let message = filter.fits(&story).then(|| {
+            let message = sse::Event::default().id(story.event.id.to_string());
+            message.json_data(story_view(&story, false))
+        });
+        std::future::ready(message)
     });
     let messages = messages.take_until(cancel.cancelled_owned());
     Ok(Sse::new(messages)

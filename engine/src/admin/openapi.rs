@@ -125,9 +125,12 @@ fn parameter(part: &str) -> Option<Value> {
     }))
 }
 
+/// A call's method, path and description.
+type Call<'a> = (&'a str, &'a str, &'a Value);
+
 /// The description for people.
 fn page(document: &Value) -> Markup {
-    let mut tags: Vec<(&str, Vec<(&str, &str, &Value)>)> = Vec::new();
+    let mut tags: Vec<(&str, Vec<Call<'_>>)> = Vec::new();
     let paths = document["paths"].as_object().into_iter().flatten();
     for (path, operations) in paths {
         for (method, operation) in operations.as_object().into_iter().flatten() {
@@ -172,7 +175,7 @@ fn page(document: &Value) -> Markup {
     }
 }
 
-fn described((method, path, operation): (&str, &str, &Value), document: &Value) -> Markup {
+fn described((method, path, operation): Call<'_>, document: &Value) -> Markup {
     let parameters = operation["parameters"].as_array().into_iter().flatten();
     let parameters: Vec<&Value> = parameters.collect();
     let content = operation["requestBody"]["content"].as_object();
