@@ -6,6 +6,7 @@
 //! them. `/healthz` says that the process
 //! answers, `/readyz` that it can store.
 
+mod body;
 mod channels;
 mod console;
 mod dead;
@@ -15,6 +16,7 @@ mod held;
 mod modules;
 mod openapi;
 mod rules;
+mod share;
 mod tokens;
 mod trial;
 mod view;
@@ -22,13 +24,14 @@ mod view;
 pub use channels::{EnabledView, TestView};
 pub use dead::Purged;
 pub use deliveries::AcknowledgementView;
-pub use events::Feeds;
+pub use events::{FEEDS_MAX, FEEDS_OF_TENANT_MAX};
 pub use held::{HeldStory, HeldView};
 pub use modules::{ModuleDeleted, ModuleView};
 pub use rules::{
     AuditView, CanaryView, NewVersionBody, OnError, RoleWord, RuleDeleted, RuleView, ShadowView,
     StageBody, VersionBody, VersionView,
 };
+pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
 pub use trial::{TrialAction, TrialBody, TrialView};
 pub use view::{
@@ -37,28 +40,34 @@ pub use view::{
 
 use crate::channel::Outgoing;
 use crate::dispatch::{Channels, Switches};
-use crate::housekeeping::Watermark;
+use crate::housekeeping::{Watermark, free_bytes};
 use crate::id::Name;
 use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
+use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
 use crate::registry::{self, Caller, Registry, Scope};
 use crate::secret::Secret;
 use crate::store::{self, Store};
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
+
+/// How many calls are under way at once, and of one tenant.
+pub const CALLS_MAX: usize = 256;
+pub const CALLS_OF_TENANT_MAX: usize = 16;
 
 /// What the calls need.
 pub struct Admin {
@@ -69,12 +78,17 @@ pub struct Admin {
     pub switches: Arc<Switches>,
     pub watermark: Arc<Watermark>,
     pub registry: Arc<Registry>,
+    pub metrics: Arc<Metrics>,
+    /// The folder whose disk the store is on.
+    pub data: PathBuf,
     pub token: Secret,
     pub module_bytes_max: usize,
     pub request_timeout: Duration,
     /// Whether people reach it over HTTPS.
     pub behind_https: bool,
-    pub feeds: Feeds,
+    /// Feeds that are followed now, and calls that are under way.
+    pub feeds: Arc<Shares>,
+    pub calls: Arc<Shares>,
     /// Ends what would go on for ever.
     pub cancel: CancellationToken,
 }
@@ -107,6 +121,7 @@ impl Admin {
             .merge(channels::router());
         let (calls, described) = calls.split_for_parts();
         calls
+            .route("/metrics", get(metrics))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
             .merge(openapi::router(described))
             .merge(console::router())
@@ -145,8 +160,26 @@ async fn authorised(
             "send a token that is good as `Authorization: Bearer TOKEN`",
         ));
     };
+    // A tenant that asks for much at once leaves room for the others.
+    let share = caller
+        .tenant
+        .as_ref()
+        .map(|tenant| admin.calls.take(tenant));
+    if matches!(share, Some(None)) {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-calls",
+            "Too many calls",
+            format!("{CALLS_OF_TENANT_MAX} calls of the tenant are under way; send it again"),
+        )
+        .retry_after(1));
+    }
     request.extensions_mut().insert(caller);
-    Ok(next.run(request).await)
+    let mut response = next.run(request).await;
+    // Whatever it is, it is for this caller alone.
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
 }
 
 impl Caller {
@@ -212,17 +245,6 @@ async fn wrong_method() -> Problem {
     )
 }
 
-impl From<JsonRejection> for Problem {
-    fn from(rejected: JsonRejection) -> Self {
-        Problem::new(
-            rejected.status(),
-            "invalid-body",
-            "Invalid body",
-            rejected.body_text(),
-        )
-    }
-}
-
 impl From<registry::Error> for Problem {
     fn from(error: registry::Error) -> Self {
         use registry::Error;
@@ -264,7 +286,29 @@ impl From<QueryRejection> for Problem {
     }
 }
 
+/// For Prometheus: no tenant's business.
+async fn metrics(
+    State(admin): Shared,
+    Extension(caller): Who,
+) -> Result<impl IntoResponse, Problem> {
+    caller.has(Scope::Operator)?;
+    let usage = admin.store.usage().await.map_err(store_problem)?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let text = admin.metrics.text(&usage, free_bytes(&admin.data));
+    Ok(([(header::CONTENT_TYPE, kind)], text))
+}
+
 async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
+    // A balancer is to send nothing more while what is under way is finished.
+    if admin.cancel.is_cancelled() {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Err(Problem::new(
+            status,
+            "stopping",
+            "Stopping",
+            "the engine is stopping",
+        ));
+    }
     admin.store.ready().await.map_err(store_problem)?;
     match admin.watermark.refuses() {
         Some(why) => Err(full(why)),

@@ -33,6 +33,7 @@ use self::pace::{Breaker, Buckets};
 use crate::acknowledge::Links;
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
+use crate::metrics::{Attempted, Metrics};
 use crate::store::{self, Attempt, Delivery, Disabled, Line, Settlement, State, Store};
 use crate::timing;
 use std::collections::HashMap;
@@ -74,6 +75,7 @@ pub struct Settings {
     /// After how long without anything arriving a channel is disabled.
     pub disable_after_ms: i64,
     pub paces: Paces,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Delivers what the store holds, until it is cancelled.
@@ -344,6 +346,20 @@ impl Dispatcher {
         }
     }
 
+    fn count(&self, line: &Line, ended: &Ended, settlement: &Settlement) {
+        let key = (line.tenant.clone(), line.channel.clone());
+        let channel = self.shared.channels.get(&key);
+        let attempted = match settlement {
+            Settlement::Delivered => Attempted::Delivered,
+            Settlement::RetryAt { .. } => Attempted::Retried,
+            Settlement::Dead { .. } => Attempted::Dead,
+        };
+        let took = Duration::from_millis(ended.attempt.duration_ms);
+        let channel = channel.map_or("none", |it| it.kind());
+        let metrics = &self.settings.metrics;
+        metrics.attempted(&line.tenant, channel, attempted, took);
+    }
+
     fn pace(&self, line: &Line) -> Option<&Pace> {
         let paces = &self.settings.paces;
         paces.get(&(line.tenant.clone(), line.channel.clone()))
@@ -408,6 +424,7 @@ impl Dispatcher {
         let schedule = schedule.unwrap_or(&self.settings.schedule);
         let settlement = settlement(&ended, schedule, number, now_ms, rand::random());
         log(id, &line, number, &ended, &settlement);
+        self.count(&line, &ended, &settlement);
         let settle = Arc::clone(&self.shared).settle(id, ended.attempt, settlement);
         work.settling.spawn(settle);
     }

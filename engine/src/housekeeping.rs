@@ -84,7 +84,7 @@ impl Watermark {
 }
 
 /// What is free on the disk of a folder; as much as there can be where it does not say.
-fn free_bytes(path: &Path) -> u64 {
+pub(crate) fn free_bytes(path: &Path) -> u64 {
     match rustix::fs::statvfs(path) {
         Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
         Err(error) => {

@@ -10,6 +10,7 @@ use crate::clock::now_ms;
 use crate::config::Server;
 use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
+use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
 use crate::store::{self, EventLog, NewEvent};
@@ -32,6 +33,7 @@ pub struct Ingest {
     log: Arc<dyn EventLog>,
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
+    metrics: Arc<Metrics>,
     permits: Semaphore,
     body_bytes_max: usize,
     request_timeout: Duration,
@@ -52,6 +54,7 @@ impl Ingest {
         log: Arc<dyn EventLog>,
         pipeline: Arc<Pipeline>,
         watermark: Arc<Watermark>,
+        metrics: Arc<Metrics>,
         server: &Server,
     ) -> Self {
         let sources = tenants.iter_mut().flat_map(|tenant| {
@@ -64,6 +67,7 @@ impl Ingest {
             log,
             pipeline,
             watermark,
+            metrics,
             permits: Semaphore::new(server.requests_max),
             body_bytes_max: server.body_bytes_max,
             request_timeout: Duration::from_millis(server.request_timeout_ms),
@@ -77,12 +81,27 @@ impl Ingest {
     }
 }
 
+type Answer = Result<(StatusCode, Json<Accepted>), Problem>;
+
 async fn take(
     State(ingest): State<Arc<Ingest>>,
-    Path((tenant, source)): Path<(String, String)>,
+    Path(names): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+) -> Answer {
+    let taken = taken(&ingest, names, headers, body).await;
+    if let Err(problem) = &taken {
+        ingest.metrics.refused(problem.kind);
+    }
+    taken
+}
+
+async fn taken(
+    ingest: &Ingest,
+    (tenant, source): (String, String),
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
     let Ok(_permit) = ingest.permits.try_acquire() else {
         let detail = "too many requests are being received; send it again later";
         return Err(busy(detail));
@@ -117,6 +136,7 @@ async fn take(
         received_ms,
     });
     let appended = appended.await.map_err(not_stored)?;
+    ingest.metrics.taken(&names.0, appended.duplicate);
     if !appended.duplicate {
         ingest.pipeline.wake(&names.0);
     }

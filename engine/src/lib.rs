@@ -21,6 +21,7 @@
 //! | [`timing`] | when and how often what was decided goes out |
 //! | [`dispatch`], [`channel`] | commits to receivers |
 //! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
+//! | [`metrics`] | what is counted, for Prometheus |
 //! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`registry`] | access tokens, uploaded modules, rules as histories of versions |
@@ -51,6 +52,7 @@ pub mod dispatch;
 pub mod housekeeping;
 pub mod id;
 pub mod ingest;
+pub mod metrics;
 pub mod pipeline;
 mod problem;
 pub mod registry;

@@ -19,6 +19,7 @@ use crate::channel::Channel;
 use crate::clock::now_ms;
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::ingest::time;
+use crate::metrics::{Metrics, Seen};
 use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
 use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
@@ -505,6 +506,7 @@ pub struct Pipeline {
     /// so that every event is decided by one.
     rules: RwLock<HashMap<Name, Arc<Rules>>>,
     wakes: Mutex<HashMap<Name, Arc<Notify>>>,
+    metrics: Arc<Metrics>,
     batch_max: usize,
 }
 
@@ -513,6 +515,7 @@ impl Pipeline {
         store: Arc<dyn Store>,
         workers: Arc<Workers>,
         rules: Vec<Rules>,
+        metrics: Arc<Metrics>,
         batch_max: usize,
     ) -> Self {
         let rules = rules
@@ -523,6 +526,7 @@ impl Pipeline {
             workers,
             rules: RwLock::new(rules.collect()),
             wakes: Mutex::default(),
+            metrics,
             batch_max,
         }
     }
@@ -625,7 +629,9 @@ impl Pipeline {
         }
         let count = commits.len();
         if count > 0 {
+            let seen = Seen::all(&commits);
             self.store.commit(tenant, commits).await?;
+            self.metrics.decided(tenant, &seen);
         }
         *ahead = events;
         Ok(count)

@@ -7,6 +7,7 @@
 mod listener;
 
 use crate::acknowledge::Links;
+use crate::admin::{self, Shares};
 use crate::channel::Outgoing;
 use crate::channel::guard::Guard;
 use crate::clock::now_ms;
@@ -14,14 +15,15 @@ use crate::config::Config;
 use crate::config::read::Problem;
 use crate::dispatch::{self, Dispatcher, Switches};
 use crate::housekeeping::{self, Housekeeper, Watermark};
+use crate::id::Name;
 use crate::ingest::Ingest;
+use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Rules, Workers};
 use crate::registry::Registry;
 use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
-use crate::{admin, id::Name};
 use axum::Router;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -163,10 +165,12 @@ impl Engine {
         };
         let workers = Workers::start(config.decide.threads, kept).map_err(StartError::Threads)?;
 
+        let metrics = Arc::new(Metrics::new(tenants.iter().map(|tenant| &tenant.name)));
         let pipeline = Pipeline::new(
             store.clone(),
             Arc::new(workers),
             rules,
+            metrics.clone(),
             config.decide.batch_max,
         );
         let pipeline = Arc::new(pipeline);
@@ -189,6 +193,7 @@ impl Engine {
             store.clone(),
             pipeline.clone(),
             watermark.clone(),
+            metrics.clone(),
             &config.server,
         );
         let ingest_stage = Stage::new();
@@ -200,11 +205,14 @@ impl Engine {
             switches: switches.clone(),
             watermark: watermark.clone(),
             registry,
+            metrics: metrics.clone(),
+            data: config.server.data.clone(),
             token: token.clone(),
             module_bytes_max: config.limits.module_bytes,
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
             behind_https: config.server.public_url.starts_with("https://"),
-            feeds: admin::Feeds::default(),
+            feeds: Shares::new(admin::FEEDS_MAX, admin::FEEDS_OF_TENANT_MAX),
+            calls: Shares::new(admin::CALLS_MAX, admin::CALLS_OF_TENANT_MAX),
             cancel: ingest_stage.cancel.clone(),
         };
         let app = Router::new()
@@ -238,7 +246,7 @@ impl Engine {
             outgoing,
             links,
             switches,
-            dispatch_settings(config, paces),
+            dispatch_settings(config, paces, metrics),
             Arc::new(now_ms),
         );
         engine
@@ -323,7 +331,11 @@ fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
         .cached(cache))
 }
 
-fn dispatch_settings(config: &Config, paces: dispatch::Paces) -> dispatch::Settings {
+fn dispatch_settings(
+    config: &Config,
+    paces: dispatch::Paces,
+    metrics: Arc<Metrics>,
+) -> dispatch::Settings {
     let dispatch = &config.dispatch;
     dispatch::Settings {
         in_flight_max: dispatch.in_flight_max,
@@ -331,6 +343,7 @@ fn dispatch_settings(config: &Config, paces: dispatch::Paces) -> dispatch::Setti
         lease_ms: dispatch.lease_ms as i64,
         disable_after_ms: dispatch.disable_after_ms as i64,
         paces,
+        metrics,
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),
         },

@@ -1,11 +1,13 @@
 //! The HTTP API as its own description has it: who may do what, lists, and the description itself.
 
 use super::uploads::{As, module_path, start, token};
-use hooksieve_tests::{Answer, PROBE, Server, cli_with};
+use hooksieve_tests::{Answer, PROBE, Server, cli_with, until};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// A call as the description has it, with what it is asked about here.
 #[derive(Debug)]
@@ -509,4 +511,93 @@ async fn a_version_is_tried_without_effect() {
     assert!(story["decisions"].as_array().unwrap().is_empty(), "{story}");
     assert_eq!(receiver.count(), 0);
     server.end().await;
+}
+
+/// A tenant that asks for much at once, or slowly, is told so, and nobody else notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tenants_calls_leave_room_for_the_others() {
+    let (_receiver, _setup, server) = start("[server]\nrequest_timeout_ms = 2000\n").await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    let other = As(&server, token(&server, Some("other"), "author").await);
+    let address = server.base.strip_prefix("http://").unwrap();
+    let begun = format!(
+        "POST /v1/tenants/acme/rules/own/stage HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\
+         Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{",
+        author.1
+    );
+    let mut slow = Vec::new();
+    for _ in 0..16 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    until("the sixteen are under way", || async {
+        let got = author.call(Method::GET, "/v1/whoami", None).await;
+        (got.status == 429).then(|| got.problem(429, "too-many-calls"))
+    })
+    .await;
+    let seen = other.call(Method::GET, "/v1/whoami", None).await;
+    assert_eq!(seen.status, 200, "{}", seen.body);
+    for mut stream in slow {
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 408");
+    }
+    let seen = author.call(Method::GET, "/v1/whoami", None).await;
+    assert_eq!(seen.status, 200, "{}", seen.body);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_tells_what_comes_in_and_has_bounds() {
+    let (_receiver, _setup, server) = start("").await;
+    let admin = As(&server, token(&server, Some("acme"), "tenant-admin").await);
+    let reader = token(&server, Some("acme"), "read-only").await;
+    let other = token(&server, Some("other"), "read-only").await;
+    let follow = async |tenant: &str, token: &str, query: &str| {
+        let url = format!("{}/v1/tenants/{tenant}/events/feed{query}", server.base);
+        let request = server.client.get(url).bearer_auth(token);
+        request.send().await.unwrap()
+    };
+    let mut feed = follow("acme", &reader, "").await;
+    assert_eq!(feed.headers()["content-type"], "text/event-stream");
+    let filtered = follow("acme", &reader, "?outcome=failed").await;
+    let id = server
+        .post_json("/in/acme/open", r#"{"do":"drop","subject":"s"}"#)
+        .await
+        .id();
+    let mut told = String::new();
+    while !told.contains("\n\n") {
+        let chunk = feed.chunk().await.unwrap().unwrap();
+        told.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    assert!(told.contains(&format!("id: {id}")), "{told}");
+    let data = told.lines().find_map(|line| line.strip_prefix("data: "));
+    let data: Value = serde_json::from_str(data.unwrap()).unwrap();
+    assert_eq!(data["event"]["subject"], "s");
+
+    let mut more = Vec::new();
+    for _ in 0..6 {
+        more.push(follow("acme", &reader, "").await);
+    }
+    assert_eq!(follow("acme", &reader, "").await.status(), 503);
+    assert_eq!(follow("other", &other, "").await.status(), 200);
+    assert_eq!(follow("acme", &other, "").await.status(), 404);
+    drop(more.pop());
+    until("a place is free", || async {
+        let feed = follow("acme", &reader, "").await;
+        (feed.status() == 200).then_some(())
+    })
+    .await;
+
+    // Whose token is revoked is told nothing more; and feeds do not keep the engine from stopping.
+    let id = reader.split('_').nth(1).unwrap();
+    let path = format!("/v1/tokens/{id}");
+    assert_eq!(admin.call(Method::DELETE, &path, None).await.status, 200);
+    while feed.chunk().await.unwrap().is_some() {}
+    let held = follow("acme", &admin.1, "").await;
+    let began = std::time::Instant::now();
+    server.end().await;
+    assert!(began.elapsed() < Duration::from_secs(10));
+    drop((held, filtered));
 }

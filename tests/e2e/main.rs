@@ -15,6 +15,7 @@ mod hostile;
 mod housekeeping;
 mod load;
 mod mail;
+mod operations;
 mod refused;
 mod senders;
 mod sizes;

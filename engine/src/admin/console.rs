@@ -5,10 +5,10 @@
 //! never sent along from there (`SameSite=Strict`), and a call that changes something is also refused
 //! unless the browser says that it comes from this origin.
 
+use super::body::Sent;
 use super::{Admin, Shared, WhoView};
 use crate::problem::Problem;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -55,7 +55,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
 pub(super) fn token(method: &Method, headers: &HeaderMap) -> Option<String> {
     let cookies = headers.get_all(header::COOKIE).into_iter();
     let cookies = cookies.filter_map(|it| it.to_str().ok());
-    let mut cookies = cookies.flat_map(Cookie::split_parse).flatten();
+    let mut cookies = cookies.flat_map(Cookie::split_parse_encoded).flatten();
     let token = cookies.find(|it| it.name() == COOKIE)?;
     let changes = !matches!(*method, Method::GET | Method::HEAD);
     (!changes || same_origin(headers)).then(|| token.value().to_owned())
@@ -84,9 +84,9 @@ struct SignIn {
 async fn sign_in(
     State(admin): Shared,
     headers: HeaderMap,
-    body: Result<Json<SignIn>, JsonRejection>,
+    body: Result<Sent<SignIn>, Problem>,
 ) -> Result<Response, Problem> {
-    let Json(SignIn { token }) = body?;
+    let Sent(SignIn { token }) = body?;
     if !same_origin(&headers) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
@@ -126,7 +126,7 @@ fn cookie(token: String, secure: bool) -> Cookie<'static> {
 
 fn answered(cookie: Cookie<'static>, mut response: Response) -> Response {
     let headers = response.headers_mut();
-    if let Ok(cookie) = cookie.to_string().parse() {
+    if let Ok(cookie) = cookie.encoded().to_string().parse() {
         headers.insert(header::SET_COOKIE, cookie);
     }
     headers.insert(

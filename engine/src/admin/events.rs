@@ -17,8 +17,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures_util::stream::{self, StreamExt as _};
 use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -168,57 +167,11 @@ impl Filter {
 }
 
 /// How many feeds are followed at once, and of one tenant.
-const FEEDS_MAX: usize = 64;
-const FEEDS_OF_TENANT_MAX: usize = 8;
+pub const FEEDS_MAX: usize = 64;
+pub const FEEDS_OF_TENANT_MAX: usize = 8;
 /// How often a feed looks for what is new, and how many events it reads at once.
 const FEED_EVERY: Duration = Duration::from_millis(500);
 const FEED_READ_MAX: usize = 25;
-
-/// The feeds that are followed now, by tenant.
-#[derive(Default)]
-pub struct Feeds(Mutex<BTreeMap<Name, usize>>);
-
-/// A feed that is followed, for as long as this is kept.
-struct Followed {
-    admin: Arc<Admin>,
-    tenant: Name,
-}
-
-impl Followed {
-    fn new(admin: Arc<Admin>, tenant: Name) -> Result<Self, Problem> {
-        {
-            let mut feeds = admin.feeds.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let all: usize = feeds.values().sum();
-            let own = feeds.entry(tenant.clone()).or_default();
-            if all >= FEEDS_MAX || *own >= FEEDS_OF_TENANT_MAX {
-                return Err(Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "busy",
-                    "Not now",
-                    format!(
-                        "{all} feeds are followed already, {own} of them this tenant's; the limits are {FEEDS_MAX} and {FEEDS_OF_TENANT_MAX}: ask for the list of events instead"
-                    ),
-                )
-                .retry_after(30));
-            }
-            *own += 1;
-        }
-        Ok(Self { admin, tenant })
-    }
-}
-
-impl Drop for Followed {
-    fn drop(&mut self) {
-        let feeds = &self.admin.feeds.0;
-        let mut feeds = feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = feeds.get_mut(&self.tenant) {
-            *own -= 1;
-            if *own == 0 {
-                feeds.remove(&self.tenant);
-            }
-        }
-    }
-}
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -270,17 +223,27 @@ async fn feed(
         }
     };
     let cancel = admin.cancel.clone();
-    let state = (Followed::new(admin, tenant)?, caller, since);
-    let told = stream::unfold(state, async move |(followed, caller, since)| {
-        let Followed { admin, tenant } = &followed;
+    let Some(share) = admin.feeds.take(&tenant) else {
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "Not now",
+            format!(
+                "{FEEDS_MAX} feeds are followed already, or {FEEDS_OF_TENANT_MAX} of this tenant; ask for the list of events instead"
+            ),
+        )
+        .retry_after(30));
+    };
+    let state = (admin, caller, tenant, since, share);
+    let told = stream::unfold(state, async move |(admin, caller, tenant, since, share)| {
         while admin.registry.still_good(&caller) {
             let seek = Seek::After(since);
-            let stories = admin.store.stories(tenant, seek, FEED_READ_MAX).await;
+            let stories = admin.store.stories(&tenant, seek, FEED_READ_MAX).await;
             let told = stories.ok()?.into_iter().take_while(|it| it.decided);
             let told: Vec<_> = told.collect();
             if let Some(last) = told.last() {
                 let last = last.event.id;
-                return Some((told, (followed, caller, last)));
+                return Some((told, (admin, caller, tenant, last, share)));
             }
             tokio::time::sleep(FEED_EVERY).await;
         }

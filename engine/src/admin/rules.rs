@@ -3,6 +3,7 @@
 //! A rule's revision is its ETag. A change with `If-Match` is made only while that is still its
 //! revision.
 
+use super::body::Sent;
 use super::view::moment;
 use super::{Admin, Answer, Shared, Who, parse};
 use crate::id::{Hash, Name};
@@ -10,7 +11,6 @@ use crate::pipeline::{Difference, Share};
 use crate::problem::Problem;
 use crate::registry::{Changed, NewVersion, Role, Scope, Version};
 use crate::store::Then;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -283,11 +283,11 @@ async fn add_version(
     Extension(caller): Who,
     path: RulePath,
     headers: HeaderMap,
-    body: Result<Json<NewVersionBody>, JsonRejection>,
+    body: Result<Sent<NewVersionBody>, Problem>,
 ) -> Result<Response, Problem> {
     let (tenant, rule) = rule_path(path)?;
     caller.may(Scope::Author, &tenant)?;
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let role = role(body.r#as, body.percent)?;
     let new = NewVersion {
         module: body.module,
@@ -327,16 +327,12 @@ async fn promote(
     Extension(caller): Who,
     path: RulePath,
     headers: HeaderMap,
-    body: Result<Json<VersionBody>, JsonRejection>,
+    body: Result<Option<Sent<VersionBody>>, Problem>,
 ) -> Result<Response, Problem> {
     let (tenant, rule) = rule_path(path)?;
     caller.may(Scope::Author, &tenant)?;
-    let body = match body {
-        Ok(Json(body)) => body,
-        // None at all means what an empty one does.
-        Err(JsonRejection::MissingJsonContentType(_)) => VersionBody::default(),
-        Err(rejected) => return Err(rejected.into()),
-    };
+    // None at all means what an empty one does.
+    let body = body?.map_or_else(VersionBody::default, |Sent(body)| body);
     let expected = expected(&headers)?;
     let at = (&tenant, &rule);
     let promoted = (admin.registry).give_role(at, body.version, Role::Live, expected, &caller.who);
@@ -366,11 +362,11 @@ async fn stage(
     Extension(caller): Who,
     path: RulePath,
     headers: HeaderMap,
-    body: Result<Json<StageBody>, JsonRejection>,
+    body: Result<Sent<StageBody>, Problem>,
 ) -> Result<Response, Problem> {
     let (tenant, rule) = rule_path(path)?;
     caller.may(Scope::Author, &tenant)?;
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let role = role(body.r#as, body.percent)?;
     let expected = expected(&headers)?;
     let at = (&tenant, &rule);

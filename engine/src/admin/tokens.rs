@@ -1,11 +1,12 @@
 //! Calls about access: who am I, which tenants are there, tokens.
 
+use super::body::Sent;
 use super::view::moment;
 use super::{Admin, Answer, Shared, Who, not_found, parse};
 use crate::id::Name;
 use crate::problem::Problem;
 use crate::registry::{Caller, NewToken, Scope, Token};
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -136,9 +137,9 @@ pub struct NewTokenBody {
 async fn make_token(
     State(admin): Shared,
     Extension(caller): Who,
-    body: Result<Json<NewTokenBody>, JsonRejection>,
+    body: Result<Sent<NewTokenBody>, Problem>,
 ) -> Result<Response, Problem> {
-    let Json(body) = body?;
+    let Sent(body) = body?;
     match &body.tenant {
         Some(tenant) => caller.may(Scope::TenantAdmin, tenant)?,
         None => caller.has(Scope::Operator)?,

@@ -1,5 +1,6 @@
 //! The call that tries a module on an event, without effect.
 
+use super::body::Sent;
 use super::view::{OutcomeWord, outcome_word};
 use super::{Admin, Answer, Shared, Who, not_found, parse, store_problem};
 use crate::channel::Preview;
@@ -8,7 +9,6 @@ use crate::problem::Problem;
 use crate::registry::{Scope, Tried};
 use crate::replay::{self, Defaults};
 use crate::store::{Outcome, StoredEvent};
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -99,11 +99,11 @@ async fn try_module(
     State(admin): Shared,
     Extension(caller): Who,
     Path(tenant): Path<String>,
-    body: Result<Json<TrialBody>, JsonRejection>,
+    body: Result<Sent<TrialBody>, Problem>,
 ) -> Answer<TrialView> {
     let tenant = parse::<Name>(&tenant, "tenant")?;
     caller.may(Scope::Author, &tenant)?;
-    let Json(body) = body?;
+    let Sent(body) = body?;
     let turn = admin.registry.turn(&tenant)?;
     let event = event(&admin, &tenant, &body).await?;
     let tried = match (body.rule, body.module) {

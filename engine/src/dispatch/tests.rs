@@ -105,6 +105,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         schedule: Schedule {
             waits_ms: vec![1, 2, 4],
         },
+        metrics: Arc::new(Metrics::new([&name("octo")])),
     };
     let dispatcher = Dispatcher::new(
         store.clone(),
