@@ -28,6 +28,7 @@ pub struct Config {
     pub decide: Decide,
     pub compile: CompileLimits,
     pub uploads: Uploads,
+    pub quotas: Quotas,
     pub limits: Limits,
     pub dispatch: Dispatch,
     pub egress: Egress,
@@ -93,6 +94,14 @@ pub struct Uploads {
     pub rules_max: usize,
     pub versions_max: usize,
     pub modules_bytes_max: u64,
+}
+
+/// What a tenant may use, unless its file says otherwise.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quotas {
+    /// 0 is no quota.
+    pub events_per_s: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -389,7 +398,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 39] = [
+const RANGES: [(&str, &str, i64, i64); 40] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -413,6 +422,7 @@ const RANGES: [(&str, &str, i64, i64); 39] = [
     ("uploads", "rules_max", 0, 1_000_000),
     ("uploads", "versions_max", 2, 10_000),
     ("uploads", "modules_bytes_max", 0, 1 << 40),
+    ("quotas", "events_per_s", 0, EVENTS_PER_S_MAX as i64),
     ("limits", "fuel", 1_000, 1 << 40),
     ("limits", "init_fuel", 1_000, 1 << 40),
     ("limits", "wall_clock_ms", 10, 600_000),
@@ -431,6 +441,8 @@ const RANGES: [(&str, &str, i64, i64); 39] = [
     ("dispatch", "timeout_ms", 100, 600_000),
 ];
 
+/// The largest quota that is taken.
+pub const EVENTS_PER_S_MAX: u32 = 1_000_000;
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
 

@@ -25,11 +25,12 @@ mod switches;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use pace::Buckets;
 pub use pace::{Pace, Rate};
 pub use retry::{RETRY_AFTER_MAX, Schedule, WAIT_MS_MAX, WAITS_MAX};
 pub use switches::{Switches, Wake};
 
-use self::pace::{Breaker, Buckets};
+use self::pace::Breaker;
 use crate::acknowledge::Links;
 use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};

@@ -7,12 +7,13 @@
 pub mod verify;
 
 use crate::clock::now_ms;
-use crate::config::Server;
+use crate::config::{Quotas, Server};
 use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
+use crate::quota::EventsQuota;
 use crate::store::{self, EventLog, NewEvent};
 use crate::tenant::{Source, Tenant};
 use axum::body::{Body, to_bytes};
@@ -29,7 +30,7 @@ use verify::Rejected;
 
 /// What the ingest handlers share.
 pub struct Ingest {
-    sources: HashMap<(Name, Name), Source>,
+    sources: HashMap<(Name, Name), (Source, Arc<EventsQuota>)>,
     log: Arc<dyn EventLog>,
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
@@ -56,11 +57,15 @@ impl Ingest {
         watermark: Arc<Watermark>,
         metrics: Arc<Metrics>,
         server: &Server,
+        quotas: &Quotas,
     ) -> Self {
         let sources = tenants.iter_mut().flat_map(|tenant| {
             let name = tenant.name.clone();
+            let per_s = tenant.events_per_s.unwrap_or(quotas.events_per_s);
+            let quota = Arc::new(EventsQuota::new(per_s));
             let sources = std::mem::take(&mut tenant.sources).into_iter();
-            sources.map(move |(source, settings)| ((name.clone(), source), settings))
+            sources
+                .map(move |(source, settings)| ((name.clone(), source), (settings, quota.clone())))
         });
         Self {
             sources: sources.collect(),
@@ -110,7 +115,9 @@ async fn taken(
         return Err(full(why));
     }
     let names = tenant.parse::<Name>().ok().zip(source.parse::<Name>().ok());
-    let Some((names, source)) = names.and_then(|names| ingest.sources.get_key_value(&names)) else {
+    let Some((names, (source, quota))) =
+        names.and_then(|names| ingest.sources.get_key_value(&names))
+    else {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "unknown-source",
@@ -118,10 +125,14 @@ async fn taken(
             "there is no such tenant and source; the path is /in/{tenant}/{source}, with the names in the tenant's file",
         ));
     };
+    // Before the body is read, which a flood would otherwise cost.
+    let over = |wait_s| over_quota(quota.per_s(), wait_s);
+    quota.ready(now_ms()).map_err(over)?;
     let limit = ("body_bytes_max", ingest.body_bytes_max);
     let body = read(&headers, body, limit, ingest.request_timeout).await?;
     let incoming = source.verify.read(&headers, &body).map_err(rejected)?;
     let received_ms = now_ms();
+    quota.take(received_ms).map_err(over)?;
     let appended = ingest.log.append(NewEvent {
         tenant: names.0.clone(),
         source: names.1.clone(),
@@ -243,6 +254,18 @@ fn not_stored(error: store::Error) -> Problem {
             busy("the event could not be stored, and was not taken; send it again later")
         }
     }
+}
+
+fn over_quota(per_s: u32, wait_s: u32) -> Problem {
+    Problem::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "events-quota",
+        "Too many events",
+        format!(
+            "this tenant may take in {per_s} events/s (events_per_s of [quotas]); send it again later"
+        ),
+    )
+    .retry_after(wait_s)
 }
 
 /// Nothing is taken until there is room again.

@@ -55,6 +55,7 @@ pub mod ingest;
 pub mod metrics;
 pub mod pipeline;
 mod problem;
+mod quota;
 pub mod registry;
 pub mod replay;
 pub mod sandbox;

@@ -195,6 +195,7 @@ impl Engine {
             watermark.clone(),
             metrics.clone(),
             &config.server,
+            &config.quotas,
         );
         let ingest_stage = Stage::new();
         let admin = admin::Admin {

@@ -3,6 +3,7 @@
 //! connection.
 
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
+use crate::config::EVENTS_PER_S_MAX;
 use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::{Hash, Name};
@@ -27,6 +28,8 @@ pub struct Tenant {
     pub paces: BTreeMap<Name, Pace>,
     /// Where events go that a rule with `on_error = "pass"` failed on.
     pub default_channel: Option<Name>,
+    /// Its own quota instead of the configuration's; 0 is none.
+    pub events_per_s: Option<u32>,
 }
 
 /// Where events come in, and how their sender is verified.
@@ -183,6 +186,14 @@ impl Tenant {
             )?;
             rules.push(rule);
         }
+        let events_per_s = match root.section("quotas")? {
+            Some(section) => {
+                let read = events_per_s(&section)?;
+                section.finish()?;
+                read
+            }
+            None => None,
+        };
         root.finish()?;
         Ok(Self {
             name,
@@ -191,7 +202,23 @@ impl Tenant {
             channels,
             paces,
             default_channel,
+            events_per_s,
         })
+    }
+}
+
+fn events_per_s(section: &Section<'_>) -> Result<Option<u32>, Problem> {
+    let Some(found) = section.u64("events_per_s")? else {
+        return Ok(None);
+    };
+    let read = u32::try_from(found.value).ok();
+    match read.filter(|it| *it <= EVENTS_PER_S_MAX) {
+        Some(per_s) => Ok(Some(per_s)),
+        None => Err(found.problem(format!(
+            "`events_per_s` of {} is {}, and may be 0 to {EVENTS_PER_S_MAX}",
+            section.title(),
+            found.value
+        ))),
     }
 }
 

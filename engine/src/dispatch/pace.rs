@@ -69,7 +69,7 @@ pub struct Pace {
 
 /// Lets through what the rates allow: a bucket for each, full at the beginning.
 #[derive(Clone, Debug)]
-pub(super) struct Buckets {
+pub(crate) struct Buckets {
     buckets: Vec<Bucket>,
     at_ms: i64,
 }
@@ -81,7 +81,7 @@ struct Bucket {
 }
 
 impl Buckets {
-    pub(super) fn new(rates: &[Rate], now_ms: i64) -> Self {
+    pub(crate) fn new(rates: &[Rate], now_ms: i64) -> Self {
         let full = rates.iter().map(|rate| Bucket {
             rate: *rate,
             tokens: f64::from(rate.count),
@@ -92,8 +92,8 @@ impl Buckets {
         }
     }
 
-    /// Takes one, or says when there is one again.
-    pub(super) fn take(&mut self, now_ms: i64) -> Result<(), i64> {
+    /// Whether there is one to take, or when there is.
+    pub(crate) fn ready(&mut self, now_ms: i64) -> Result<(), i64> {
         // A clock that went back gives nothing.
         let passed_ms = (now_ms - self.at_ms).max(0) as f64;
         self.at_ms = now_ms;
@@ -107,6 +107,12 @@ impl Buckets {
         if wait_ms > 0.0 {
             return Err(now_ms + wait_ms.ceil() as i64);
         }
+        Ok(())
+    }
+
+    /// Takes one, or says when there is one again.
+    pub(crate) fn take(&mut self, now_ms: i64) -> Result<(), i64> {
+        self.ready(now_ms)?;
         for bucket in &mut self.buckets {
             bucket.tokens -= 1.0;
         }
