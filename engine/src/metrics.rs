@@ -25,6 +25,7 @@ const OTHER: &str = "_other";
 type Label<const N: usize> = [(&'static str, String); N];
 
 /// Everything that is counted.
+#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     tenants: HashMap<Name, OfTenant>,
@@ -44,7 +45,7 @@ pub struct Metrics {
 }
 
 /// What is counted for each tenant.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct OfTenant {
     accepted: Counter,
     repeated: Counter,

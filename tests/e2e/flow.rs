@@ -510,7 +510,7 @@ async fn probes_and_the_operators_token() {
             let detail = answer.problem(401, "not-authorised");
             assert_eq!(
                 detail,
-                "send the operator token as `Authorization: Bearer TOKEN`"
+                "send a token that is good as `Authorization: Bearer TOKEN`"
             );
         }
         let answer = server.call(method, &path).await;

@@ -39,8 +39,9 @@ async fn what_happens_is_counted_and_nothing_told() {
         json!({ "id": "3", "do": "panic" }),
         json!({ "id": "4", "do": "post", "channel": "gone", "payload": 1 }),
     ] {
-        let sent = server.post("/in/acme/open", &bearer, event.to_string().as_bytes());
-        assert_eq!(sent.await.status, 202);
+        let body = event.to_string();
+        let sent = server.post("/in/acme/open", &bearer, body.as_bytes()).await;
+        assert_eq!(sent.status, 202);
     }
     let json_alone = [("content-type", "application/json")];
     let unsigned = server.post("/in/acme/open", &json_alone, b"{}").await;
