@@ -25,11 +25,11 @@ pub use channels::{EnabledView, TestView};
 pub use dead::Purged;
 pub use deliveries::AcknowledgementView;
 pub use events::{FEEDS_MAX, FEEDS_OF_TENANT_MAX};
-pub use held::{HeldStory, HeldView};
+pub use held::{HeldStory, HeldView, ReleaseBody, Released};
 pub use modules::{ModuleDeleted, ModuleView};
 pub use rules::{
-    AuditView, CanaryView, NewVersionBody, OnError, RoleWord, RuleDeleted, RuleView, ShadowView,
-    StageBody, VersionBody, VersionView,
+    AuditView, CanaryView, NewVersionBody, OnError, QuarantineView, Resumed, RoleWord, RuleDeleted,
+    RuleView, ShadowView, StageBody, VersionBody, VersionView,
 };
 pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};

@@ -6,6 +6,7 @@ pub mod read;
 
 use crate::channel::guard::Network;
 use crate::dispatch::{WAIT_MS_MAX, WAITS_MAX};
+use crate::pipeline::quarantine;
 use crate::sandbox::{CompileLimits, Limits};
 use crate::secret::Secret;
 use read::{Problem, Source, did_you_mean};
@@ -29,6 +30,7 @@ pub struct Config {
     pub compile: CompileLimits,
     pub uploads: Uploads,
     pub quotas: Quotas,
+    pub quarantine: quarantine::Settings,
     pub limits: Limits,
     pub dispatch: Dispatch,
     pub egress: Egress,
@@ -96,12 +98,13 @@ pub struct Uploads {
     pub modules_bytes_max: u64,
 }
 
-/// What a tenant may use, unless its file says otherwise.
-#[derive(Clone, Debug, Deserialize)]
+/// What a tenant may use, unless its file says otherwise; 0 is no quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quotas {
-    /// 0 is no quota.
     pub events_per_s: u32,
+    pub fuel_per_s: u64,
+    pub deliveries_per_s: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -398,7 +401,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 40] = [
+const RANGES: [(&str, &str, i64, i64); 44] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -422,7 +425,11 @@ const RANGES: [(&str, &str, i64, i64); 40] = [
     ("uploads", "rules_max", 0, 1_000_000),
     ("uploads", "versions_max", 2, 10_000),
     ("uploads", "modules_bytes_max", 0, 1 << 40),
-    ("quotas", "events_per_s", 0, EVENTS_PER_S_MAX as i64),
+    ("quotas", "events_per_s", 0, PER_S_MAX as i64),
+    ("quotas", "fuel_per_s", 0, FUEL_PER_S_MAX as i64),
+    ("quotas", "deliveries_per_s", 0, PER_S_MAX as i64),
+    ("quarantine", "last_events", 0, quarantine::LAST_EVENTS_MAX as i64),
+    ("quarantine", "failed_percent", 1, 100),
     ("limits", "fuel", 1_000, 1 << 40),
     ("limits", "init_fuel", 1_000, 1 << 40),
     ("limits", "wall_clock_ms", 10, 600_000),
@@ -442,7 +449,8 @@ const RANGES: [(&str, &str, i64, i64); 40] = [
 ];
 
 /// The largest quota that is taken.
-pub const EVENTS_PER_S_MAX: u32 = 1_000_000;
+pub const PER_S_MAX: u32 = 1_000_000;
+pub const FUEL_PER_S_MAX: u64 = 1 << 50;
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
 

@@ -6,6 +6,7 @@
 //!   slow channel waits in the store, in its own line, and costs the others nothing.
 //! - A tenant may hold as many attempts as are free besides: one alone takes half of all, two a third
 //!   each. So whoever comes next always finds room, however many channels another one floods.
+//! - No tenant begins more attempts in a second than its quota; the others are not held up by it.
 //! - A channel's rates hold, and one that fails again and again gets rests ([`pace`]).
 //! - Every attempt ends in the store as one record. Where the store cannot take it, the delivery is
 //!   tried again when its lease ends: at least once, never not at all.
@@ -76,6 +77,8 @@ pub struct Settings {
     /// After how long without anything arriving a channel is disabled.
     pub disable_after_ms: i64,
     pub paces: Paces,
+    /// How many attempts each tenant may begin in a second; none where it is not here or 0.
+    pub deliveries_per_s: HashMap<Name, u32>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -107,8 +110,13 @@ struct Work {
     /// attempt was recorded, is due again, and was not seen to end here.
     in_hand: HashMap<DeliveryId, bool>,
     lanes: HashMap<Line, Lane>,
-    /// Attempts in flight, by tenant.
-    tenants: HashMap<Name, usize>,
+    tenants: HashMap<Name, OfTenant>,
+}
+
+/// A tenant while it has attempts in flight, and for as long as its quota is not whole.
+struct OfTenant {
+    running: usize,
+    buckets: Buckets,
 }
 
 /// One channel while it is in use, and for as long as there is something to remember of it.
@@ -239,8 +247,17 @@ impl Dispatcher {
             if free == 0 {
                 return false;
             }
-            let of_tenant = tenants.get(&line.tenant).copied().unwrap_or_default();
-            if of_tenant > 0 && of_tenant >= free {
+            if !tenants.contains_key(&line.tenant) {
+                tenants.insert(line.tenant.clone(), self.of_tenant(&line.tenant, now_ms));
+            }
+            let Some(tenant) = tenants.get_mut(&line.tenant) else {
+                return false;
+            };
+            if tenant.running > 0 && tenant.running >= free {
+                return false;
+            }
+            if let Err(at_ms) = tenant.buckets.ready(now_ms) {
+                wake_ms = wake_ms.into_iter().chain([at_ms]).min();
                 return false;
             }
             if !lanes.contains_key(line) {
@@ -256,11 +273,9 @@ impl Dispatcher {
                     return false;
                 }
             }
-            if let Some(count) = tenants.get_mut(&line.tenant) {
-                *count += 1;
-            } else {
-                tenants.insert(line.tenant.clone(), 1);
-            }
+            // It was ready a moment ago.
+            let _ = tenant.buckets.take(now_ms);
+            tenant.running += 1;
             free -= 1;
             granted.push(line.clone());
             true
@@ -292,6 +307,9 @@ impl Dispatcher {
         }
         if work.lanes.len() > work.running.len() + IDLE_LANES {
             work.lanes.retain(|_, lane| !lane.is_idle(now_ms));
+        }
+        if work.tenants.len() > work.running.len() + IDLE_LANES {
+            work.tenants.retain(|_, tenant| !tenant.is_idle(now_ms));
         }
         Ok(claimed.next_ms.into_iter().chain(wake_ms).min())
     }
@@ -344,6 +362,17 @@ impl Dispatcher {
             in_flight_max: in_flight_max.unwrap_or(self.settings.in_flight_per_channel_max),
             buckets: Buckets::new(pace.map_or(&[], |pace| &pace.rates), now_ms),
             breaker: Breaker::default(),
+        }
+    }
+
+    fn of_tenant(&self, tenant: &Name, now_ms: i64) -> OfTenant {
+        let per_s = self.settings.deliveries_per_s.get(tenant).copied();
+        let rate = per_s
+            .filter(|per_s| *per_s > 0)
+            .map(|per_s| Rate::new(per_s, 1));
+        OfTenant {
+            running: 0,
+            buckets: Buckets::new(rate.as_slice(), now_ms),
         }
     }
 
@@ -437,7 +466,9 @@ impl Work {
         if let Some(lane) = self.lanes.get_mut(line) {
             lane.running += 1;
         }
-        *self.tenants.entry(line.tenant.clone()).or_default() += 1;
+        if let Some(tenant) = self.tenants.get_mut(&line.tenant) {
+            tenant.running += 1;
+        }
     }
 
     /// Takes back what was granted and came to no attempt.
@@ -452,11 +483,8 @@ impl Work {
         if let Some(lane) = self.lanes.get_mut(line) {
             lane.running = lane.running.saturating_sub(1);
         }
-        if let Some(count) = self.tenants.get_mut(&line.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.tenants.remove(&line.tenant);
-            }
+        if let Some(tenant) = self.tenants.get_mut(&line.tenant) {
+            tenant.running = tenant.running.saturating_sub(1);
         }
     }
 }
@@ -477,6 +505,13 @@ impl Lane {
     /// Whether a new one would be the same.
     fn is_idle(&self, now_ms: i64) -> bool {
         self.running == 0 && self.breaker.is_closed() && self.buckets.is_full(now_ms)
+    }
+}
+
+impl OfTenant {
+    /// Whether a new one would be the same.
+    fn is_idle(&self, now_ms: i64) -> bool {
+        self.running == 0 && self.buckets.is_full(now_ms)
     }
 }
 

@@ -225,7 +225,7 @@ impl Housekeeper {
             tracing::info!(purged, "old dead letters are purged");
         }
         while !cancel.is_cancelled() {
-            let held = self.store.held(None, PAGE).await?;
+            let held = self.store.held(None, None, PAGE).await?;
             let mut old = held.iter().filter(|held| held.since_ms < before_ms);
             let mut dropped = 0;
             for held in &mut old {

@@ -61,7 +61,7 @@ impl Ingest {
     ) -> Self {
         let sources = tenants.iter_mut().flat_map(|tenant| {
             let name = tenant.name.clone();
-            let per_s = tenant.events_per_s.unwrap_or(quotas.events_per_s);
+            let per_s = tenant.quotas.over(quotas).events_per_s;
             let quota = Arc::new(EventsQuota::new(per_s));
             let sources = std::mem::take(&mut tenant.sources).into_iter();
             sources

@@ -53,6 +53,7 @@ pub mod housekeeping;
 pub mod id;
 pub mod ingest;
 pub mod metrics;
+mod notice;
 pub mod pipeline;
 mod problem;
 mod quota;

@@ -6,6 +6,7 @@
 //!
 //! Architecture invariant: nothing here delivers. A decision takes effect by being committed.
 
+pub mod quarantine;
 mod validate;
 mod versions;
 mod workers;
@@ -15,11 +16,15 @@ pub(crate) use versions::{Asked, Canary, Shadow};
 pub use versions::{Difference, Share, Short, Tally};
 pub use workers::Workers;
 
+use quarantine::{Health, Quarantine};
+
 use crate::channel::Channel;
 use crate::clock::now_ms;
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::ingest::time;
 use crate::metrics::{Metrics, Seen};
+use crate::notice;
+use crate::quota::FuelQuota;
 use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
 use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
@@ -42,6 +47,15 @@ pub struct Rules {
     /// `None` lets every channel pass: a rule that is tried without a tenant.
     channels: Option<Arc<BTreeMap<Name, Arc<Channel>>>>,
     default_channel: Option<Name>,
+    fuel: Arc<FuelQuota>,
+    quarantine: quarantine::Settings,
+}
+
+/// What an event comes to, and what came of asking.
+struct Decided {
+    commit: Commit,
+    fuel: u64,
+    quarantined: Vec<Arc<Quarantine>>,
 }
 
 /// A version of a rule that is compiled and has taken its configuration.
@@ -57,6 +71,7 @@ pub struct ActiveRule {
     config: Hash,
     /// Why not, where a version that was in use cannot be used any more: its events are failed on.
     pub program: Result<Program, Unusable>,
+    pub(crate) health: Health,
 }
 
 /// Why a rule has no valid decision for an event.
@@ -68,6 +83,14 @@ pub enum Failure {
     Invalid(#[from] Invalid),
     #[error("its module cannot be used any more: {0}")]
     Unusable(Unusable),
+    #[error(
+        "it is in quarantine since {since}, when it had failed on {failed} of its last {of} events; resume it, or make another version live"
+    )]
+    Quarantined {
+        since: String,
+        failed: usize,
+        of: usize,
+    },
 }
 
 impl Failure {
@@ -77,6 +100,7 @@ impl Failure {
             Failure::Sandbox(error) => error.kind(),
             Failure::Invalid(_) => "decision",
             Failure::Unusable(_) => "unusable",
+            Failure::Quarantined { .. } => "quarantined",
         }
     }
 }
@@ -88,6 +112,16 @@ pub enum Unusable {
     Refused(#[from] Refused),
     #[error(transparent)]
     Start(#[from] sandbox::Error),
+}
+
+impl From<&Quarantine> for Failure {
+    fn from(quarantine: &Quarantine) -> Self {
+        Failure::Quarantined {
+            since: time(quarantine.since_ms),
+            failed: quarantine.failed,
+            of: quarantine.of,
+        }
+    }
 }
 
 impl ActiveRule {
@@ -103,6 +137,7 @@ impl ActiveRule {
             module: program.module().hash(),
             config: program.config_hash(),
             program: Ok(program),
+            health: Health::default(),
         }
     }
 
@@ -122,6 +157,27 @@ impl ActiveRule {
             module: Hash::of(&rule.wasm),
             config: Hash::of(&rule.config),
             program,
+            health: Health::default(),
+        }
+    }
+
+    /// Whether it is what was put in quarantine.
+    pub(crate) fn is(&self, quarantine: &Quarantine) -> bool {
+        let Quarantine {
+            version,
+            module,
+            config,
+            ..
+        } = quarantine;
+        (self.version, self.module, self.config) == (*version, *module, *config)
+    }
+
+    /// What becomes of an event that it has no valid decision for.
+    fn then(&self, failure: &Failure) -> Then {
+        match (failure, self.on_error) {
+            // What it failed on was to be dropped, one by one; what it is not even asked about is not.
+            (Failure::Quarantined { .. }, Then::Dropped) => Then::Held,
+            (_, then) => then,
         }
     }
 
@@ -159,9 +215,26 @@ impl Rules {
                 rules,
                 channels: Some(Arc::new(tenant.channels.clone())),
                 default_channel: tenant.default_channel.clone(),
+                fuel: Arc::new(FuelQuota::new(0)),
+                quarantine: quarantine::Settings::default(),
             });
         }
         Ok(all)
+    }
+
+    /// With so much fuel a second (0 is no quota), and bounds on failing.
+    #[must_use]
+    pub(crate) fn bounded(mut self, fuel_per_s: u64, quarantine: quarantine::Settings) -> Self {
+        self.fuel = Arc::new(FuelQuota::new(fuel_per_s));
+        self.quarantine = quarantine;
+        self
+    }
+
+    /// The versions of a rule that decide, where there is such a rule.
+    pub(crate) fn deciding(&self, name: &Name) -> Option<impl Iterator<Item = &ActiveRule>> {
+        let asked = self.rules.iter().find(|rule| rule.name == *name)?;
+        let canary = asked.canary.as_ref().map(|canary| &*canary.rule);
+        Some(asked.live.as_deref().into_iter().chain(canary))
     }
 
     /// These, and after them others of the same tenant.
@@ -200,41 +273,95 @@ impl Rules {
             rules: vec![Asked::of_file(rule)],
             channels: None,
             default_channel: None,
+            fuel: Arc::new(FuelQuota::new(0)),
+            quarantine: quarantine::Settings::default(),
         }
     }
 
     /// Asks every rule that subscribed. Blocks while they run.
     pub fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Commit {
+        self.decided(event, now_ms, instances).commit
+    }
+
+    fn decided(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Decided {
         let mut commit = empty(event);
+        let mut fuel: u64 = 0;
+        let mut quarantined = Vec::new();
         for asked in &self.rules {
             let decided = asked.version_for(event).map(|rule| {
-                let (run, outcome) = self.ask(rule, event, instances);
+                let (run, outcome) = match rule.health.quarantine() {
+                    None => self.ask(rule, event, instances),
+                    Some(quarantine) => (Run::default(), Err(Failure::from(&*quarantine))),
+                };
+                fuel = fuel.saturating_add(run.fuel);
+                quarantined.extend(self.note(rule, outcome.as_ref().err(), now_ms));
                 (rule, run, outcome)
             });
             if let Some(shadow) = &asked.shadow {
                 let live = decided.as_ref().map(|(_, _, outcome)| outcome);
-                self.compare(shadow, live, event, instances);
+                let used = self.compare(shadow, live, event, instances);
+                fuel = fuel.saturating_add(used);
             }
             if let Some((rule, run, outcome)) = decided {
                 self.add(&mut commit, event, rule, &run, outcome, now_ms);
             }
         }
-        commit
+        Decided {
+            commit,
+            fuel,
+            quarantined,
+        }
     }
 
-    /// Asks a version that has no effect, and notes whether it would have decided otherwise.
+    /// Puts a rule in quarantine that has failed too often by now.
+    fn note(
+        &self,
+        rule: &ActiveRule,
+        failure: Option<&Failure>,
+        now_ms: i64,
+    ) -> Option<Arc<Quarantine>> {
+        // A bug of ours says nothing about the rule, and what it was not asked says nothing at all.
+        let engine = matches!(
+            failure,
+            Some(Failure::Sandbox(sandbox::Error::Engine { .. }))
+        );
+        let asked = !matches!(
+            failure,
+            Some(Failure::Unusable(_) | Failure::Quarantined { .. })
+        );
+        if engine || !asked {
+            return None;
+        }
+        let (failed, of) = rule.health.note(failure.is_some(), self.quarantine)?;
+        Some(rule.health.put_in(Quarantine {
+            tenant: self.tenant.clone(),
+            rule: rule.name.clone(),
+            version: rule.version,
+            module: rule.module,
+            config: rule.config,
+            since_ms: now_ms,
+            failed,
+            of,
+            error: failure.map(Failure::to_string).unwrap_or_default(),
+        }))
+    }
+
+    /// Asks a version that has no effect, and notes whether it would have decided otherwise. Returns
+    /// the fuel that this took.
     fn compare(
         &self,
         shadow: &Shadow,
         live: Option<&Result<Decision, Failure>>,
         event: &StoredEvent,
         instances: &mut Instances,
-    ) {
-        let own = shadow.rule.sees(event).then(|| {
-            let (_, outcome) = self.ask(&shadow.rule, event, instances);
-            outcome
-        });
-        shadow.tally.note(event.id, live, own.as_ref());
+    ) -> u64 {
+        let own = shadow
+            .rule
+            .sees(event)
+            .then(|| self.ask(&shadow.rule, event, instances));
+        let (run, outcome) = own.unzip();
+        shadow.tally.note(event.id, live, outcome.as_ref());
+        run.map_or(0, |run| run.fuel)
     }
 
     /// What an event comes to on which the engine itself panicked: every rule counts as failed.
@@ -366,7 +493,8 @@ impl Rules {
             }
             Err(failure) => {
                 let error = failure.to_string();
-                match (rule.on_error, &self.default_channel) {
+                let then = rule.then(&failure);
+                match (then, &self.default_channel) {
                     (Then::Held, _) => commit.held.push(Held {
                         tenant: self.tenant.clone(),
                         event: event.id,
@@ -387,7 +515,7 @@ impl Rules {
                 Outcome::Failed {
                     kind: failure.kind().to_owned(),
                     error,
-                    then: rule.on_error,
+                    then,
                 }
             }
         };
@@ -571,15 +699,19 @@ impl Pipeline {
                 // What was left by an earlier run needs no wake-up.
                 loop {
                     match pipeline.step(&tenant, &mut ahead).await {
-                        Ok(0) => tokio::select! {
+                        Ok(Step { count: 0, .. }) => tokio::select! {
                             () = wake.notified() => {}
                             () = cancel.cancelled() => return,
                         },
-                        Ok(_) => {
+                        Ok(Step { rest, .. }) if rest.is_zero() => {
                             if cancel.is_cancelled() {
                                 return;
                             }
                         }
+                        Ok(Step { rest, .. }) => tokio::select! {
+                            () = tokio::time::sleep(rest) => {}
+                            () = cancel.cancelled() => return,
+                        },
                         Err(error) => {
                             tracing::error!(%tenant, %error, "events wait: the store failed");
                             tokio::select! {
@@ -595,8 +727,7 @@ impl Pipeline {
         lanes.wait().await;
     }
 
-    /// Decides and commits one batch of a tenant; returns how many events it held. `ahead` is what was
-    /// read of the next one meanwhile.
+    /// Decides and commits one batch of a tenant. `ahead` is what was read of the next one meanwhile.
     ///
     /// A commit waits for the disk, so the batch is as large as the backlog allows: a disk that takes
     /// longer makes larger batches and not fewer events in a second.
@@ -604,37 +735,88 @@ impl Pipeline {
         &self,
         tenant: &Name,
         ahead: &mut Vec<StoredEvent>,
-    ) -> Result<usize, crate::store::Error> {
+    ) -> Result<Step, crate::store::Error> {
         let mut events = std::mem::take(ahead);
         if events.is_empty() {
             events = self.store.backlog(tenant, None, QUEUED_MAX).await?;
         }
-        let mut commits: Vec<Commit> = Vec::new();
+        let mut batch = Batch::default();
         let mut bytes = 0;
+        let mut rest = Duration::ZERO;
         while let Some(last) = events.last().map(|event| event.id) {
-            bytes += events.iter().map(|it| it.encoded.len()).sum::<usize>();
             // Taken after the events were read, so that a change holds for all that come in after it.
             let Some(rules) = self.rules(tenant) else {
-                return Ok(0);
+                break;
             };
-            let (decided, next) = tokio::join!(
-                self.decide(tenant, &rules, events),
-                self.store.backlog(tenant, Some(last), QUEUED_MAX),
-            );
-            commits.extend(decided);
-            events = next?;
-            if commits.len() >= self.batch_max || bytes >= BATCH_BYTES_MAX {
+            let others = events.split_off(rules.fuel.at_once(events.len()));
+            bytes += events.iter().map(|it| it.encoded.len()).sum::<usize>();
+            let (began, used) = (batch.commits.len(), batch.fuel);
+            let decided = self.decide(tenant, &rules, events, &mut batch);
+            if others.is_empty() {
+                let next = self.store.backlog(tenant, Some(last), QUEUED_MAX);
+                let ((), next) = tokio::join!(decided, next);
+                events = next?;
+            } else {
+                decided.await;
+                events = others;
+            }
+            let (fuel, count) = (batch.fuel - used, batch.commits.len() - began);
+            rest = rules.fuel.charge(fuel, count, now_ms());
+            let full = batch.commits.len() >= self.batch_max || bytes >= BATCH_BYTES_MAX;
+            if full || !rest.is_zero() {
                 break;
             }
         }
-        let count = commits.len();
+        let count = batch.commits.len();
         if count > 0 {
-            let seen = Seen::all(&commits);
-            self.store.commit(tenant, commits).await?;
+            let seen = Seen::all(&batch.commits);
+            self.store.commit(tenant, batch.commits).await?;
             self.metrics.decided(tenant, &seen);
         }
+        for quarantine in &batch.quarantined {
+            self.quarantined(quarantine).await;
+        }
         *ahead = events;
-        Ok(count)
+        Ok(Step { count, rest })
+    }
+
+    /// Has a quarantine outlast the engine, and tells the tenant.
+    async fn quarantined(&self, quarantine: &Quarantine) {
+        let Quarantine {
+            tenant,
+            rule,
+            version,
+            failed,
+            of,
+            error,
+            ..
+        } = quarantine;
+        tracing::warn!(%tenant, %rule, version, failed, of, "a rule is in quarantine");
+        // Numbers and texts: nothing that JSON has no form for.
+        let record = serde_json::to_vec(quarantine).unwrap_or_default();
+        let changes = vec![(quarantine.key(), Some(record))];
+        if let Err(error) = self.store.set_records(changes).await {
+            tracing::error!(%tenant, %rule, %error, "a quarantine is not kept; it ends with a restart");
+        }
+        let body = serde_json::json!({
+            "rule": rule.as_str(),
+            "version": version,
+            "failed": failed,
+            "of": of,
+            "error": error,
+        });
+        let kind = "hooksieve.rule.quarantined";
+        let told = match notice::event(tenant, kind, rule, &body, quarantine.since_ms) {
+            Ok(event) => match self.store.append(event).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            },
+            Err(error) => Err(error),
+        };
+        if let Err(error) = told {
+            tracing::error!(%tenant, %rule, error, "the tenant could not be told");
+        }
+        self.wake(tenant);
     }
 
     async fn decide(
@@ -642,29 +824,34 @@ impl Pipeline {
         tenant: &Name,
         rules: &Arc<Rules>,
         events: Vec<StoredEvent>,
-    ) -> Vec<Commit> {
+        batch: &mut Batch,
+    ) {
         let jobs = events.into_iter().map(|event| {
             let (rules, event) = (rules.clone(), Arc::new(event));
             let asked = event.clone();
             (
                 event,
                 self.workers.run(tenant, move |instances| {
-                    rules.decide(&asked, now_ms(), instances)
+                    rules.decided(&asked, now_ms(), instances)
                 }),
             )
         });
         let jobs: Vec<_> = jobs.collect();
-        let mut commits = Vec::with_capacity(jobs.len());
         for (event, job) in jobs {
-            // An event on which the engine itself breaks must not stop those behind it.
-            let commit = job.await;
-            let commit = commit.unwrap_or_else(|| rules.give_up(&event, now_ms()));
+            let commit = match job.await {
+                Some(decided) => {
+                    batch.fuel = batch.fuel.saturating_add(decided.fuel);
+                    batch.quarantined.extend(decided.quarantined);
+                    decided.commit
+                }
+                // An event on which the engine itself breaks must not stop those behind it.
+                None => rules.give_up(&event, now_ms()),
+            };
             for decision in &commit.decisions {
                 report(tenant, decision);
             }
-            commits.push(commit);
+            batch.commits.push(commit);
         }
-        commits
     }
 
     /// Asks a rule again about an event it was held for, and commits what it decides. An event that
@@ -751,6 +938,22 @@ pub enum ReleaseError {
     FailedAgain(String),
     #[error(transparent)]
     Store(#[from] crate::store::Error),
+}
+
+/// What is committed together.
+#[derive(Default)]
+struct Batch {
+    commits: Vec<Commit>,
+    fuel: u64,
+    quarantined: Vec<Arc<Quarantine>>,
+}
+
+/// What came of a batch.
+struct Step {
+    /// How many events it held.
+    count: usize,
+    /// How long the tenant waits before its next one.
+    rest: Duration,
 }
 
 /// How many of a tenant's events wait for the decide threads at once.

@@ -2,7 +2,8 @@
 
 use crate::clock::now_ms;
 use crate::dispatch::{Buckets, Rate};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// One tenant's `events_per_s`: a bucket that holds one second's worth, full at the beginning. An
 /// event costs a short lock and no allocation.
@@ -51,6 +52,73 @@ impl EventsQuota {
     }
 }
 
+/// One tenant's `fuel_per_s`. What its rules ran for is known only afterwards, so it is charged then, and
+/// a tenant in debt waits until that is paid.
+#[derive(Debug)]
+pub(crate) struct FuelQuota {
+    per_s: u64,
+    state: Mutex<Fuel>,
+}
+
+#[derive(Debug)]
+struct Fuel {
+    /// Below zero in debt.
+    left: f64,
+    at_ms: i64,
+    /// What its last events cost, each.
+    each: f64,
+}
+
+/// How much of a second's worth a tenant begins at once: a bound on the debt that it can get into.
+const AT_ONCE: f64 = 0.1;
+/// How many events it begins at once while nothing is known of their cost.
+const UNKNOWN_AT_ONCE: usize = 8;
+
+impl FuelQuota {
+    pub(crate) fn new(per_s: u64) -> Self {
+        Self {
+            per_s,
+            state: Mutex::new(Fuel {
+                left: per_s as f64,
+                at_ms: now_ms(),
+                each: 0.0,
+            }),
+        }
+    }
+
+    /// How many of so many events may begin at once, by what the last ones cost: 1 at least.
+    pub(crate) fn at_once(&self, most: usize) -> usize {
+        let state = self.lock();
+        if self.per_s == 0 {
+            return most;
+        }
+        if state.each <= 0.0 {
+            return most.min(UNKNOWN_AT_ONCE);
+        }
+        let fit = AT_ONCE * self.per_s as f64 / state.each;
+        (fit as usize).clamp(1, most)
+    }
+
+    /// Charges what so many events used; how long the tenant then waits before its next ones.
+    pub(crate) fn charge(&self, fuel: u64, events: usize, now_ms: i64) -> Duration {
+        if self.per_s == 0 || events == 0 {
+            return Duration::ZERO;
+        }
+        let mut state = self.lock();
+        let per_s = self.per_s as f64;
+        // A clock that went back gives nothing.
+        let passed_s = (now_ms - state.at_ms).max(0) as f64 / 1_000.0;
+        state.at_ms = now_ms;
+        state.left = (state.left + passed_s * per_s).min(per_s) - fuel as f64;
+        state.each = fuel as f64 / events as f64;
+        Duration::from_secs_f64((-state.left / per_s).max(0.0))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Fuel> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +145,23 @@ mod tests {
     fn zero_is_no_quota() {
         let quota = EventsQuota::new(0);
         assert!((0..1_000).all(|_| quota.take(0).is_ok()));
+    }
+
+    #[test]
+    fn fuel_is_paid_after_it_was_used() {
+        let quota = FuelQuota::new(1_000);
+        let now_ms = now_ms();
+        assert_eq!(quota.at_once(64), UNKNOWN_AT_ONCE);
+        assert_eq!(quota.charge(1_000, 10, now_ms), Duration::ZERO);
+        assert_eq!(quota.at_once(64), 1, "one costs all that may begin at once");
+        assert_eq!(quota.charge(500, 1, now_ms), Duration::from_millis(500));
+        // Half of what came back in a second pays the debt, and the other half is left.
+        assert_eq!(quota.charge(500, 100, now_ms + 1_000), Duration::ZERO);
+        assert_eq!(quota.at_once(64), 20);
+        assert_eq!(quota.charge(1, 1, now_ms + 1_000), Duration::from_millis(1));
+        assert_eq!(quota.charge(1_000, 1, now_ms + 60_000), Duration::ZERO);
+        let free = FuelQuota::new(0);
+        assert_eq!(free.charge(u64::MAX, 1, now_ms), Duration::ZERO);
+        assert_eq!(free.at_once(64), 64);
     }
 }

@@ -17,9 +17,11 @@
 //! rule/{tenant}/{rule}                    which versions are in use
 //! version/{tenant}/{rule}/{number, 10 digits}    a version
 //! audit/{tenant}/{UUIDv7}                 a change: who, when, what
+//! quarantine/{tenant}/{rule}/{number}     why a version is not asked any more
 //! ```
 
 mod access;
+mod rest;
 mod rule;
 mod trial;
 
@@ -187,6 +189,7 @@ impl Registry {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = tokens.collect();
         registry.load_rules().await?;
+        registry.load_quarantines().await?;
         Ok(registry)
     }
 

@@ -25,6 +25,7 @@ use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
 use axum::Router;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -129,6 +130,11 @@ impl Engine {
         timeouts_within_lease(&tenants, config)?;
         let sandbox = sandbox(config)?;
         let rules = Rules::compile(&tenants, &sandbox)?;
+        let bounded = tenants.iter().zip(rules).map(|(tenant, rules)| {
+            let quotas = tenant.quotas.over(&config.quotas);
+            rules.bounded(quotas.fuel_per_s, config.quarantine)
+        });
+        let rules = bounded.collect();
         let counts = (
             tenants.len(),
             tenants.iter().map(|tenant| tenant.rules.len()).sum(),
@@ -143,6 +149,11 @@ impl Engine {
             own.map(|(name, pace)| ((tenant.name.clone(), name.clone()), pace.clone()))
         });
         let paces: dispatch::Paces = paces.collect();
+        let deliveries_per_s = tenants.iter().map(|tenant| {
+            let quotas = tenant.quotas.over(&config.quotas);
+            (tenant.name.clone(), quotas.deliveries_per_s)
+        });
+        let deliveries_per_s = deliveries_per_s.collect();
         let outgoing = Arc::new(outgoing(config)?);
 
         let store = open_store(config).await?;
@@ -247,7 +258,7 @@ impl Engine {
             outgoing,
             links,
             switches,
-            dispatch_settings(config, paces, metrics),
+            dispatch_settings(config, paces, deliveries_per_s, metrics),
             Arc::new(now_ms),
         );
         engine
@@ -335,6 +346,7 @@ fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
 fn dispatch_settings(
     config: &Config,
     paces: dispatch::Paces,
+    deliveries_per_s: HashMap<Name, u32>,
     metrics: Arc<Metrics>,
 ) -> dispatch::Settings {
     let dispatch = &config.dispatch;
@@ -344,6 +356,7 @@ fn dispatch_settings(
         lease_ms: dispatch.lease_ms as i64,
         disable_after_ms: dispatch.disable_after_ms as i64,
         paces,
+        deliveries_per_s,
         metrics,
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),

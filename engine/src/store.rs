@@ -617,8 +617,13 @@ pub trait Outbox: Send + Sync {
     /// Told whenever deliveries were added or put back.
     fn deliveries_changed(&self) -> Arc<Notify>;
 
-    /// Held events of one tenant or of all, oldest first.
-    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error>;
+    /// Held events of one tenant or of all, oldest first: those after one, where one is named.
+    async fn held(
+        &self,
+        tenant: Option<&Name>,
+        after: Option<&(EventId, Name)>,
+        limit: usize,
+    ) -> Result<Vec<Held>, Error>;
 
     /// Ends the holding of an event for one rule, with what it led to instead; `false` when it was
     /// not held (any more).

@@ -3,8 +3,8 @@
 //! connection.
 
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
-use crate::config::EVENTS_PER_S_MAX;
 use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
+use crate::config::{FUEL_PER_S_MAX, PER_S_MAX, Quotas};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::{Hash, Name};
 use crate::ingest::verify::Verify;
@@ -28,8 +28,26 @@ pub struct Tenant {
     pub paces: BTreeMap<Name, Pace>,
     /// Where events go that a rule with `on_error = "pass"` failed on.
     pub default_channel: Option<Name>,
-    /// Its own quota instead of the configuration's; 0 is none.
+    pub quotas: OwnQuotas,
+}
+
+/// What a tenant's file says instead of the configuration's `[quotas]`; 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnQuotas {
     pub events_per_s: Option<u32>,
+    pub fuel_per_s: Option<u64>,
+    pub deliveries_per_s: Option<u32>,
+}
+
+impl OwnQuotas {
+    /// What holds for the tenant.
+    pub fn over(&self, defaults: &Quotas) -> Quotas {
+        Quotas {
+            events_per_s: self.events_per_s.unwrap_or(defaults.events_per_s),
+            fuel_per_s: self.fuel_per_s.unwrap_or(defaults.fuel_per_s),
+            deliveries_per_s: self.deliveries_per_s.unwrap_or(defaults.deliveries_per_s),
+        }
+    }
 }
 
 /// Where events come in, and how their sender is verified.
@@ -186,13 +204,13 @@ impl Tenant {
             )?;
             rules.push(rule);
         }
-        let events_per_s = match root.section("quotas")? {
+        let quotas = match root.section("quotas")? {
             Some(section) => {
-                let read = events_per_s(&section)?;
+                let read = quotas(&section)?;
                 section.finish()?;
                 read
             }
-            None => None,
+            None => OwnQuotas::default(),
         };
         root.finish()?;
         Ok(Self {
@@ -202,24 +220,33 @@ impl Tenant {
             channels,
             paces,
             default_channel,
-            events_per_s,
+            quotas,
         })
     }
 }
 
-fn events_per_s(section: &Section<'_>) -> Result<Option<u32>, Problem> {
-    let Some(found) = section.u64("events_per_s")? else {
-        return Ok(None);
+fn quotas(section: &Section<'_>) -> Result<OwnQuotas, Problem> {
+    let read = |key: &'static str, most: u64| -> Result<Option<u64>, Problem> {
+        let Some(found) = section.u64(key)? else {
+            return Ok(None);
+        };
+        if found.value > most {
+            let (title, value) = (section.title(), found.value);
+            return Err(found.problem(format!(
+                "`{key}` of {title} is {value}, and may be 0 to {most}"
+            )));
+        }
+        Ok(Some(found.value))
     };
-    let read = u32::try_from(found.value).ok();
-    match read.filter(|it| *it <= EVENTS_PER_S_MAX) {
-        Some(per_s) => Ok(Some(per_s)),
-        None => Err(found.problem(format!(
-            "`events_per_s` of {} is {}, and may be 0 to {EVENTS_PER_S_MAX}",
-            section.title(),
-            found.value
-        ))),
-    }
+    let per_s = |key| -> Result<Option<u32>, Problem> {
+        // Never more than its limit, which is a `u32`.
+        Ok(read(key, PER_S_MAX.into())?.map(|it| it as u32))
+    };
+    Ok(OwnQuotas {
+        events_per_s: per_s("events_per_s")?,
+        fuel_per_s: read("fuel_per_s", FUEL_PER_S_MAX)?,
+        deliveries_per_s: per_s("deliveries_per_s")?,
+    })
 }
 
 fn unique(taken: bool, section: &Section<'_>, what: &str) -> Result<(), Problem> {

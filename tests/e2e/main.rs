@@ -16,6 +16,7 @@ mod housekeeping;
 mod load;
 mod mail;
 mod operations;
+mod quarantine;
 mod quotas;
 mod refused;
 mod senders;

@@ -96,7 +96,9 @@ async fn run(arguments: Arguments) -> ExitCode {
     // What is measured is the engine, not the quota.
     let mut setup = Setup::new()
         .config(&arguments.config)
-        .env("HOOKSIEVE_QUOTAS__EVENTS_PER_S", "0");
+        .env("HOOKSIEVE_QUOTAS__EVENTS_PER_S", "0")
+        .env("HOOKSIEVE_QUOTAS__FUEL_PER_S", "0")
+        .env("HOOKSIEVE_QUOTAS__DELIVERIES_PER_S", "0");
     for tenant in 0..arguments.tenants {
         setup = setup.tenant(&format!("t{tenant}"), &tenant_file(receiver));
     }

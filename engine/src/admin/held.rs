@@ -1,7 +1,8 @@
-//! Calls about held events: list, look at, release, drop.
+//! Calls about held events: list, look at, release (one or all of a rule's), drop.
 
+use super::body::Sent;
 use super::view::{DecisionView, EventView, decision_view, event_view, moment};
-use super::{Admin, Answer, Shared, Who, not_found, parse, store_problem};
+use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
 use crate::id::{EventId, Name};
 use crate::pipeline::ReleaseError;
 use crate::problem::Problem;
@@ -13,6 +14,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -22,10 +24,14 @@ pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(list_held))
         .routes(routes!(held_event, drop_held))
         .routes(routes!(release_held))
+        .routes(routes!(release_all))
 }
 
-/// How many a list has at most.
-const LIST_MAX: usize = 1_000;
+/// How many a page has at most.
+const PAGE_MAX: usize = 1_000;
+/// How many one call releases at most, and for how long it goes on at most.
+const RELEASED_MAX: usize = 100;
+const RELEASING_FOR: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct HeldView {
@@ -43,6 +49,11 @@ struct ListQuery {
     /// Left out: the token's own, or all where it is an operator's.
     #[param(value_type = Option<Name>)]
     tenant: Option<String>,
+    /// What an earlier page gave as `next`
+    after: Option<String>,
+    /// How many at most; 1,000 where left out
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
 }
 
 type ListOrNot = Result<Query<ListQuery>, QueryRejection>;
@@ -56,24 +67,138 @@ impl ListQuery {
     }
 }
 
-/// Held events, the oldest first: 1,000 at most
+/// Where a page ends: the event and the rule. No id has a dot, and no name.
+fn cursor(after: Option<&str>) -> Result<Option<(EventId, Name)>, Problem> {
+    let Some(text) = after else {
+        return Ok(None);
+    };
+    let read = text.split_once('.').and_then(|(event, rule)| {
+        let read = (event.parse().ok()?, rule.parse().ok()?);
+        Some(read)
+    });
+    read.map(Some).ok_or_else(|| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid-query",
+            "Invalid query",
+            "`after` is not what an earlier page gave as `next`",
+        )
+    })
+}
+
+fn next(held: &[Held], limit: usize) -> Option<String> {
+    let last = held.last().filter(|_| held.len() == limit)?;
+    Some(format!("{}.{}", last.event, last.rule))
+}
+
+/// Held events, the oldest first
 #[utoipa::path(
     get, path = "/v1/held", tag = "held events",
     params(ListQuery),
-    responses((status = 200, body = Vec<HeldView>)),
+    responses((status = 200, body = Page<HeldView>)),
     security(("token" = ["read-only"])),
 )]
 async fn list_held(
     State(admin): Shared,
     Extension(caller): Who,
     query: ListOrNot,
-) -> Answer<Vec<HeldView>> {
+) -> Answer<Page<HeldView>> {
     let Query(query) = query?;
     let tenant = caller.listed(query.tenant()?)?;
-    let held = admin.store.held(tenant.as_ref(), LIST_MAX).await;
-    Ok(Json(
-        held.map_err(store_problem)?.iter().map(held_view).collect(),
-    ))
+    let after = cursor(query.after.as_deref())?;
+    let limit = query.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let held = admin
+        .store
+        .held(tenant.as_ref(), after.as_ref(), limit)
+        .await;
+    let held = held.map_err(store_problem)?;
+    Ok(Json(Page {
+        items: held.iter().map(held_view).collect(),
+        next: next(&held, limit),
+    }))
+}
+
+/// From where on a rule's held events are released.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseBody {
+    /// What an earlier call gave as `next`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// What came of releasing a part of a rule's held events.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Released {
+    pub released: usize,
+    /// On which the rule failed again; they stay held.
+    pub failed: usize,
+    /// The last failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What the next call is made with; absent at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Asks a rule again about its held events, the oldest first
+///
+/// One call takes up to 100 of them, and goes on for 10 s at most.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/release", tag = "held events",
+    request_body = Option<ReleaseBody>,
+    responses((status = 200, body = Released)),
+    security(("token" = ["author"])),
+)]
+async fn release_all(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path((tenant, rule)): Path<(String, String)>,
+    body: Result<Option<Sent<ReleaseBody>>, Problem>,
+) -> Answer<Released> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    let rule = parse::<Name>(&rule, "rule")?;
+    caller.may(Scope::Author, &tenant)?;
+    let body = body?.map_or_else(ReleaseBody::default, |Sent(body)| body);
+    let known = admin.pipeline.rules(&tenant);
+    if !known.is_some_and(|rules| rules.names().any(|it| *it == rule)) {
+        return Err(not_found("rule", rule.as_str()));
+    }
+    let mut after = cursor(body.after.as_deref())?;
+    let began = Instant::now();
+    let mut done = Released {
+        released: 0,
+        failed: 0,
+        error: None,
+        next: None,
+    };
+    loop {
+        let page = admin.store.held(Some(&tenant), after.as_ref(), PAGE_MAX);
+        let page = page.await.map_err(store_problem)?;
+        for held in &page {
+            after = Some((held.event, held.rule.clone()));
+            if held.rule != rule {
+                continue;
+            }
+            match admin.pipeline.release(&tenant, held.event, &rule).await {
+                Ok(_) => done.released += 1,
+                // Somebody else was quicker.
+                Err(ReleaseError::NotHeld) => {}
+                Err(ReleaseError::Store(error)) => return Err(store_problem(error)),
+                Err(error) => {
+                    done.failed += 1;
+                    done.error = Some(error.to_string());
+                }
+            }
+            if done.released + done.failed == RELEASED_MAX || began.elapsed() >= RELEASING_FOR {
+                done.next = Some(format!("{}.{}", held.event, held.rule));
+                return Ok(Json(done));
+            }
+        }
+        if page.len() < PAGE_MAX {
+            return Ok(Json(done));
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

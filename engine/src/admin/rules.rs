@@ -7,6 +7,7 @@ use super::body::Sent;
 use super::view::moment;
 use super::{Admin, Answer, Shared, Who, parse};
 use crate::id::{Hash, Name};
+use crate::pipeline::quarantine::Quarantine;
 use crate::pipeline::{Difference, Share};
 use crate::problem::Problem;
 use crate::registry::{Changed, NewVersion, Role, Scope, Version};
@@ -31,6 +32,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(roll_back))
         .routes(routes!(stage))
         .routes(routes!(stop))
+        .routes(routes!(resume))
         .routes(routes!(shadow))
 }
 
@@ -46,8 +48,40 @@ pub struct RuleView {
     pub before: Option<u32>,
     pub shadow: Option<u32>,
     pub canary: Option<CanaryView>,
+    /// Why it is not asked any more, where it failed again and again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<QuarantineView>,
     /// Newest first.
     pub versions: Vec<VersionView>,
+}
+
+/// A rule in quarantine: it is not asked, and its events are held or passed on.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct QuarantineView {
+    pub since: String,
+    /// Of its last `of` events it had failed on so many.
+    pub failed: usize,
+    pub of: usize,
+    /// The last failure.
+    pub error: String,
+    pub version: Option<u32>,
+}
+
+/// A rule that was resumed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Resumed {
+    /// Whether it was in quarantine before.
+    pub was_quarantined: bool,
+}
+
+fn quarantine_view(quarantine: &Quarantine) -> QuarantineView {
+    QuarantineView {
+        since: moment(quarantine.since_ms),
+        failed: quarantine.failed,
+        of: quarantine.of,
+        error: quarantine.error.clone(),
+        version: quarantine.version,
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -114,9 +148,11 @@ fn version_view(version: &Version) -> VersionView {
     }
 }
 
-fn view(rule: &Changed) -> RuleView {
+fn view(admin: &Admin, tenant: &Name, rule: &Changed) -> RuleView {
     let state = &rule.state;
+    let quarantine = admin.registry.quarantine(tenant, &rule.name);
     RuleView {
+        quarantine: quarantine.as_deref().map(quarantine_view),
         name: rule.name.clone(),
         in_file: false,
         revision: state.revision,
@@ -131,8 +167,10 @@ fn view(rule: &Changed) -> RuleView {
     }
 }
 
-fn view_of_file(name: Name) -> RuleView {
+fn view_of_file(admin: &Admin, tenant: &Name, name: Name) -> RuleView {
+    let quarantine = admin.registry.quarantine(tenant, &name);
     RuleView {
+        quarantine: quarantine.as_deref().map(quarantine_view),
         name,
         in_file: true,
         revision: 0,
@@ -144,9 +182,10 @@ fn view_of_file(name: Name) -> RuleView {
     }
 }
 
-fn answer(status: StatusCode, rule: &Changed) -> Response {
+fn answer(admin: &Admin, tenant: &Name, status: StatusCode, rule: &Changed) -> Response {
     let etag = format!("\"{}\"", rule.state.revision);
-    (status, [(header::ETAG, etag)], Json(view(rule))).into_response()
+    let view = view(admin, tenant, rule);
+    (status, [(header::ETAG, etag)], Json(view)).into_response()
 }
 
 type RulePath = Path<(String, String)>;
@@ -189,7 +228,8 @@ async fn list_rules(
     caller.may(Scope::ReadOnly, &tenant)?;
     let rules = admin.registry.rules(&tenant).await?;
     let of_file = admin.registry.rules_of_file(&tenant).into_iter();
-    let all = of_file.map(view_of_file).chain(rules.iter().map(view));
+    let of_file = of_file.map(|name| view_of_file(&admin, &tenant, name));
+    let all = of_file.chain(rules.iter().map(|rule| view(&admin, &tenant, rule)));
     Ok(Json(all.collect()))
 }
 
@@ -207,10 +247,10 @@ async fn rule(
     let (tenant, rule) = rule_path(path)?;
     caller.may(Scope::ReadOnly, &tenant)?;
     if admin.registry.rules_of_file(&tenant).contains(&rule) {
-        return Ok(Json(view_of_file(rule)).into_response());
+        return Ok(Json(view_of_file(&admin, &tenant, rule)).into_response());
     }
     let rule = admin.registry.rule(&tenant, &rule).await?;
-    Ok(answer(StatusCode::OK, &rule))
+    Ok(answer(&admin, &tenant, StatusCode::OK, &rule))
 }
 
 /// What a version is used for, in a request.
@@ -302,7 +342,8 @@ async fn add_version(
     let made = admin
         .registry
         .add_version(at, new, role, expected, &caller.who);
-    Ok(answer(StatusCode::CREATED, &made.await?))
+    let status = StatusCode::CREATED;
+    Ok(answer(&admin, &tenant, status, &made.await?))
 }
 
 /// Which version is meant.
@@ -336,7 +377,7 @@ async fn promote(
     let expected = expected(&headers)?;
     let at = (&tenant, &rule);
     let promoted = (admin.registry).give_role(at, body.version, Role::Live, expected, &caller.who);
-    Ok(answer(StatusCode::OK, &promoted.await?))
+    Ok(answer(&admin, &tenant, StatusCode::OK, &promoted.await?))
 }
 
 /// What a version is to be used for.
@@ -371,7 +412,7 @@ async fn stage(
     let expected = expected(&headers)?;
     let at = (&tenant, &rule);
     let staged = (admin.registry).give_role(at, Some(body.version), role, expected, &caller.who);
-    Ok(answer(StatusCode::OK, &staged.await?))
+    Ok(answer(&admin, &tenant, StatusCode::OK, &staged.await?))
 }
 
 /// Makes live what was live before
@@ -391,7 +432,7 @@ async fn roll_back(
     caller.may(Scope::Author, &tenant)?;
     let expected = expected(&headers)?;
     let done = (admin.registry).roll_back((&tenant, &rule), expected, &caller.who);
-    Ok(answer(StatusCode::OK, &done.await?))
+    Ok(answer(&admin, &tenant, StatusCode::OK, &done.await?))
 }
 
 /// Ends a rule's shadow and canary
@@ -411,7 +452,22 @@ async fn stop(
     caller.may(Scope::Author, &tenant)?;
     let expected = expected(&headers)?;
     let done = (admin.registry).stop((&tenant, &rule), expected, &caller.who);
-    Ok(answer(StatusCode::OK, &done.await?))
+    Ok(answer(&admin, &tenant, StatusCode::OK, &done.await?))
+}
+
+/// Has a rule asked again that is in quarantine
+///
+/// What is held for it stays held until somebody releases it.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/rules/{rule}/resume", tag = "rules",
+    responses((status = 200, body = Resumed)),
+    security(("token" = ["author"])),
+)]
+async fn resume(State(admin): Shared, Extension(caller): Who, path: RulePath) -> Answer<Resumed> {
+    let (tenant, rule) = rule_path(path)?;
+    caller.may(Scope::Author, &tenant)?;
+    let was_quarantined = (admin.registry).resume(&tenant, &rule, &caller.who).await?;
+    Ok(Json(Resumed { was_quarantined }))
 }
 
 /// A rule that is gone.
@@ -486,7 +542,7 @@ async fn shadow(
 pub struct AuditView {
     pub at: String,
     pub who: String,
-    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop` or `delete`.
+    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`.
     pub what: String,
     pub rule: Name,
     /// What was live before, and from then on.

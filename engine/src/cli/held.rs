@@ -2,7 +2,7 @@
 
 use super::client::Remote;
 use super::{Failure, style};
-use hooksieve::admin::{DecisionView, HeldStory, HeldView};
+use hooksieve::admin::{DecisionView, HeldStory, HeldView, Page, ReleaseBody, Released};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -25,8 +25,18 @@ enum Command {
     Show(Which),
     /// Ask the rule again, and carry out what it decides
     Release(Which),
+    /// Ask a rule again about all that is held for it, the oldest first
+    ReleaseAll(Rule),
     /// Let it go
     Drop(Which),
+}
+
+#[derive(clap::Args)]
+struct Rule {
+    #[arg(value_name = "TENANT")]
+    tenant: String,
+    #[arg(value_name = "RULE")]
+    rule: String,
 }
 
 #[derive(clap::Args)]
@@ -52,7 +62,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             let query = tenant
                 .map(|tenant| format!("?tenant={tenant}"))
                 .unwrap_or_default();
-            let held: Vec<HeldView> = remote.call(Method::GET, &format!("/v1/held{query}"))?;
+            let page: Page<HeldView> = remote.call(Method::GET, &format!("/v1/held{query}"))?;
+            let held = page.items;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(held));
                 return Ok(());
@@ -72,7 +83,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 ]);
             }
             anstream::println!("{table}");
+            if page.next.is_some() {
+                anstream::println!("These are the oldest; there are more.");
+            }
         }
+        Command::ReleaseAll(which) => release_all(&remote, &which)?,
         Command::Show(which) => {
             let story: HeldStory = remote.call(Method::GET, &which.path())?;
             if remote.json {
@@ -100,6 +115,42 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn release_all(remote: &Remote, which: &Rule) -> Result<(), Failure> {
+    let path = format!("/v1/tenants/{}/rules/{}/release", which.tenant, which.rule);
+    let mut all = Released {
+        released: 0,
+        failed: 0,
+        error: None,
+        next: None,
+    };
+    loop {
+        let body = ReleaseBody {
+            after: all.next.take(),
+        };
+        let part: Released = remote.send(Method::POST, &path, |it| it.json(&body))?;
+        all.released += part.released;
+        all.failed += part.failed;
+        all.error = part.error.or(all.error);
+        all.next = part.next;
+        if all.next.is_none() {
+            break;
+        }
+    }
+    if remote.json {
+        anstream::println!("{}", serde_json::json!(all));
+        return Ok(());
+    }
+    anstream::println!("released {}", style::grouped(all.released as u64));
+    match &all.error {
+        Some(error) => Err(Failure::outcome(format!(
+            "{} stay held: {}",
+            style::grouped(all.failed as u64),
+            style::clean(error)
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn resolved(remote: &Remote, decision: &DecisionView) {

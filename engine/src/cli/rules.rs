@@ -3,8 +3,8 @@
 use super::client::Remote;
 use super::{Failure, style};
 use hooksieve::admin::{
-    AuditView, ModuleView, NewVersionBody, OnError, RoleWord, RuleDeleted, RuleView, ShadowView,
-    VersionBody, VersionView, WhoView,
+    AuditView, ModuleView, NewVersionBody, OnError, QuarantineView, Resumed, RoleWord, RuleDeleted,
+    RuleView, ShadowView, VersionBody, VersionView, WhoView,
 };
 use hooksieve::id::{Hash, Name};
 use hooksieve::pipeline::Short;
@@ -270,6 +270,8 @@ enum Command {
     Show(Which),
     /// End its shadow and its canary
     Stop(Which),
+    /// Have one asked again that is in quarantine
+    Resume(Which),
     /// Delete one with all its versions
     Delete(Which),
     /// Who changed what, newest first
@@ -291,6 +293,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             let path = format!("{}/stop", whose.rule(&which.rule)?);
             let rule: RuleView = whose.remote.call(Method::POST, &path)?;
             changed(&whose, &rule);
+            Ok(())
+        }
+        Command::Resume(which) => {
+            let path = format!("{}/resume", whose.rule(&which.rule)?);
+            let resumed: Resumed = whose.remote.call(Method::POST, &path)?;
+            if whose.remote.json {
+                anstream::println!("{}", serde_json::json!(resumed));
+            } else if resumed.was_quarantined {
+                anstream::println!(
+                    "{} is asked again; `hooksieve held release-all` has it decide what is held",
+                    which.rule
+                );
+            } else {
+                anstream::println!("{} was not in quarantine", which.rule);
+            }
             Ok(())
         }
         Command::Delete(which) => {
@@ -324,6 +341,10 @@ fn list(whose: &Whose) -> Result<(), Failure> {
         let live = match rule.in_file {
             true => "in the file".to_owned(),
             false => number(rule.live),
+        };
+        let live = match &rule.quarantine {
+            Some(_) => format!("{live}, in quarantine"),
+            None => live,
         };
         let canary = rule.canary.as_ref();
         table.add_row([
@@ -359,6 +380,7 @@ fn show(whose: &Whose, rule: &str) -> Result<(), Failure> {
             "{bold}{}{bold:#} stands in the tenant's file, and is changed there.",
             rule.name
         );
+        quarantine(&rule);
         return Ok(());
     }
     anstream::println!(
@@ -387,6 +409,7 @@ fn show(whose: &Whose, rule: &str) -> Result<(), Failure> {
         ]);
     }
     anstream::println!("{table}");
+    quarantine(&rule);
     if let Some(shadow) = shadow {
         anstream::println!(
             "{bold}shadow{bold:#} version {}: {} of {} events differ since {}",
@@ -402,6 +425,28 @@ fn show(whose: &Whose, rule: &str) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn quarantine(rule: &RuleView) {
+    let Some(QuarantineView {
+        since,
+        failed,
+        of,
+        error,
+        ..
+    }) = &rule.quarantine
+    else {
+        return;
+    };
+    let bad = style::BAD;
+    anstream::println!(
+        "{bad}in quarantine{bad:#} since {since}, when it had failed on {failed} of its last {of} events: {}",
+        style::clean(error)
+    );
+    anstream::println!(
+        "  `hooksieve rules resume {}` has it asked again",
+        rule.name
+    );
 }
 
 fn line(short: &Short) -> String {

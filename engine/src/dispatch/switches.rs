@@ -3,14 +3,12 @@
 //! It is kept in the store, so that a restart changes nothing, and here in memory, where every attempt
 //! looks. What is here is what is in the store: a change is stored first.
 
-use crate::id::{Hash, Name};
+use crate::id::Name;
 use crate::store::{Disabled, Error, Line, NewEvent, Store};
-use hooksieve_sdk::wire::json::Data;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Where events of the engine's own come from, and what this one is called.
-const SOURCE: &str = "hooksieve";
+/// What the event is called that tells a tenant.
 const DISABLED: &str = "hooksieve.channel.disabled";
 
 /// Told that a tenant has a new event.
@@ -84,18 +82,6 @@ fn notice(line: &Line, disabled: &Disabled) -> Result<NewEvent, String> {
         "channel": line.channel.as_str(),
         "reason": disabled.reason,
     });
-    let body = body.to_string();
-    Ok(NewEvent {
-        tenant: line.tenant.clone(),
-        source: SOURCE.parse().map_err(|_| "no name".to_owned())?,
-        kind: DISABLED.to_owned(),
-        subject: Some(line.channel.to_string()),
-        time: crate::ingest::time(disabled.at_ms),
-        headers: Vec::new(),
-        data: Data::from_json(body.as_bytes()).map_err(|error| error.to_string())?,
-        sender_id: None,
-        body_hash: Hash::of(body.as_bytes()),
-        verified: "the engine's own".to_owned(),
-        received_ms: disabled.at_ms,
-    })
+    let (tenant, channel) = (&line.tenant, &line.channel);
+    crate::notice::event(tenant, DISABLED, channel, &body, disabled.at_ms)
 }

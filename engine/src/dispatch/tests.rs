@@ -99,6 +99,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     let settings = Settings {
         disable_after_ms: 60_000,
         paces: Paces::new(),
+        deliveries_per_s: HashMap::new(),
         in_flight_max,
         in_flight_per_channel_max: per_channel_max,
         lease_ms,

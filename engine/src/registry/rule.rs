@@ -128,7 +128,7 @@ impl RuleState {
 pub struct AuditEntry {
     pub at_ms: i64,
     pub who: String,
-    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop` or `delete`.
+    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`.
     pub what: String,
     pub rule: Name,
     /// What was live before.
@@ -398,6 +398,11 @@ impl Registry {
             .map(|number| (version_key(tenant, name, *number), None))
             .collect();
         changes.push((rule_key(tenant, name), None));
+        let resting = entry
+            .active
+            .values()
+            .filter_map(|it| it.health.quarantine());
+        changes.extend(resting.map(|it| (it.key(), None)));
         let entry = audit(who, "delete", name, live, None, None);
         self.add_audit(tenant, &entry, &mut changes).await?;
         self.store.set_records(changes).await?;
@@ -448,7 +453,14 @@ impl Registry {
     ) -> Result<Changed, Error> {
         entry.state.revision += 1;
         let Entry { state, active, .. } = &mut entry;
-        active.retain(|number, _| state.uses(*number));
+        active.retain(|number, version| {
+            let used = state.uses(*number);
+            // What is used again begins anew.
+            if !used && let Some(quarantine) = version.health.quarantine() {
+                changes.push((quarantine.key(), None));
+            }
+            used
+        });
         changes.push((rule_key(tenant, name), Some(written(&entry.state))));
         self.add_audit(tenant, &audit, &mut changes).await?;
         self.store.set_records(changes).await?;
@@ -459,7 +471,7 @@ impl Registry {
         Ok(seen)
     }
 
-    async fn add_audit(
+    pub(super) async fn add_audit(
         &self,
         tenant: &Name,
         entry: &AuditEntry,
@@ -609,7 +621,7 @@ fn at_revision(entry: &Entry, expected: Option<u64>) -> Result<(), Error> {
     }
 }
 
-fn audit(
+pub(super) fn audit(
     who: &str,
     what: &str,
     rule: &Name,

@@ -379,7 +379,7 @@ pub(super) async fn a_commit_counts_once(store: TestStore) {
         assert_eq!(story.deliveries, commit(event, due_ms).deliveries);
         assert_eq!(story.held, [held("a", event, "broken")]);
     }
-    assert_eq!(store.held(None, 10).await.unwrap().len(), 2);
+    assert_eq!(store.held(None, None, 10).await.unwrap().len(), 2);
     assert_eq!(claimed(&store, NOW_MS, 10).await.len(), 4);
     assert_eq!(backlog(&store, "a", 10).await, []);
 }
@@ -706,9 +706,15 @@ pub(super) async fn held_events_are_resolved_once(store: TestStore) {
         held("a", a, "other"),
         held("a", a, "triage"),
     ];
-    assert_eq!(store.held(None, 9).await.unwrap(), all);
-    assert_eq!(store.held(None, 1).await.unwrap(), all[..1]);
-    assert_eq!(store.held(Some(&name("a")), 9).await.unwrap(), all[2..]);
+    assert_eq!(store.held(None, None, 9).await.unwrap(), all);
+    assert_eq!(store.held(None, None, 1).await.unwrap(), all[..1]);
+    let first = (all[0].event, all[0].rule.clone());
+    let rest = store.held(None, Some(&first), 9).await.unwrap();
+    assert_eq!(rest, all[1..]);
+    assert_eq!(
+        store.held(Some(&name("a")), None, 9).await.unwrap(),
+        all[2..]
+    );
 
     let resolve = async |tenant: &str, rule: &str| {
         let deliveries = vec![delivery("a", a, rule, 0, NOW_MS)];
@@ -723,7 +729,10 @@ pub(super) async fn held_events_are_resolved_once(store: TestStore) {
     assert!(resolve("a", "triage").await);
     assert!(!resolve("a", "triage").await, "a second time");
 
-    assert_eq!(store.held(Some(&name("a")), 9).await.unwrap(), all[2..3]);
+    assert_eq!(
+        store.held(Some(&name("a")), None, 9).await.unwrap(),
+        all[2..3]
+    );
     let story = store.story(a).await.unwrap().unwrap();
     assert_eq!(story.decisions, [decided(a, "fine"), decided(a, "triage")]);
     let ids: Vec<_> = ["fine", "triage"]

@@ -225,9 +225,16 @@ impl Outbox for MemoryStore {
         Arc::clone(&self.changed)
     }
 
-    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error> {
+    async fn held(
+        &self,
+        tenant: Option<&Name>,
+        after: Option<&(EventId, Name)>,
+        limit: usize,
+    ) -> Result<Vec<Held>, Error> {
         let rows = self.rows();
-        let held = rows.held.values();
+        let held = rows.held.iter();
+        let held = held.filter(|(key, _)| after.is_none_or(|after| *key > after));
+        let held = held.map(|(_, held)| held);
         let held = held.filter(|held| tenant.is_none_or(|tenant| held.tenant == *tenant));
         Ok(held.take(limit).cloned().collect())
     }

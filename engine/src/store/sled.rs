@@ -307,10 +307,15 @@ impl Outbox for SledStore {
         Arc::clone(&self.shared.changed)
     }
 
-    async fn held(&self, tenant: Option<&Name>, limit: usize) -> Result<Vec<Held>, Error> {
-        let tenant = tenant.cloned();
+    async fn held(
+        &self,
+        tenant: Option<&Name>,
+        after: Option<&(EventId, Name)>,
+        limit: usize,
+    ) -> Result<Vec<Held>, Error> {
+        let (tenant, after) = (tenant.cloned(), after.cloned());
         self.read(move |shared| {
-            let keys = shared.oldest(keys::HELD, tenant, limit)?;
+            let keys = shared.held(tenant, after.as_ref(), limit)?;
             let rows = keys.into_iter().map(|key| shared.row(&key));
             rows.filter_map(Result::transpose).collect()
         })
@@ -550,8 +555,14 @@ impl Shared {
         })
     }
 
-    /// Keys of a kind in the order of what follows the tenant, of one tenant or of all.
-    fn oldest(&self, kind: u8, tenant: Option<Name>, limit: usize) -> Result<Vec<IVec>, Error> {
+    /// Keys of held events in the order of what follows the tenant, of one tenant or of all.
+    fn held(
+        &self,
+        tenant: Option<Name>,
+        after: Option<&(EventId, Name)>,
+        limit: usize,
+    ) -> Result<Vec<IVec>, Error> {
+        let kind = keys::HELD;
         let tenants = match tenant {
             Some(tenant) => vec![tenant],
             None => self.tenants(kind)?,
@@ -560,7 +571,11 @@ impl Shared {
         for tenant in tenants {
             let start = keys::of_tenant(kind, &tenant);
             let skip = start.len();
-            let rows = self.range(Bound::Included(start), keys::after_tenant(kind, &tenant));
+            let from = match after {
+                Some((event, rule)) => Bound::Excluded(keys::held(&tenant, *event, rule)),
+                None => Bound::Included(start),
+            };
+            let rows = self.range(from, keys::after_tenant(kind, &tenant));
             for row in rows.take(limit) {
                 keys.push((skip, row?.0));
             }

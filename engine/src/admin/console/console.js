@@ -507,7 +507,7 @@ async function deadPage(tenant) {
 }
 
 async function heldPage(tenant) {
-  const held = await get(`/v1/held?tenant=${encodeURIComponent(tenant)}`);
+  const { items: held } = await get(`/v1/held?limit=200&tenant=${encodeURIComponent(tenant)}`);
   const path = (it) => `/v1/held/${[tenant, it.event, it.rule].map(encodeURIComponent).join("/")}`;
   return [
     el("h1", {}, "Held events"),

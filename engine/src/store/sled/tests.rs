@@ -69,7 +69,7 @@ async fn a_restart_keeps_everything_but_leases() {
         open_events.iter().map(|it| it.id).collect::<Vec<_>>(),
         [second]
     );
-    assert_eq!(store.held(None, 9).await.unwrap(), commit.held);
+    assert_eq!(store.held(None, None, 9).await.unwrap(), commit.held);
     assert_eq!(
         store.dead(&Which::default(), 9).await.unwrap().deliveries[0].id,
         dead
@@ -629,7 +629,7 @@ impl Run {
                 let ids: Vec<_> = backlog.iter().map(|it| self.event(it.id)).collect();
                 self.see(ids);
             }
-            let held = self.store.held(tenant.as_ref(), 5).await.unwrap();
+            let held = self.store.held(tenant.as_ref(), None, 5).await.unwrap();
             let held: Vec<_> = held.iter().map(|it| self.event(it.event)).collect();
             let which = Which {
                 tenant,
