@@ -39,11 +39,12 @@ pub use view::{
 };
 
 use crate::channel::Outgoing;
-use crate::dispatch::{Channels, Switches};
+use crate::dispatch::Switches;
 use crate::housekeeping::{Watermark, free_bytes};
 use crate::id::Name;
 use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
@@ -73,7 +74,7 @@ pub const CALLS_OF_TENANT_MAX: usize = 16;
 pub struct Admin {
     pub store: Arc<dyn Store>,
     pub pipeline: Arc<Pipeline>,
-    pub channels: Arc<Channels>,
+    pub live: Arc<Live>,
     pub outgoing: Arc<Outgoing>,
     pub switches: Arc<Switches>,
     pub watermark: Arc<Watermark>,

@@ -42,6 +42,9 @@ pub struct Server {
     /// Where the engine is reached from outside; empty where it is not said.
     pub public_url: String,
     pub listen: SocketAddr,
+    /// Empty where TLS is somebody else's business.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
     pub tenants: PathBuf,
     pub data: PathBuf,
     #[serde(skip)]
@@ -382,6 +385,17 @@ impl Settings {
         if !public.is_empty() && !web {
             let message = format!("{public:?} is no http or https address");
             return Err(self.problem("server", "public_url", message));
+        }
+        let given = |key: &str| {
+            let path = self.table.get("server").and_then(|it| it.get(key));
+            path.and_then(Value::as_str)
+                .is_some_and(|path| !path.is_empty())
+        };
+        for (one, other) in [("tls_cert", "tls_key"), ("tls_key", "tls_cert")] {
+            if given(one) && !given(other) {
+                let message = format!("`{one}` of [server] needs `{other}` beside it");
+                return Err(self.problem("server", one, message));
+            }
         }
         if number("dispatch", "lease_ms") <= number("dispatch", "timeout_ms") {
             let message = "`lease_ms` of [dispatch] must be longer than `timeout_ms`, or a slow delivery is sent twice";

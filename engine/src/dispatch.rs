@@ -33,8 +33,9 @@ pub use switches::{Switches, Wake};
 
 use self::pace::Breaker;
 use crate::acknowledge::Links;
-use crate::channel::{Channel, Failure, Outgoing, Retry, Sent};
+use crate::channel::{Failure, Outgoing, Retry, Sent};
 use crate::id::{DeliveryId, Name};
+use crate::live::Live;
 use crate::metrics::{Attempted, Metrics};
 use crate::store::{self, Attempt, Delivery, Disabled, Line, Settlement, State, Store};
 use crate::timing;
@@ -57,12 +58,6 @@ const STORE_PAUSE_MS: i64 = 1_000;
 const SETTLE_TRIES_MAX: u32 = 10;
 const SETTLE_PAUSE: Duration = Duration::from_millis(200);
 
-/// The channels of all tenants, by tenant and channel.
-pub type Channels = HashMap<(Name, Name), Arc<Channel>>;
-
-/// How fast each of them may be used; one that is not here has no limits of its own.
-pub type Paces = HashMap<(Name, Name), Pace>;
-
 /// Milliseconds since 1970 (UTC).
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
@@ -76,9 +71,6 @@ pub struct Settings {
     pub schedule: Schedule,
     /// After how long without anything arriving a channel is disabled.
     pub disable_after_ms: i64,
-    pub paces: Paces,
-    /// How many attempts each tenant may begin in a second; none where it is not here or 0.
-    pub deliveries_per_s: HashMap<Name, u32>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -91,7 +83,7 @@ pub struct Dispatcher {
 /// What every attempt needs.
 struct Shared {
     store: Arc<dyn Store>,
-    channels: Arc<Channels>,
+    live: Arc<Live>,
     outgoing: Arc<Outgoing>,
     links: Links,
     switches: Arc<Switches>,
@@ -111,6 +103,8 @@ struct Work {
     in_hand: HashMap<DeliveryId, bool>,
     lanes: HashMap<Line, Lane>,
     tenants: HashMap<Name, OfTenant>,
+    /// Which of the tenants' settings the two are made of.
+    revision: u64,
 }
 
 /// A tenant while it has attempts in flight, and for as long as its quota is not whole.
@@ -145,7 +139,7 @@ struct Ended {
 impl Dispatcher {
     pub fn new(
         store: Arc<dyn Store>,
-        channels: Arc<Channels>,
+        live: Arc<Live>,
         outgoing: Arc<Outgoing>,
         links: Links,
         switches: Arc<Switches>,
@@ -154,7 +148,7 @@ impl Dispatcher {
     ) -> Self {
         let shared = Shared {
             store,
-            channels,
+            live,
             outgoing,
             links,
             switches,
@@ -242,6 +236,7 @@ impl Dispatcher {
         let mut free = free.min(SETTLING_MAX - work.settling.len());
         let mut wake_ms = None;
         let mut granted = Vec::new();
+        self.follow(work, now_ms);
         let (lanes, tenants) = (&mut work.lanes, &mut work.tenants);
         let mut wanted = |line: &Line| {
             if free == 0 {
@@ -354,8 +349,25 @@ impl Dispatcher {
         }
     }
 
+    /// Takes over what the tenants' settings say by now; what is under way and what failed stays known.
+    fn follow(&self, work: &mut Work, now_ms: i64) {
+        let revision = self.shared.live.revision();
+        if std::mem::replace(&mut work.revision, revision) == revision {
+            return;
+        }
+        for (line, lane) in &mut work.lanes {
+            let new = self.lane(line, now_ms);
+            lane.in_flight_max = new.in_flight_max;
+            lane.buckets.follow(new.buckets);
+        }
+        for (name, tenant) in &mut work.tenants {
+            tenant.buckets.follow(self.of_tenant(name, now_ms).buckets);
+        }
+    }
+
     fn lane(&self, line: &Line, now_ms: i64) -> Lane {
-        let pace = self.pace(line);
+        let live = self.shared.live.get(&line.tenant);
+        let pace = live.as_ref().and_then(|it| it.paces.get(&line.channel));
         let in_flight_max = pace.and_then(|pace| pace.in_flight_max);
         Lane {
             running: 0,
@@ -366,10 +378,9 @@ impl Dispatcher {
     }
 
     fn of_tenant(&self, tenant: &Name, now_ms: i64) -> OfTenant {
-        let per_s = self.settings.deliveries_per_s.get(tenant).copied();
-        let rate = per_s
-            .filter(|per_s| *per_s > 0)
-            .map(|per_s| Rate::new(per_s, 1));
+        let live = self.shared.live.get(tenant);
+        let per_s = live.map_or(0, |it| it.deliveries_per_s);
+        let rate = (per_s > 0).then(|| Rate::new(per_s, 1));
         OfTenant {
             running: 0,
             buckets: Buckets::new(rate.as_slice(), now_ms),
@@ -377,8 +388,7 @@ impl Dispatcher {
     }
 
     fn count(&self, line: &Line, ended: &Ended, settlement: &Settlement) {
-        let key = (line.tenant.clone(), line.channel.clone());
-        let channel = self.shared.channels.get(&key);
+        let channel = self.shared.live.channel(line);
         let attempted = match settlement {
             Settlement::Delivered => Attempted::Delivered,
             Settlement::RetryAt { .. } => Attempted::Retried,
@@ -388,11 +398,6 @@ impl Dispatcher {
         let channel = channel.map_or("none", |it| it.kind());
         let metrics = &self.settings.metrics;
         metrics.attempted(&line.tenant, channel, attempted, took);
-    }
-
-    fn pace(&self, line: &Line) -> Option<&Pace> {
-        let paces = &self.settings.paces;
-        paces.get(&(line.tenant.clone(), line.channel.clone()))
     }
 
     /// Frees what an attempt held, and has its outcome recorded.
@@ -450,7 +455,9 @@ impl Dispatcher {
                 .spawn(async move { shared.switches.disable(line, disabled).await });
         }
         while work.disabling.try_join_next().is_some() {}
-        let schedule = self.pace(&line).and_then(|pace| pace.schedule.as_ref());
+        let live = self.shared.live.get(&line.tenant);
+        let pace = live.as_ref().and_then(|it| it.paces.get(&line.channel));
+        let schedule = pace.and_then(|pace| pace.schedule.as_ref());
         let schedule = schedule.unwrap_or(&self.settings.schedule);
         let settlement = settlement(&ended, schedule, number, now_ms, rand::random());
         log(id, &line, number, &ended, &settlement);
@@ -550,8 +557,7 @@ impl Shared {
             ));
             return Ended::new(Err(failure), at_ms, 0);
         }
-        let key = (delivery.tenant.clone(), delivery.channel.clone());
-        let result = match self.channels.get(&key) {
+        let result = match self.live.channel(&delivery.line()) {
             Some(channel) => {
                 let escalates = delivery
                     .timing

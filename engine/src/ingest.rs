@@ -7,22 +7,20 @@
 pub mod verify;
 
 use crate::clock::now_ms;
-use crate::config::{Quotas, Server};
+use crate::config::Server;
 use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
-use crate::quota::EventsQuota;
 use crate::store::{self, EventLog, NewEvent};
-use crate::tenant::{Source, Tenant};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Serialize;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -30,7 +28,7 @@ use verify::Rejected;
 
 /// What the ingest handlers share.
 pub struct Ingest {
-    sources: HashMap<(Name, Name), (Source, Arc<EventsQuota>)>,
+    live: Arc<Live>,
     log: Arc<dyn EventLog>,
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
@@ -51,24 +49,15 @@ struct Accepted {
 
 impl Ingest {
     pub fn new(
-        tenants: &mut [Tenant],
+        live: Arc<Live>,
         log: Arc<dyn EventLog>,
         pipeline: Arc<Pipeline>,
         watermark: Arc<Watermark>,
         metrics: Arc<Metrics>,
         server: &Server,
-        quotas: &Quotas,
     ) -> Self {
-        let sources = tenants.iter_mut().flat_map(|tenant| {
-            let name = tenant.name.clone();
-            let per_s = tenant.quotas.over(quotas).events_per_s;
-            let quota = Arc::new(EventsQuota::new(per_s));
-            let sources = std::mem::take(&mut tenant.sources).into_iter();
-            sources
-                .map(move |(source, settings)| ((name.clone(), source), (settings, quota.clone())))
-        });
         Self {
-            sources: sources.collect(),
+            live,
             log,
             pipeline,
             watermark,
@@ -115,9 +104,14 @@ async fn taken(
         return Err(full(why));
     }
     let names = tenant.parse::<Name>().ok().zip(source.parse::<Name>().ok());
-    let Some((names, (source, quota))) =
-        names.and_then(|names| ingest.sources.get_key_value(&names))
-    else {
+    let live = names
+        .as_ref()
+        .and_then(|(tenant, _)| ingest.live.get(tenant));
+    let known = names.as_ref().zip(live.as_deref());
+    let Some(((tenant, _), source, quota)) = known.and_then(|(names, live)| {
+        let source = live.sources.get(&names.1)?;
+        Some((names, source, &live.events))
+    }) else {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "unknown-source",
@@ -134,8 +128,8 @@ async fn taken(
     let received_ms = now_ms();
     quota.take(received_ms).map_err(over)?;
     let appended = ingest.log.append(NewEvent {
-        tenant: names.0.clone(),
-        source: names.1.clone(),
+        tenant: tenant.clone(),
+        source: source.name.clone(),
         kind: incoming.kind,
         subject: incoming.subject,
         time: time(received_ms),
@@ -147,9 +141,9 @@ async fn taken(
         received_ms,
     });
     let appended = appended.await.map_err(not_stored)?;
-    ingest.metrics.taken(&names.0, appended.duplicate);
+    ingest.metrics.taken(tenant, appended.duplicate);
     if !appended.duplicate {
-        ingest.pipeline.wake(&names.0);
+        ingest.pipeline.wake(tenant);
     }
     let accepted = Accepted {
         id: appended.id.to_string(),

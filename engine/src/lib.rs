@@ -52,6 +52,7 @@ pub mod dispatch;
 pub mod housekeeping;
 pub mod id;
 pub mod ingest;
+pub mod live;
 pub mod metrics;
 mod notice;
 pub mod pipeline;

@@ -15,6 +15,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 /// How many tenants are told apart; those beyond are `other`.
@@ -28,8 +29,11 @@ type Label<const N: usize> = [(&'static str, String); N];
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    tenants: HashMap<Name, OfTenant>,
-    other: OfTenant,
+    tenants: RwLock<HashMap<Name, Arc<OfTenant>>>,
+    /// All that have no counters of their own.
+    other: OnceLock<Arc<OfTenant>>,
+    /// What a tenant's counters are parts of.
+    families: Families,
     refused: Family<Label<1>, Counter>,
     failures: Family<Label<1>, Counter>,
     attempts: Family<Label<2>, Counter>,
@@ -42,6 +46,35 @@ pub struct Metrics {
     oldest: Gauge,
     resident: Gauge,
     cpu: Counter<f64, AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct Families {
+    accepted: Family<Label<1>, Counter>,
+    repeated: Family<Label<1>, Counter>,
+    decisions: Family<Label<2>, Counter>,
+    delivered: Family<Label<1>, Counter>,
+    dead: Family<Label<1>, Counter>,
+}
+
+impl Families {
+    fn of_tenant(&self, name: &str) -> OfTenant {
+        let tenant = || ("tenant", name.to_owned());
+        let one = |family: &Family<Label<1>, Counter>| family.get_or_create_owned(&[tenant()]);
+        let outcome = |word: &str| {
+            let label = [tenant(), ("outcome", word.to_owned())];
+            self.decisions.get_or_create_owned(&label)
+        };
+        OfTenant {
+            accepted: one(&self.accepted),
+            repeated: one(&self.repeated),
+            dropped: outcome("dropped"),
+            notified: outcome("notified"),
+            failed: outcome("failed"),
+            delivered: one(&self.delivered),
+            dead: one(&self.dead),
+        }
+    }
 }
 
 /// What is counted for each tenant.
@@ -95,44 +128,16 @@ pub enum Attempted {
 impl Metrics {
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Name>) -> Self {
         let mut registry = Registry::default();
-        let accepted = Family::<Label<1>, Counter>::default();
-        let repeated = Family::<Label<1>, Counter>::default();
-        let decisions = Family::<Label<2>, Counter>::default();
-        let delivered = Family::<Label<1>, Counter>::default();
-        let dead = Family::<Label<1>, Counter>::default();
-        let of_tenant = |name: &str| {
-            let tenant = || ("tenant", name.to_owned());
-            let one = |family: &Family<Label<1>, Counter>| family.get_or_create_owned(&[tenant()]);
-            let outcome = |word: &str| {
-                decisions.get_or_create_owned(&[tenant(), ("outcome", word.to_owned())])
-            };
-            OfTenant {
-                accepted: one(&accepted),
-                repeated: one(&repeated),
-                dropped: outcome("dropped"),
-                notified: outcome("notified"),
-                failed: outcome("failed"),
-                delivered: one(&delivered),
-                dead: one(&dead),
-            }
-        };
-        let mut tenants: Vec<&Name> = tenants.into_iter().collect();
-        tenants.sort_unstable();
-        let told_apart = tenants.iter().take(TENANTS_MAX);
-        let told_apart = told_apart.map(|name| ((*name).clone(), of_tenant(name.as_str())));
-        let told_apart = told_apart.collect();
-        let other = match tenants.len() > TENANTS_MAX {
-            true => of_tenant(OTHER),
-            false => OfTenant::default(),
-        };
+        let families = Families::default();
         // From 4 µs, the fastest decisions, to 4 s, beyond the backstop.
         let decide_seconds = Histogram::new(exponential_buckets(4e-6, 4.0, 11));
         let decide_fuel = Histogram::new(exponential_buckets(1_000.0, 4.0, 10));
         // From 1 ms to 16 s, beyond the default timeout.
         let attempt_seconds = Histogram::new(exponential_buckets(1e-3, 4.0, 8));
         let metrics = Self {
-            tenants: told_apart,
-            other,
+            tenants: RwLock::default(),
+            other: OnceLock::new(),
+            families,
             refused: Family::default(),
             failures: Family::default(),
             attempts: Family::default(),
@@ -148,17 +153,20 @@ impl Metrics {
             registry: Registry::default(),
         };
         let r = registry.sub_registry_with_prefix("hooksieve");
+        let families = &metrics.families;
+        let accepted = families.accepted.clone();
         r.register("events_accepted", "Events that were stored", accepted);
         r.register(
             "events_repeated",
             "Deliveries of senders that were recognised as repeated",
-            repeated,
+            families.repeated.clone(),
         );
         r.register(
             "events_refused",
             "Requests of senders that were not taken, by type of problem",
             metrics.refused.clone(),
         );
+        let decisions = families.decisions.clone();
         r.register("decisions", "Decisions of rules", decisions);
         r.register(
             "decision_failures",
@@ -176,6 +184,7 @@ impl Metrics {
             "What a rule burned for an event",
             metrics.decide_fuel.clone(),
         );
+        let (delivered, dead) = (families.delivered.clone(), families.dead.clone());
         r.register("deliveries_delivered", "Deliveries that arrived", delivered);
         r.register("deliveries_dead", "Deliveries that were given up", dead);
         r.register(
@@ -228,14 +237,38 @@ impl Metrics {
             Unit::Seconds,
             metrics.cpu.clone(),
         );
-        Self {
+        let metrics = Self {
             registry,
             ..metrics
+        };
+        metrics.tell_apart(tenants);
+        metrics
+    }
+
+    /// Tells these tenants apart from now on, as far as there is room. A tenant that goes keeps its
+    /// counters: they only ever grow.
+    pub fn tell_apart<'a>(&self, names: impl IntoIterator<Item = &'a Name>) {
+        let mut names: Vec<&Name> = names.into_iter().collect();
+        names.sort_unstable();
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            if tenants.len() == TENANTS_MAX {
+                break;
+            }
+            if !tenants.contains_key(name) {
+                let of = self.families.of_tenant(name.as_str());
+                tenants.insert(name.clone(), Arc::new(of));
+            }
         }
     }
 
-    fn of(&self, tenant: &Name) -> &OfTenant {
-        self.tenants.get(tenant).unwrap_or(&self.other)
+    fn of(&self, tenant: &Name) -> Arc<OfTenant> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let other = || Arc::new(self.families.of_tenant(OTHER));
+        match tenants.get(tenant) {
+            Some(of) => of.clone(),
+            None => self.other.get_or_init(other).clone(),
+        }
     }
 
     /// An event was taken, or recognised as a repeated one.

@@ -31,7 +31,7 @@ use crate::store::{
 };
 use crate::tenant::{Pattern, Rule, Tenant};
 use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex, Timing};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -235,6 +235,23 @@ impl Rules {
         let asked = self.rules.iter().find(|rule| rule.name == *name)?;
         let canary = asked.canary.as_ref().map(|canary| &*canary.rule);
         Some(asked.live.as_deref().into_iter().chain(canary))
+    }
+
+    /// Takes over what was found out about the same rules, and how much fuel is left.
+    pub(crate) fn take_over(&mut self, before: &Self) {
+        if self.fuel.per_s() == before.fuel.per_s() {
+            self.fuel = before.fuel.clone();
+        }
+        for asked in &self.rules {
+            let now = asked.live.iter();
+            for rule in now {
+                let mut then = before.deciding(&rule.name).into_iter().flatten();
+                let quarantine = then.find_map(|it| it.health.quarantine());
+                if let Some(quarantine) = quarantine.filter(|it| rule.is(it)) {
+                    rule.health.put_in((*quarantine).clone());
+                }
+            }
+        }
     }
 
     /// These, and after them others of the same tenant.
@@ -634,6 +651,10 @@ pub struct Pipeline {
     /// so that every event is decided by one.
     rules: RwLock<HashMap<Name, Arc<Rules>>>,
     wakes: Mutex<HashMap<Name, Arc<Notify>>>,
+    /// Who has a lane, and what ends them all.
+    lanes: TaskTracker,
+    running: Mutex<HashSet<Name>>,
+    cancel: CancellationToken,
     metrics: Arc<Metrics>,
     batch_max: usize,
 }
@@ -654,6 +675,9 @@ impl Pipeline {
             workers,
             rules: RwLock::new(rules.collect()),
             wakes: Mutex::default(),
+            lanes: TaskTracker::new(),
+            running: Mutex::default(),
+            cancel: CancellationToken::new(),
             metrics,
             batch_max,
         }
@@ -671,6 +695,12 @@ impl Pipeline {
         rules.insert(new.tenant.clone(), Arc::new(new));
     }
 
+    /// Asks nothing of a tenant any more. What it has in the store waits there.
+    pub(crate) fn rest(&self, tenant: &Name) {
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        rules.remove(tenant);
+    }
+
     /// Tells a tenant's lane that its backlog has grown.
     pub fn wake(&self, tenant: &Name) {
         self.notify(tenant).notify_one();
@@ -686,15 +716,27 @@ impl Pipeline {
 
     /// Runs the lanes until cancelled; each ends between two batches.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let lanes = TaskTracker::new();
+        self.begin_lanes();
+        cancel.cancelled().await;
+        self.cancel.cancel();
+        self.lanes.close();
+        self.lanes.wait().await;
+    }
+
+    /// Begins the lanes of the tenants that have none yet.
+    pub(crate) fn begin_lanes(self: &Arc<Self>) {
         let tenants: Vec<Name> = {
             let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
             rules.keys().cloned().collect()
         };
-        for tenant in &tenants {
-            let (pipeline, cancel) = (self.clone(), cancel.clone());
-            let (tenant, wake) = (tenant.clone(), self.notify(tenant));
-            lanes.spawn(async move {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for tenant in tenants {
+            if !running.insert(tenant.clone()) {
+                continue;
+            }
+            let (pipeline, cancel) = (self.clone(), self.cancel.clone());
+            let wake = self.notify(&tenant);
+            self.lanes.spawn(async move {
                 let mut ahead = Vec::new();
                 // What was left by an earlier run needs no wake-up.
                 loop {
@@ -723,8 +765,6 @@ impl Pipeline {
                 }
             });
         }
-        lanes.close();
-        lanes.wait().await;
     }
 
     /// Decides and commits one batch of a tenant. `ahead` is what was read of the next one meanwhile.

@@ -86,6 +86,10 @@ impl FuelQuota {
         }
     }
 
+    pub(crate) fn per_s(&self) -> u64 {
+        self.per_s
+    }
+
     /// How many of so many events may begin at once, by what the last ones cost: 1 at least.
     pub(crate) fn at_once(&self, most: usize) -> usize {
         let state = self.lock();

@@ -41,7 +41,7 @@ use crate::tenant::{ModuleRef, Pattern, Rule, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
 
@@ -87,7 +87,7 @@ pub struct Registry {
     pipeline: Arc<Pipeline>,
     sandbox: Sandbox,
     limits: Uploads,
-    tenants: BTreeMap<Name, Fixed>,
+    tenants: RwLock<BTreeMap<Name, Arc<Fixed>>>,
     tokens: RwLock<HashMap<String, Token>>,
     /// One change at a time: each reads what the one before it left.
     rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
@@ -115,6 +115,23 @@ impl Drop for Turn<'_> {
 struct Fixed {
     rules: Arc<Rules>,
     sources: BTreeSet<Name>,
+}
+
+/// A tenant, with the names of its sources and channels.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub name: Name,
+    pub sources: Vec<Name>,
+    pub channels: Vec<Name>,
+}
+
+impl Fixed {
+    fn new(tenant: &Tenant, rules: Arc<Rules>) -> Self {
+        Self {
+            rules,
+            sources: tenant.sources.keys().cloned().collect(),
+        }
+    }
 }
 
 /// A rule with its versions; those in use are compiled.
@@ -161,14 +178,11 @@ impl Registry {
         tenants: &[Tenant],
     ) -> Result<Self, store::Error> {
         let fixed = tenants.iter().filter_map(|tenant| {
-            let fixed = Fixed {
-                rules: pipeline.rules(&tenant.name)?,
-                sources: tenant.sources.keys().cloned().collect(),
-            };
-            Some((tenant.name.clone(), fixed))
+            let rules = pipeline.rules(&tenant.name)?;
+            Some((tenant.name.clone(), Arc::new(Fixed::new(tenant, rules))))
         });
         let registry = Self {
-            tenants: fixed.collect(),
+            tenants: RwLock::new(fixed.collect()),
             store,
             pipeline,
             sandbox,
@@ -212,15 +226,70 @@ impl Registry {
                 entry.versions.insert(version.number, version);
             }
         }
-        // All that is in use, compiled on all cores.
-        let mut wanted = Vec::new();
+        self.compile(&mut all).await?;
         for (tenant, rules) in &all {
-            if !self.tenants.contains_key(tenant) {
+            self.put_to_work(tenant, rules);
+        }
+        *self.rules.lock().await = all;
+        Ok(())
+    }
+
+    /// Takes over what the tenants' files say by now. Nothing that was uploaded changes.
+    ///
+    /// # Errors
+    /// When the store cannot be read; then all stays as it was.
+    pub(crate) async fn replace(
+        &self,
+        tenants: &[Tenant],
+        rules: Vec<Rules>,
+    ) -> Result<(), store::Error> {
+        let mut all = self.rules.lock().await;
+        let before = {
+            let now = tenants.iter().zip(rules).map(|(tenant, mut rules)| {
+                if let Some(before) = self.pipeline.rules(&tenant.name) {
+                    rules.take_over(&before);
+                }
+                let fixed = Fixed::new(tenant, Arc::new(rules));
+                (tenant.name.clone(), Arc::new(fixed))
+            });
+            let now: BTreeMap<_, _> = now.collect();
+            std::mem::replace(&mut *self.fixed_now(), now)
+        };
+        // A tenant that was not there before may have rules from an earlier time.
+        if let Err(error) = self.compile(&mut all).await {
+            *self.fixed_now() = before;
+            return Err(error);
+        }
+        for gone in before.keys().filter(|it| self.fixed(it).is_err()) {
+            self.pipeline.rest(gone);
+        }
+        let none = BTreeMap::new();
+        for tenant in tenants {
+            self.put_to_work(&tenant.name, all.get(&tenant.name).unwrap_or(&none));
+        }
+        Ok(())
+    }
+
+    fn fixed_now(&self) -> RwLockWriteGuard<'_, BTreeMap<Name, Arc<Fixed>>> {
+        self.tenants.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles what is in use and was not compiled, on all cores.
+    async fn compile(
+        &self,
+        all: &mut BTreeMap<Name, BTreeMap<Name, Entry>>,
+    ) -> Result<(), store::Error> {
+        let mut wanted = Vec::new();
+        for (tenant, rules) in &*all {
+            if self.fixed(tenant).is_err() {
                 tracing::warn!(%tenant, "there is no file of this tenant any more; its rules rest");
                 continue;
             }
             for (rule, entry) in rules {
                 for version in entry.in_use() {
+                    if entry.active.contains_key(&version.number) {
+                        continue;
+                    }
                     let made = self.rule_of(tenant, rule, version).await?;
                     wanted.push((tenant.clone(), rule.clone(), version.number, made));
                 }
@@ -247,10 +316,6 @@ impl Registry {
                 entry.active.insert(number, active);
             }
         }
-        for (tenant, rules) in &all {
-            self.put_to_work(tenant, rules);
-        }
-        *self.rules.lock().await = all;
         Ok(())
     }
 
@@ -285,7 +350,7 @@ impl Registry {
 
     /// Has a tenant's events asked of these.
     fn put_to_work(&self, tenant: &Name, rules: &BTreeMap<Name, Entry>) {
-        let Some(fixed) = self.tenants.get(tenant) else {
+        let Ok(fixed) = self.fixed(tenant) else {
             return;
         };
         let asked = rules.iter().filter_map(|(name, entry)| {
@@ -322,24 +387,27 @@ impl Registry {
         self.fixed(tenant).map(drop)
     }
 
-    fn fixed(&self, tenant: &Name) -> Result<&Fixed, Error> {
-        self.tenants
-            .get(tenant)
-            .ok_or_else(|| not_found("tenant", tenant))
+    fn fixed(&self, tenant: &Name) -> Result<Arc<Fixed>, Error> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let fixed = tenants.get(tenant).cloned();
+        fixed.ok_or_else(|| not_found("tenant", tenant))
     }
 
-    /// The tenants that there are, with their sources and channels.
-    pub fn tenants(&self) -> impl Iterator<Item = (&Name, Vec<&Name>, Vec<&Name>)> {
-        self.tenants.iter().map(|(name, fixed)| {
-            let channels = fixed.rules.channels().collect();
-            (name, fixed.sources.iter().collect(), channels)
-        })
+    /// The tenants that there are.
+    pub fn tenants(&self) -> Vec<Known> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let known = tenants.iter().map(|(name, fixed)| Known {
+            name: name.clone(),
+            sources: fixed.sources.iter().cloned().collect(),
+            channels: fixed.rules.channels().cloned().collect(),
+        });
+        known.collect()
     }
 
     /// The names of the rules in a tenant's file.
     pub fn rules_of_file(&self, tenant: &Name) -> Vec<Name> {
-        let fixed = self.tenants.get(tenant);
-        fixed.map_or_else(Vec::new, |it| it.rules.names().cloned().collect())
+        let fixed = self.fixed(tenant);
+        fixed.map_or_else(|_| Vec::new(), |it| it.rules.names().cloned().collect())
     }
 
     /// A tenant's turn to upload, taken before its module is read.

@@ -5,6 +5,7 @@
 //! certificates, the store.
 
 mod listener;
+mod tls;
 
 use crate::acknowledge::Links;
 use crate::admin::{self, Shares};
@@ -17,6 +18,7 @@ use crate::dispatch::{self, Dispatcher, Switches};
 use crate::housekeeping::{self, Housekeeper, Watermark};
 use crate::id::Name;
 use crate::ingest::Ingest;
+use crate::live::{Live, OfTenant};
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Rules, Workers};
 use crate::registry::Registry;
@@ -25,11 +27,11 @@ use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
 use axum::Router;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tls::Tls;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -72,11 +74,25 @@ pub struct Engine {
     pub token: Secret,
     /// How many tenants and rules it runs.
     pub counts: (usize, usize),
+    tls: Option<Arc<Tls>>,
     ingest: Stage,
     pipeline: Stage,
     dispatch: Stage,
     drain: Duration,
     store: Arc<dyn Store>,
+    tenants: Tenants,
+}
+
+/// All that a change of the tenants' files reaches.
+struct Tenants {
+    config: Config,
+    sandbox: Sandbox,
+    live: Arc<Live>,
+    lanes: Arc<Pipeline>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// One part that runs until it is told to end.
@@ -107,54 +123,18 @@ impl Engine {
     ///
     /// # Errors
     /// The first thing that is wrong; then nothing runs.
-    pub async fn start(config: &Config, mut tenants: Vec<Tenant>) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, tenants: Vec<Tenant>) -> Result<Self, StartError> {
         let listen = config.server.listen;
-        let loopback = listen.ip().is_loopback();
-        for tenant in &tenants {
-            let open = tenant
-                .sources
-                .values()
-                .find(|source| source.verify.is_open());
-            if let (Some(source), false) = (open, loopback) {
-                return Err(StartError::OpenSource {
-                    tenant: tenant.name.clone(),
-                    source_name: source.name.clone(),
-                    listen,
-                });
-            }
-        }
-        if config.server.operator_token.is_none() && !loopback {
+        if config.server.operator_token.is_none() && !listen.ip().is_loopback() {
             return Err(StartError::NeedsToken { listen });
         }
-
-        timeouts_within_lease(&tenants, config)?;
+        check(&tenants, config)?;
         let sandbox = sandbox(config)?;
-        let rules = Rules::compile(&tenants, &sandbox)?;
-        let bounded = tenants.iter().zip(rules).map(|(tenant, rules)| {
-            let quotas = tenant.quotas.over(&config.quotas);
-            rules.bounded(quotas.fuel_per_s, config.quarantine)
-        });
-        let rules = bounded.collect();
-        let counts = (
-            tenants.len(),
-            tenants.iter().map(|tenant| tenant.rules.len()).sum(),
-        );
-        let channels = tenants.iter().flat_map(|tenant| {
-            let own = tenant.channels.iter();
-            own.map(|(name, channel)| ((tenant.name.clone(), name.clone()), channel.clone()))
-        });
-        let channels: Arc<dispatch::Channels> = Arc::new(channels.collect());
-        let paces = tenants.iter().flat_map(|tenant| {
-            let own = tenant.paces.iter();
-            own.map(|(name, pace)| ((tenant.name.clone(), name.clone()), pace.clone()))
-        });
-        let paces: dispatch::Paces = paces.collect();
-        let deliveries_per_s = tenants.iter().map(|tenant| {
-            let quotas = tenant.quotas.over(&config.quotas);
-            (tenant.name.clone(), quotas.deliveries_per_s)
-        });
-        let deliveries_per_s = deliveries_per_s.collect();
+        let rules = rules(&tenants, &sandbox, config)?;
+        let live = Arc::new(Live::default());
+        live.replace(all_of(&tenants, config));
         let outgoing = Arc::new(outgoing(config)?);
+        let tls = Tls::open(&config.server)?;
 
         let store = open_store(config).await?;
         let token = match &config.server.operator_token {
@@ -188,7 +168,7 @@ impl Engine {
         let registry = Registry::open(
             store.clone(),
             pipeline.clone(),
-            sandbox,
+            sandbox.clone(),
             config.uploads.clone(),
             &tenants,
         );
@@ -200,29 +180,28 @@ impl Engine {
         let switches = Arc::new(Switches::load(store.clone(), wake).await?);
         let watermark = Arc::new(Watermark::default());
         let ingest = Ingest::new(
-            &mut tenants,
+            live.clone(),
             store.clone(),
             pipeline.clone(),
             watermark.clone(),
             metrics.clone(),
             &config.server,
-            &config.quotas,
         );
         let ingest_stage = Stage::new();
         let admin = admin::Admin {
             store: store.clone(),
             pipeline: pipeline.clone(),
-            channels: channels.clone(),
+            live: live.clone(),
             outgoing: outgoing.clone(),
             switches: switches.clone(),
             watermark: watermark.clone(),
-            registry,
+            registry: registry.clone(),
             metrics: metrics.clone(),
             data: config.server.data.clone(),
             token: token.clone(),
             module_bytes_max: config.limits.module_bytes,
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
-            behind_https: config.server.public_url.starts_with("https://"),
+            behind_https: tls.is_some() || config.server.public_url.starts_with("https://"),
             feeds: Shares::new(admin::FEEDS_MAX, admin::FEEDS_OF_TENANT_MAX),
             calls: Shares::new(admin::CALLS_MAX, admin::CALLS_OF_TENANT_MAX),
             cancel: ingest_stage.cancel.clone(),
@@ -235,12 +214,22 @@ impl Engine {
         let engine = Self {
             addr,
             token,
-            counts,
+            counts: counts(&tenants),
+            tls: tls.clone(),
             ingest: ingest_stage,
             pipeline: Stage::new(),
             dispatch: Stage::new(),
             drain: Duration::from_millis(config.server.drain_ms),
             store: store.clone(),
+            tenants: Tenants {
+                config: config.clone(),
+                sandbox,
+                live: live.clone(),
+                lanes: pipeline.clone(),
+                registry,
+                metrics: metrics.clone(),
+                changing: tokio::sync::Mutex::default(),
+            },
         };
         let housekeeper = Housekeeper::new(
             store.clone(),
@@ -254,11 +243,11 @@ impl Engine {
             .spawn(housekeeper.run(engine.dispatch.cancel.clone()));
         let dispatcher = Dispatcher::new(
             store,
-            channels,
+            live,
             outgoing,
             links,
             switches,
-            dispatch_settings(config, paces, deliveries_per_s, metrics),
+            dispatch_settings(config, metrics),
             Arc::new(now_ms),
         );
         engine
@@ -273,14 +262,68 @@ impl Engine {
         let connections_max = config.server.connections_max;
         let headers_timeout = Duration::from_millis(config.server.request_timeout_ms);
         engine.ingest.tasks.spawn(async move {
-            listener::serve(listener, app, connections_max, headers_timeout, cancel).await;
+            let served =
+                listener::serve(listener, tls, app, connections_max, headers_timeout, cancel);
+            served.await;
         });
         Ok(engine)
+    }
+
+    /// Its address as a URL.
+    pub fn base(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr)
     }
 
     /// The store, for a program that embeds the engine.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
+    }
+
+    /// Reads the certificate and its key again, for the connections to come.
+    ///
+    /// # Errors
+    /// When they cannot be used; then those of before stay.
+    pub fn reload_certificate(&self) -> Result<(), StartError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+
+    /// Takes these tenants instead of those that it has, without a pause: each event is decided by the
+    /// rules of before or by the new ones. What is under way goes on; rules that were uploaded stay.
+    /// Returns how many tenants and rules there are.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; then all stays as it was.
+    pub async fn reload(&self, tenants: Vec<Tenant>) -> Result<(usize, usize), StartError> {
+        let Tenants {
+            config,
+            sandbox,
+            live,
+            lanes,
+            registry,
+            metrics,
+            changing,
+        } = &self.tenants;
+        let _changing = changing.lock().await;
+        check(&tenants, config)?;
+        let (sandbox, settings) = (sandbox.clone(), config.clone());
+        // Compiling blocks.
+        let compiled = tokio::task::spawn_blocking(move || {
+            let rules = rules(&tenants, &sandbox, &settings);
+            rules.map(|rules| (tenants, rules))
+        });
+        let (tenants, rules) = compiled
+            .await
+            .map_err(|error| StartError::Threads(std::io::Error::other(error)))??;
+        metrics.tell_apart(tenants.iter().map(|tenant| &tenant.name));
+        // Channels first: what a new rule names is there.
+        let before = live.replace(all_of(&tenants, config));
+        if let Err(error) = registry.replace(&tenants, rules).await {
+            live.put_back(before);
+            return Err(error.into());
+        }
+        lanes.begin_lanes();
+        Ok(counts(&tenants))
     }
 
     /// Stops in the order of the flow: no new events, then no new decisions, then no new deliveries;
@@ -295,18 +338,52 @@ impl Engine {
     }
 }
 
-/// An attempt that outlasts its lease would be made twice at once.
-fn timeouts_within_lease(tenants: &[Tenant], config: &Config) -> Result<(), Problem> {
+/// How many tenants these are, and how many rules.
+fn counts(tenants: &[Tenant]) -> (usize, usize) {
+    let rules = tenants.iter().map(|tenant| tenant.rules.len());
+    (tenants.len(), rules.sum())
+}
+
+fn all_of(tenants: &[Tenant], config: &Config) -> Vec<(Name, OfTenant)> {
+    let all = tenants.iter();
+    all.map(|tenant| (tenant.name.clone(), OfTenant::new(tenant, &config.quotas)))
+        .collect()
+}
+
+fn rules(tenants: &[Tenant], sandbox: &Sandbox, config: &Config) -> Result<Vec<Rules>, StartError> {
+    let rules = Rules::compile(tenants, sandbox)?;
+    let bounded = tenants.iter().zip(rules).map(|(tenant, rules)| {
+        let quotas = tenant.quotas.over(&config.quotas);
+        rules.bounded(quotas.fuel_per_s, config.quarantine)
+    });
+    Ok(bounded.collect())
+}
+
+/// What fits the tenants alone, and not how the engine is configured.
+fn check(tenants: &[Tenant], config: &Config) -> Result<(), StartError> {
+    let listen = config.server.listen;
     let lease_ms = config.dispatch.lease_ms;
     for tenant in tenants {
+        let open = tenant
+            .sources
+            .values()
+            .find(|source| source.verify.is_open());
+        if let (Some(source), false) = (open, listen.ip().is_loopback()) {
+            return Err(StartError::OpenSource {
+                tenant: tenant.name.clone(),
+                source_name: source.name.clone(),
+                listen,
+            });
+        }
+        // An attempt that outlasts its lease would be made twice at once.
         for (name, channel) in &tenant.channels {
             if channel.timeout() >= Duration::from_millis(lease_ms) {
-                return Err(Problem {
+                return Err(StartError::Config(Problem {
                     place: format!("channel `{name}` of tenant `{}`", tenant.name),
                     message: format!(
                         "its timeout_ms must be shorter than the {lease_ms} ms of `lease_ms` in [dispatch]"
                     ),
-                });
+                }));
             }
         }
     }
@@ -343,20 +420,13 @@ fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
         .cached(cache))
 }
 
-fn dispatch_settings(
-    config: &Config,
-    paces: dispatch::Paces,
-    deliveries_per_s: HashMap<Name, u32>,
-    metrics: Arc<Metrics>,
-) -> dispatch::Settings {
+fn dispatch_settings(config: &Config, metrics: Arc<Metrics>) -> dispatch::Settings {
     let dispatch = &config.dispatch;
     dispatch::Settings {
         in_flight_max: dispatch.in_flight_max,
         in_flight_per_channel_max: dispatch.in_flight_per_channel_max,
         lease_ms: dispatch.lease_ms as i64,
         disable_after_ms: dispatch.disable_after_ms as i64,
-        paces,
-        deliveries_per_s,
         metrics,
         schedule: dispatch::Schedule {
             waits_ms: dispatch.retry_ms.clone(),

@@ -51,7 +51,7 @@ impl OwnQuotas {
 }
 
 /// Where events come in, and how their sender is verified.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     pub name: Name,
     pub verify: Verify,

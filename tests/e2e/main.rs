@@ -19,6 +19,7 @@ mod operations;
 mod quarantine;
 mod quotas;
 mod refused;
+mod reload;
 mod senders;
 mod sizes;
 mod smith;

@@ -183,17 +183,17 @@ impl Setup {
             stdout.read_line(&mut line).map(|_| (line, stdout))
         });
         let (line, stdout) = first.await.expect("reading").expect("a first line");
-        let addr = line
-            .split_once("http://")
+        let base = line
+            .split_once("listens on ")
             .and_then(|(_, rest)| rest.split(' ').next());
-        let Some(addr) = addr else {
+        let Some(base) = base else {
             // It ended; what it said comes through the thread.
             let _ = child.0.wait();
             let said = said.lock().unwrap_or_else(PoisonError::into_inner);
             panic!("the engine did not start: {line}{said}");
         };
         Server {
-            base: format!("http://{addr}"),
+            base: base.to_owned(),
             client: client(),
             said,
             accepted: Mutex::default(),
@@ -410,6 +410,11 @@ impl Server {
     }
 
     /// Asks it to stop, as a service manager does.
+    /// Asks it to read its files again.
+    pub fn hang_up(&self) {
+        self.signal(libc::SIGHUP);
+    }
+
     pub fn terminate(&self) {
         self.signal(libc::SIGTERM);
     }

@@ -62,8 +62,7 @@ async fn enable_channel(
         channel: parse::<Name>(&channel, "channel")?,
     };
     caller.may(Scope::TenantAdmin, &line.tenant)?;
-    let key = (line.tenant.clone(), line.channel.clone());
-    if !admin.channels.contains_key(&key) {
+    if admin.live.channel(&line).is_none() {
         return Err(not_found("channel", &format!("{channel} of {tenant}")));
     }
     let was_disabled = admin.switches.enable(&line).await.map_err(store_problem)?;
@@ -84,16 +83,15 @@ async fn test_channel(
     Extension(caller): Who,
     Path((tenant, channel)): Path<(String, String)>,
 ) -> Answer<TestView> {
-    let key = (
-        parse::<Name>(&tenant, "tenant")?,
-        parse::<Name>(&channel, "channel")?,
-    );
-    caller.may(Scope::TenantAdmin, &key.0)?;
-    let Some(found) = admin.channels.get(&key) else {
-        let (tenant, channel) = key;
+    let line = Line {
+        tenant: parse::<Name>(&tenant, "tenant")?,
+        channel: parse::<Name>(&channel, "channel")?,
+    };
+    caller.may(Scope::TenantAdmin, &line.tenant)?;
+    let Some(found) = admin.live.channel(&line) else {
         return Err(not_found("channel", &format!("{channel} of {tenant}")));
     };
-    let (tenant, channel) = key;
+    let Line { tenant, channel } = line;
     tracing::info!(%tenant, %channel, "a channel is tested");
     let began = Instant::now();
     let sent = found.send(&admin.outgoing, &a_test(tenant, channel)).await;

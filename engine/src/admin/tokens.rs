@@ -5,7 +5,7 @@ use super::view::moment;
 use super::{Admin, Answer, Shared, Who, not_found, parse};
 use crate::id::Name;
 use crate::problem::Problem;
-use crate::registry::{Caller, NewToken, Scope, Token};
+use crate::registry::{Caller, Known, NewToken, Scope, Token};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -73,12 +73,12 @@ pub struct TenantView {
     security(("token" = ["read-only"])),
 )]
 async fn list_tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<TenantView>> {
-    let all = admin.registry.tenants();
-    let seen = all.filter(|(name, ..)| caller.tenant.as_ref().is_none_or(|own| own == *name));
-    let view = |(name, sources, channels): (&Name, Vec<&Name>, Vec<&Name>)| TenantView {
-        name: name.clone(),
-        sources: sources.into_iter().cloned().collect(),
-        channels: channels.into_iter().cloned().collect(),
+    let all = admin.registry.tenants().into_iter();
+    let seen = all.filter(|it| caller.tenant.as_ref().is_none_or(|own| *own == it.name));
+    let view = |known: Known| TenantView {
+        name: known.name,
+        sources: known.sources,
+        channels: known.channels,
     };
     Json(seen.map(view).collect())
 }

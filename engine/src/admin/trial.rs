@@ -120,10 +120,9 @@ async fn try_module(
         Outcome::Failed { error, .. } => (None, Some(error.clone())),
     };
     let actions = trial.commit.deliveries.into_iter().map(|delivery| {
-        let key = (tenant.clone(), delivery.channel.clone());
-        let channel = admin.channels.get(&key);
+        let channel = admin.live.channel(&delivery.line());
         TrialAction {
-            kind: channel.map_or("", |it| it.kind()).to_owned(),
+            kind: channel.as_ref().map_or("", |it| it.kind()).to_owned(),
             preview: channel.and_then(|it| it.preview(&delivery).ok()),
             channel: delivery.channel,
             payload: delivery.payload,

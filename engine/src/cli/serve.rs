@@ -4,6 +4,7 @@ use super::{Failure, block_on, environment};
 use hooksieve::config::{Config, Log, LogFormat};
 use hooksieve::serve::Engine;
 use hooksieve::tenant::Tenant;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -51,17 +52,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         // Asked for before anything starts, so that no signal is missed.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let engine = Engine::start(&config, tenants).await?;
         let (tenants, rules) = engine.counts;
         anstream::println!(
-            "hooksieve {} listens on http://{} (tenants: {tenants}, rules: {rules}, data: {})",
+            "hooksieve {} listens on {} (tenants: {tenants}, rules: {rules}, data: {})",
             env!("CARGO_PKG_VERSION"),
-            engine.addr,
+            engine.base(),
             config.server.data.display()
         );
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => reload(&engine, &config, &env).await,
+            }
         }
         tracing::info!("stopping: what is under way is finished first");
         if engine.stop().await {
@@ -72,6 +77,30 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             ))
         }
     })
+}
+
+/// Reads the certificate and the tenants' files again. Whatever is wrong in either leaves it as it was.
+async fn reload(engine: &Engine, config: &Config, env: &BTreeMap<String, String>) {
+    if let Err(error) = engine.reload_certificate() {
+        tracing::error!(%error, "the certificate is not taken; the one of before stays");
+    }
+    let (folder, timeout_ms) = (config.server.tenants.clone(), config.dispatch.timeout_ms);
+    let env = env.clone();
+    let read = tokio::task::spawn_blocking(move || Tenant::load_all(&folder, &env, timeout_ms));
+    let reloaded = match read.await {
+        Ok(Ok(tenants)) => engine.reload(tenants).await.map_err(|it| it.to_string()),
+        Ok(Err(problem)) => Err(problem.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match reloaded {
+        Ok((tenants, rules)) => tracing::info!(tenants, rules, "the tenants' files are read again"),
+        Err(error) => {
+            tracing::error!(
+                error,
+                "the tenants' files are not taken; the tenants stay as they were"
+            );
+        }
+    }
 }
 
 /// Connections and loaded modules each hold an open file, and the usual limit of 1,024 is meant for

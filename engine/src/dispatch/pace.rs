@@ -119,6 +119,16 @@ impl Buckets {
         Ok(())
     }
 
+    /// Takes over other rates. Where they are the same, nobody begins anew with all that they allow.
+    pub(super) fn follow(&mut self, new: Self) {
+        let rates = |buckets: &Self| -> Vec<Rate> {
+            buckets.buckets.iter().map(|bucket| bucket.rate).collect()
+        };
+        if rates(self) != rates(&new) {
+            *self = new;
+        }
+    }
+
     /// Whether forgetting it would change nothing.
     pub(super) fn is_full(&self, now_ms: i64) -> bool {
         let passed_ms = (now_ms - self.at_ms).max(0) as f64;

@@ -1,8 +1,9 @@
 //! Against the store in memory and real HTTP receivers.
 
 use super::*;
-use crate::channel::webhook;
+use crate::channel::{Channel, webhook};
 use crate::id::{EventId, Hash};
+use crate::quota::EventsQuota;
 use crate::secret::Secret;
 use crate::store::{About, Commit, EventLog as _, MemoryStore, NewEvent, Outbox as _, State};
 use axum::Router;
@@ -11,7 +12,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{Message, Payload};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -90,16 +91,22 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
             timeout_ms: 10_000,
             ..webhook::Settings::default()
         });
-        let key = (name("octo"), name(channel));
-        (key, Arc::new(Channel::Webhook(webhook.unwrap())))
+        (name(channel), Arc::new(Channel::Webhook(webhook.unwrap())))
     });
+    let live = Live::default();
+    let octo = crate::live::OfTenant {
+        sources: BTreeMap::new(),
+        channels: BTreeMap::from(channels),
+        paces: BTreeMap::new(),
+        deliveries_per_s: 0,
+        events: Arc::new(EventsQuota::new(0)),
+    };
+    live.replace([(name("octo"), octo)]);
     let store = Arc::new(MemoryStore::new(0));
     let wake: Wake = Arc::new(|_: &Name| {});
     let switches = Switches::load(store.clone(), wake).await.unwrap();
     let settings = Settings {
         disable_after_ms: 60_000,
-        paces: Paces::new(),
-        deliveries_per_s: HashMap::new(),
         in_flight_max,
         in_flight_per_channel_max: per_channel_max,
         lease_ms,
@@ -110,7 +117,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
     };
     let dispatcher = Dispatcher::new(
         store.clone(),
-        Arc::new(HashMap::from(channels)),
+        Arc::new(live),
         Arc::new(crate::channel::tests::outgoing(None)),
         Links::new(None, Secret::new("a key")),
         Arc::new(switches),

@@ -4,6 +4,7 @@
 //! `axum::serve` does the same without the two bounds: one client could hold every file handle with
 //! requests that never end their headers.
 
+use super::tls::Tls;
 use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
@@ -13,7 +14,8 @@ use hyper_util::server::conn::auto::Builder;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +24,7 @@ use tower_service::Service;
 /// Serves until cancelled, then until the last request under way is answered.
 pub(super) async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     app: Router,
     connections_max: usize,
     headers_timeout: Duration,
@@ -41,8 +44,25 @@ pub(super) async fn serve(
         match accepted {
             Ok((connection, _)) => {
                 let (app, cancel) = (app.clone(), cancel.clone());
+                let acceptor = tls.as_ref().map(|tls| tls.acceptor());
                 connections.spawn(async move {
-                    serve_one(connection, app, headers_timeout, cancel).await;
+                    // Answers are small and wanted at once.
+                    let _ = connection.set_nodelay(true);
+                    match acceptor {
+                        None => serve_one(connection, app, headers_timeout, cancel).await,
+                        Some(acceptor) => {
+                            let shaken = acceptor.accept(connection);
+                            match tokio::time::timeout(headers_timeout, shaken).await {
+                                Ok(Ok(stream)) => {
+                                    serve_one(stream, app, headers_timeout, cancel).await;
+                                }
+                                Ok(Err(error)) => {
+                                    tracing::debug!(%error, "a client and the engine did not agree on TLS");
+                                }
+                                Err(_) => tracing::debug!("a client took too long over TLS"),
+                            }
+                        }
+                    }
                     drop(permit);
                 });
             }
@@ -59,13 +79,11 @@ pub(super) async fn serve(
 }
 
 async fn serve_one(
-    connection: TcpStream,
+    connection: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: Router,
     headers_timeout: Duration,
     cancel: CancellationToken,
 ) {
-    // Answers are small and wanted at once.
-    let _ = connection.set_nodelay(true);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         // A router is always ready.
         app.clone().call(request.map(Body::new))
