@@ -20,7 +20,8 @@ impl Registry {
             let Some(rules) = self.pipeline.rules(&quarantine.tenant) else {
                 continue;
             };
-            let mut deciding = rules.deciding(&quarantine.rule).into_iter().flatten();
+            let name = quarantine.rule.clone();
+            let mut deciding = rules.deciding(&name).into_iter().flatten();
             match deciding.find(|rule| rule.is(&quarantine)) {
                 Some(rule) => drop(rule.health.put_in(quarantine)),
                 None => changes.push((key, None)),
@@ -35,10 +36,8 @@ impl Registry {
     /// Why a rule is not asked any more, if so.
     pub fn quarantine(&self, tenant: &Name, rule: &Name) -> Option<Arc<Quarantine>> {
         let rules = self.pipeline.rules(tenant)?;
-        let found = rules
-            .deciding(rule)?
-            .find_map(|rule| rule.health.quarantine());
-        found
+        let mut deciding = rules.deciding(rule)?;
+        deciding.find_map(|rule| rule.health.quarantine())
     }
 
     /// Has a rule asked again that was in quarantine; `false` where it was not.
