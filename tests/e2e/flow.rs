@@ -816,7 +816,8 @@ async fn a_failed_rule_passes_or_drops_as_it_is_told() {
         .map(|decision| decision["then"].clone())
         .collect();
     assert_eq!(then, ["passed", "dropped"]);
-    assert_eq!(server.get("/v1/held").await.json(), json!([]));
+    let held = server.get("/v1/held").await.json();
+    assert_eq!(held, json!({ "items": [] }));
     server.end().await;
     assert_eq!(hook.count(), 1);
 }

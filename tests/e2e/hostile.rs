@@ -903,7 +903,7 @@ async fn a_good_rule_beside_hostile_ones_delivers_everything() {
         "what failed with `pass`"
     );
     let held = server.get("/v1/held?tenant=acme").await.json();
-    let held = held.as_array().unwrap();
+    let held = held["items"].as_array().unwrap();
     assert_eq!(held.len(), 3 * EVENTS);
     for (name, on_error, _) in &hostile {
         let count = held.iter().filter(|held| held["rule"] == *name).count();
