@@ -16,6 +16,7 @@ mod held;
 mod modules;
 mod openapi;
 mod rules;
+mod settings;
 mod share;
 mod tokens;
 mod trial;
@@ -31,6 +32,7 @@ pub use rules::{
     AuditView, CanaryView, NewVersionBody, OnError, QuarantineView, Resumed, RoleWord, RuleDeleted,
     RuleView, ShadowView, StageBody, VersionBody, VersionView,
 };
+pub use settings::{Removed, SettingView, SettingsBody, TenantBody, TenantSet};
 pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
 pub use trial::{TrialAction, TrialBody, TrialView};
@@ -112,6 +114,7 @@ impl Admin {
         let admin = Arc::new(self);
         let calls = OpenApiRouter::new()
             .merge(tokens::router())
+            .merge(settings::router())
             .merge(modules::router())
             .merge(rules::router())
             .merge(trial::router())

@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand. Results go to standard output, the rest to standard
 //! error; a broken pipe is success.
 
-mod channel;
+mod channels;
 mod check;
 mod client;
 mod dead;
@@ -14,6 +14,7 @@ mod policies;
 mod replay;
 mod rules;
 mod serve;
+mod settings;
 mod store;
 mod style;
 mod tokens;
@@ -63,8 +64,10 @@ enum Command {
     Events(events::Events),
     /// List what newest events led to, and how it stands
     Deliveries(events::Deliveries),
-    /// List the tenants that the token can see
-    Tenants(events::Tenants),
+    /// List the tenants that the token can see; make, change and remove those without a file
+    Tenants(settings::Tenants),
+    /// List, set up and remove a tenant's sources
+    Sources(settings::Sources),
     /// Make, list and revoke access tokens
     Tokens(tokens::Args),
     /// Look at events that a rule failed on, and release or drop them
@@ -73,8 +76,9 @@ enum Command {
     Dead(dead::Args),
     /// Check a store as a whole, export or import it
     Store(store::Args),
-    /// Find out whether a channel works
-    Channel(channel::Args),
+    /// List, set up and remove a tenant's channels; find out whether one works
+    #[command(alias = "channel")]
+    Channels(channels::Args),
     /// Tell what became of an event: rules, decisions, deliveries, attempts
     Explain(explain::Args),
     /// Write a script that completes these commands in a shell
@@ -143,11 +147,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Held(args) => held::run(args),
         Command::Dead(args) => dead::run(args),
         Command::Store(args) => store::run(args),
-        Command::Channel(args) => channel::run(args),
+        Command::Channels(args) => channels::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Events(args) => events::events(args),
         Command::Deliveries(args) => events::deliveries(args),
-        Command::Tenants(args) => events::tenants(args),
+        Command::Tenants(args) => settings::tenants(args),
+        Command::Sources(args) => settings::sources(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hooksieve", &mut script);

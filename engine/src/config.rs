@@ -49,6 +49,8 @@ pub struct Server {
     pub data: PathBuf,
     #[serde(skip)]
     pub operator_token: Option<Secret>,
+    #[serde(skip)]
+    pub secrets_key: Option<Secret>,
     pub body_bytes_max: usize,
     pub request_timeout_ms: u64,
     pub requests_max: usize,
@@ -99,6 +101,8 @@ pub struct Uploads {
     pub rules_max: usize,
     pub versions_max: usize,
     pub modules_bytes_max: u64,
+    pub sources_max: usize,
+    pub channels_max: usize,
 }
 
 /// What a tenant may use, unless its file says otherwise; 0 is no quota.
@@ -174,7 +178,11 @@ struct Settings {
     places: BTreeMap<(String, String), String>,
 }
 
-const OPERATOR_TOKEN: (&str, &str) = ("server", "operator_token");
+/// What stands behind a name of the environment or a file, in `[server]`; and the fewest characters.
+const SECRETS: [(&str, usize); 2] = [
+    ("operator_token", TOKEN_BYTES_MIN),
+    ("secrets_key", KEY_BYTES_MIN),
+];
 
 impl Settings {
     fn new(table: Table) -> Self {
@@ -212,7 +220,8 @@ impl Settings {
                         new.type_str(),
                         default.type_str()
                     );
-                    let message = if (name, key_name) == OPERATOR_TOKEN {
+                    let secret = SECRETS.iter().any(|(secret, _)| *secret == key_name);
+                    let message = if name == "server" && secret {
                         "a secret does not stand in the file: write { env = \"NAME\" } or { file = \"PATH\" }".to_owned()
                     } else {
                         what
@@ -282,7 +291,8 @@ impl Settings {
     }
 
     fn finish(mut self, env: &BTreeMap<String, String>) -> Result<Config, Problem> {
-        let token = self.operator_token(env)?;
+        let [token, key] = SECRETS.map(|secret| self.secret(secret, env));
+        let (token, key) = (token?, key?);
         self.check()?;
         // Section by section, so that a value which does not fit is named with its place.
         let mut config: Config = match self.table.clone().try_into() {
@@ -290,14 +300,16 @@ impl Settings {
             Err(error) => return Err(self.misfit(&error)),
         };
         config.server.operator_token = token;
+        config.server.secrets_key = key;
         Ok(config)
     }
 
-    fn operator_token(
+    fn secret(
         &mut self,
+        (key, bytes_min): (&str, usize),
         env: &BTreeMap<String, String>,
     ) -> Result<Option<Secret>, Problem> {
-        let (section, key) = OPERATOR_TOKEN;
+        let section = "server";
         let value = self
             .table
             .get_mut(section)
@@ -313,9 +325,9 @@ impl Settings {
                     Err(error) => return Err(problem(format!("{path} cannot be read: {error}"))),
                 },
                 _ => {
-                    return Err(problem(
-                        "`operator_token` is { env = \"NAME\" } or { file = \"PATH\" }".to_owned(),
-                    ));
+                    return Err(problem(format!(
+                        "`{key}` is {{ env = \"NAME\" }} or {{ file = \"PATH\" }}"
+                    )));
                 }
             },
             _ => None,
@@ -323,12 +335,13 @@ impl Settings {
         let token = token
             .map(|text| text.trim().to_owned())
             .filter(|text| !text.is_empty());
-        if token
-            .as_ref()
-            .is_some_and(|text| text.len() < TOKEN_BYTES_MIN)
-        {
+        let short = token.as_ref().is_some_and(|text| match key {
+            "secrets_key" => text.split(',').any(|one| one.trim().len() < bytes_min),
+            _ => text.len() < bytes_min,
+        });
+        if short {
             return Err(problem(format!(
-                "the operator token is shorter than {TOKEN_BYTES_MIN} characters"
+                "`{key}` is shorter than {bytes_min} characters"
             )));
         }
         Ok(token.map(Secret::new))
@@ -342,8 +355,10 @@ impl Settings {
             if let (Some(Value::Table(keys)), Some(value)) = (alone.get_mut(section), value) {
                 keys.insert(key.clone(), value.clone());
             }
-            if let Some(Value::Table(server)) = alone.get_mut(OPERATOR_TOKEN.0) {
-                server.remove(OPERATOR_TOKEN.1);
+            if let Some(Value::Table(server)) = alone.get_mut("server") {
+                for (secret, _) in SECRETS {
+                    server.remove(secret);
+                }
             }
             if let Err(error) = alone.try_into::<Config>() {
                 let message = format!("`{key}` of [{section}]: {}", error.message());
@@ -415,7 +430,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 44] = [
+const RANGES: [(&str, &str, i64, i64); 46] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -439,6 +454,8 @@ const RANGES: [(&str, &str, i64, i64); 44] = [
     ("uploads", "rules_max", 0, 1_000_000),
     ("uploads", "versions_max", 2, 10_000),
     ("uploads", "modules_bytes_max", 0, 1 << 40),
+    ("uploads", "sources_max", 0, 1_000_000),
+    ("uploads", "channels_max", 0, 1_000_000),
     ("quotas", "events_per_s", 0, PER_S_MAX as i64),
     ("quotas", "fuel_per_s", 0, FUEL_PER_S_MAX as i64),
     ("quotas", "deliveries_per_s", 0, PER_S_MAX as i64),
@@ -467,6 +484,8 @@ pub const PER_S_MAX: u32 = 1_000_000;
 pub const FUEL_PER_S_MAX: u64 = 1 << 50;
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
+/// The shortest key that seals secrets.
+const KEY_BYTES_MIN: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -61,6 +61,7 @@ mod quota;
 pub mod registry;
 pub mod replay;
 pub mod sandbox;
+mod seal;
 pub mod secret;
 pub mod serve;
 pub mod store;

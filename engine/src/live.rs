@@ -12,12 +12,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-type All = HashMap<Name, Arc<OfTenant>>;
-
 /// All tenants.
 #[derive(Default)]
 pub struct Live {
-    tenants: RwLock<All>,
+    tenants: RwLock<HashMap<Name, Arc<OfTenant>>>,
     revision: AtomicU64,
 }
 
@@ -33,6 +31,7 @@ pub struct OfTenant {
 }
 
 impl OfTenant {
+    /// What a tenant's file says.
     pub fn new(tenant: &Tenant, defaults: &Quotas) -> Self {
         let quotas = tenant.quotas.over(defaults);
         Self {
@@ -56,29 +55,22 @@ impl Live {
         self.get(&line.tenant)?.channels.get(&line.channel).cloned()
     }
 
-    /// Has these be all that there are, and gives those from before. A tenant whose quota is as it was
-    /// begins no new second.
-    pub fn replace(&self, all: impl IntoIterator<Item = (Name, OfTenant)>) -> All {
+    /// Has a tenant have these from now on. One whose quota is as it was begins no new second.
+    pub fn put(&self, tenant: &Name, mut new: OfTenant) {
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
-        let all = all.into_iter().map(|(name, mut new)| {
-            if let Some(old) = tenants.get(&name)
-                && old.events.per_s() == new.events.per_s()
-            {
-                new.events = old.events.clone();
-            }
-            (name, Arc::new(new))
-        });
-        let all = all.collect();
-        let before = std::mem::replace(&mut *tenants, all);
+        if let Some(old) = tenants.get(tenant)
+            && old.events.per_s() == new.events.per_s()
+        {
+            new.events = old.events.clone();
+        }
+        tenants.insert(tenant.clone(), Arc::new(new));
         drop(tenants);
         self.revision.fetch_add(1, Ordering::Release);
-        before
     }
 
-    /// Takes back a change.
-    pub fn put_back(&self, before: All) {
+    pub fn remove(&self, tenant: &Name) {
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
-        *tenants = before;
+        tenants.remove(tenant);
         drop(tenants);
         self.revision.fetch_add(1, Ordering::Release);
     }

@@ -230,6 +230,27 @@ impl Rules {
         self
     }
 
+    /// Those of a tenant that has none.
+    pub(crate) fn none(tenant: Name) -> Self {
+        Self {
+            tenant,
+            rules: Vec::new(),
+            channels: None,
+            default_channel: None,
+            fuel: Arc::new(FuelQuota::new(0)),
+            quarantine: quarantine::Settings::default(),
+        }
+    }
+
+    /// With these channels to name instead.
+    #[must_use]
+    pub(crate) fn naming(&self, channels: BTreeMap<Name, Arc<Channel>>) -> Self {
+        Self {
+            channels: Some(Arc::new(channels)),
+            ..self.clone()
+        }
+    }
+
     /// The versions of a rule that decide, where there is such a rule.
     pub(crate) fn deciding(&self, name: &Name) -> Option<impl Iterator<Item = &ActiveRule>> {
         let asked = self.rules.iter().find(|rule| rule.name == *name)?;
@@ -729,6 +750,7 @@ impl Pipeline {
             let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
             rules.keys().cloned().collect()
         };
+        self.metrics.tell_apart(&tenants);
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         for tenant in tenants {
             if !running.insert(tenant.clone()) {

@@ -7,11 +7,14 @@
 //! - Nothing becomes a version that does not compile or refuses its configuration.
 //! - Every change is in its tenant's audit log, written with it.
 //!
-//! Sources and channels are the operator's, in the tenants' files, and so are the rules there: a rule
-//! in a file has no versions, and its name cannot be taken.
+//! What stands in a tenant's file is the operator's, and no call changes it: a rule there has no versions,
+//! and no name of a source, a channel or a rule there can be taken.
 //!
 //! ```text
 //! token/{id}                              an access token, as a hash
+//! tenant/{tenant}                         a tenant that has no file
+//! source/{tenant}/{name}                  a source, sealed
+//! channel/{tenant}/{name}                 a channel, sealed
 //! module/{tenant}/{sha256}                a module's size and date
 //! wasm/{tenant}/{sha256}                  its bytes
 //! rule/{tenant}/{rule}                    which versions are in use
@@ -21,21 +24,27 @@
 //! ```
 
 mod access;
+mod own;
 mod rest;
 mod rule;
 mod trial;
 
 pub use access::{Caller, NewToken, Scope, Token};
+pub use own::{Bounds, Settings, Shown, Thing};
 pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
 pub use trial::{Trial, Tried};
 
+use own::Own;
 use trial::TRIALS_MAX;
 
 use crate::clock::now_ms;
 use crate::config::Uploads;
 use crate::id::{Hash, Name};
+use crate::live::{Live, OfTenant};
 use crate::pipeline::{ActiveRule, Asked, Canary, Pipeline, Rules, Shadow, Tally, programs};
 use crate::sandbox::{Form, Refused, Sandbox};
+use crate::seal::Seal;
+use crate::secret::Secret;
 use crate::store::{self, Changes, Store};
 use crate::tenant::{ModuleRef, Pattern, Rule, Tenant};
 use serde::de::DeserializeOwned;
@@ -85,8 +94,11 @@ const ROLLBACKS_MAX: usize = 20;
 pub struct Registry {
     store: Arc<dyn Store>,
     pipeline: Arc<Pipeline>,
+    live: Arc<Live>,
     sandbox: Sandbox,
+    seal: Seal,
     limits: Uploads,
+    bounds: Bounds,
     tenants: RwLock<BTreeMap<Name, Arc<Fixed>>>,
     tokens: RwLock<HashMap<String, Token>>,
     /// One change at a time: each reads what the one before it left.
@@ -111,10 +123,24 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What a tenant's file says, which no call changes.
+/// A tenant as it is now: its file, which no call changes, and what was set up beside it.
 struct Fixed {
+    /// The rules of its file, which may name all of its channels.
     rules: Arc<Rules>,
-    sources: BTreeSet<Name>,
+    /// Its file without the rules.
+    file: Arc<Tenant>,
+    own: Own,
+}
+
+/// What a registry works with.
+pub struct Parts {
+    pub store: Arc<dyn Store>,
+    pub pipeline: Arc<Pipeline>,
+    pub live: Arc<Live>,
+    pub sandbox: Sandbox,
+    pub secrets_key: Secret,
+    pub limits: Uploads,
+    pub bounds: Bounds,
 }
 
 /// A tenant, with the names of its sources and channels.
@@ -126,11 +152,13 @@ pub struct Known {
 }
 
 impl Fixed {
-    fn new(tenant: &Tenant, rules: Arc<Rules>) -> Self {
-        Self {
-            rules,
-            sources: tenant.sources.keys().cloned().collect(),
-        }
+    /// Its sources, of the file and others.
+    fn sources(&self) -> BTreeSet<&Name> {
+        self.file
+            .sources
+            .keys()
+            .chain(self.own.sources.keys())
+            .collect()
     }
 }
 
@@ -165,28 +193,26 @@ pub struct Uploaded {
 }
 
 impl Registry {
-    /// Reads everything, compiles what is in use and hands it to the pipeline.
+    /// Reads everything, compiles what is in use and hands it to the pipeline. `rules` are those of the
+    /// tenants' files, in their order.
     ///
     /// # Errors
-    /// When the store cannot be read. A version that cannot be used any more is logged, and the events
-    /// of its rule are failed on.
+    /// When the store cannot be read, or something sealed in it does not open. A version that cannot be
+    /// used any more is logged, and the events of its rule are failed on.
     pub async fn open(
-        store: Arc<dyn Store>,
-        pipeline: Arc<Pipeline>,
-        sandbox: Sandbox,
-        limits: Uploads,
-        tenants: &[Tenant],
-    ) -> Result<Self, store::Error> {
-        let fixed = tenants.iter().filter_map(|tenant| {
-            let rules = pipeline.rules(&tenant.name)?;
-            Some((tenant.name.clone(), Arc::new(Fixed::new(tenant, rules))))
-        });
+        parts: Parts,
+        tenants: Vec<Tenant>,
+        rules: Vec<Rules>,
+    ) -> Result<Self, Error> {
         let registry = Self {
-            tenants: RwLock::new(fixed.collect()),
-            store,
-            pipeline,
-            sandbox,
-            limits,
+            seal: Seal::new(&parts.secrets_key),
+            store: parts.store,
+            pipeline: parts.pipeline,
+            live: parts.live,
+            sandbox: parts.sandbox,
+            limits: parts.limits,
+            bounds: parts.bounds,
+            tenants: RwLock::default(),
             tokens: RwLock::default(),
             rules: Mutex::default(),
             compiles: Semaphore::new(COMPILES_MAX),
@@ -203,6 +229,7 @@ impl Registry {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = tokens.collect();
         registry.load_rules().await?;
+        registry.replace(tenants, rules).await?;
         registry.load_quarantines().await?;
         Ok(registry)
     }
@@ -226,48 +253,94 @@ impl Registry {
                 entry.versions.insert(version.number, version);
             }
         }
-        self.compile(&mut all).await?;
-        for (tenant, rules) in &all {
-            self.put_to_work(tenant, rules);
-        }
         *self.rules.lock().await = all;
         Ok(())
     }
 
-    /// Takes over what the tenants' files say by now. Nothing that was uploaded changes.
+    /// Takes over what the tenants' files say by now. Nothing that was set up by calls changes.
     ///
     /// # Errors
     /// When the store cannot be read; then all stays as it was.
     pub(crate) async fn replace(
         &self,
-        tenants: &[Tenant],
+        tenants: Vec<Tenant>,
         rules: Vec<Rules>,
-    ) -> Result<(), store::Error> {
+    ) -> Result<(), Error> {
         let mut all = self.rules.lock().await;
-        let before = {
-            let now = tenants.iter().zip(rules).map(|(tenant, mut rules)| {
-                if let Some(before) = self.pipeline.rules(&tenant.name) {
-                    rules.take_over(&before);
-                }
-                let fixed = Fixed::new(tenant, Arc::new(rules));
-                (tenant.name.clone(), Arc::new(fixed))
-            });
-            let now: BTreeMap<_, _> = now.collect();
-            std::mem::replace(&mut *self.fixed_now(), now)
-        };
+        let (mut own, fileless) = self.load_own().await?;
+        let mut now = BTreeMap::new();
+        for (mut file, mut rules) in tenants.into_iter().zip(rules) {
+            if let Some(before) = self.pipeline.rules(&file.name) {
+                rules.take_over(&before);
+            }
+            // Compiled by now; their modules' bytes need no memory.
+            file.rules = Vec::new();
+            let fixed = Fixed {
+                own: own.remove(&file.name).unwrap_or_default(),
+                rules: Arc::new(rules),
+                file: Arc::new(file),
+            };
+            now.insert(fixed.file.name.clone(), Arc::new(fixed));
+        }
+        for (name, tenant) in fileless {
+            if now.contains_key(&name) {
+                tracing::warn!(tenant = %name, "it has a file by now, whose quotas hold");
+                continue;
+            }
+            let file = Tenant::empty(name.clone(), tenant.quotas);
+            let fixed = Fixed {
+                own: own.remove(&name).unwrap_or_default(),
+                rules: Arc::new(self.bounded(&file)),
+                file: Arc::new(file),
+            };
+            now.insert(name, Arc::new(fixed));
+        }
+        let before = std::mem::replace(&mut *self.fixed_now(), now.clone());
         // A tenant that was not there before may have rules from an earlier time.
         if let Err(error) = self.compile(&mut all).await {
             *self.fixed_now() = before;
-            return Err(error);
+            return Err(error.into());
         }
-        for gone in before.keys().filter(|it| self.fixed(it).is_err()) {
+        for gone in before.keys().filter(|it| !now.contains_key(*it)) {
+            self.live.remove(gone);
             self.pipeline.rest(gone);
         }
         let none = BTreeMap::new();
-        for tenant in tenants {
-            self.put_to_work(&tenant.name, all.get(&tenant.name).unwrap_or(&none));
+        for (name, fixed) in now {
+            self.establish(&name, &fixed, all.get(&name).unwrap_or(&none));
         }
         Ok(())
+    }
+
+    /// The rules of a tenant without a file: none, within its quota.
+    fn bounded(&self, tenant: &Tenant) -> Rules {
+        let quotas = tenant.quotas.over(&self.bounds.quotas);
+        let rules = Rules::none(tenant.name.clone());
+        rules.bounded(quotas.fuel_per_s, self.bounds.quarantine)
+    }
+
+    /// Has a tenant be this from now on: what its rules may name is there before they can.
+    fn establish(&self, tenant: &Name, fixed: &Fixed, rules: &BTreeMap<Name, Entry>) {
+        let mut live = OfTenant::new(&fixed.file, &self.bounds.quotas);
+        for (name, kept) in &fixed.own.sources {
+            let source = || kept.given.made.clone();
+            live.sources.entry(name.clone()).or_insert_with(source);
+        }
+        for (name, kept) in &fixed.own.channels {
+            if !live.channels.contains_key(name) {
+                let (channel, pace) = kept.given.made.clone();
+                live.channels.insert(name.clone(), channel);
+                live.paces.insert(name.clone(), pace);
+            }
+        }
+        let fixed = Fixed {
+            rules: Arc::new(fixed.rules.naming(live.channels.clone())),
+            file: fixed.file.clone(),
+            own: fixed.own.clone(),
+        };
+        self.live.put(tenant, live);
+        self.fixed_now().insert(tenant.clone(), Arc::new(fixed));
+        self.put_to_work(tenant, rules);
     }
 
     fn fixed_now(&self) -> RwLockWriteGuard<'_, BTreeMap<Name, Arc<Fixed>>> {
@@ -398,7 +471,7 @@ impl Registry {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         let known = tenants.iter().map(|(name, fixed)| Known {
             name: name.clone(),
-            sources: fixed.sources.iter().cloned().collect(),
+            sources: fixed.sources().into_iter().cloned().collect(),
             channels: fixed.rules.channels().cloned().collect(),
         });
         known.collect()

@@ -18,10 +18,10 @@ use crate::dispatch::{self, Dispatcher, Switches};
 use crate::housekeeping::{self, Housekeeper, Watermark};
 use crate::id::Name;
 use crate::ingest::Ingest;
-use crate::live::{Live, OfTenant};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Rules, Workers};
-use crate::registry::Registry;
+use crate::registry::{self, Registry};
 use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
 use crate::store::{self, SledStore, Store};
@@ -60,6 +60,8 @@ pub enum StartError {
     },
     #[error(transparent)]
     Store(#[from] store::Error),
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     #[error("{path}: {error}", path = path.display())]
     File { path: PathBuf, error: String },
     #[error("the system gives no thread: {0}")]
@@ -87,10 +89,8 @@ pub struct Engine {
 struct Tenants {
     config: Config,
     sandbox: Sandbox,
-    live: Arc<Live>,
     lanes: Arc<Pipeline>,
     registry: Arc<Registry>,
-    metrics: Arc<Metrics>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
 }
@@ -132,7 +132,7 @@ impl Engine {
         let sandbox = sandbox(config)?;
         let rules = rules(&tenants, &sandbox, config)?;
         let live = Arc::new(Live::default());
-        live.replace(all_of(&tenants, config));
+        let counts = counts(&tenants);
         let outgoing = Arc::new(outgoing(config)?);
         let tls = Tls::open(&config.server)?;
 
@@ -160,19 +160,25 @@ impl Engine {
         let pipeline = Pipeline::new(
             store.clone(),
             Arc::new(workers),
-            rules,
+            Vec::new(),
             metrics.clone(),
             config.decide.batch_max,
         );
         let pipeline = Arc::new(pipeline);
-        let registry = Registry::open(
-            store.clone(),
-            pipeline.clone(),
-            sandbox.clone(),
-            config.uploads.clone(),
-            &tenants,
-        );
-        let registry = Arc::new(registry.await?);
+        let secrets_key = match &config.server.secrets_key {
+            Some(key) => key.clone(),
+            None => kept_secret(&config.server.data, SECRETS_KEY_FILE)?,
+        };
+        let parts = registry::Parts {
+            store: store.clone(),
+            pipeline: pipeline.clone(),
+            live: live.clone(),
+            sandbox: sandbox.clone(),
+            secrets_key,
+            limits: config.uploads.clone(),
+            bounds: bounds(config),
+        };
+        let registry = Arc::new(Registry::open(parts, tenants, rules).await?);
         let wake: dispatch::Wake = {
             let pipeline = pipeline.clone();
             Arc::new(move |tenant: &Name| pipeline.wake(tenant))
@@ -214,7 +220,7 @@ impl Engine {
         let engine = Self {
             addr,
             token,
-            counts: counts(&tenants),
+            counts,
             tls: tls.clone(),
             ingest: ingest_stage,
             pipeline: Stage::new(),
@@ -224,10 +230,8 @@ impl Engine {
             tenants: Tenants {
                 config: config.clone(),
                 sandbox,
-                live: live.clone(),
                 lanes: pipeline.clone(),
                 registry,
-                metrics: metrics.clone(),
                 changing: tokio::sync::Mutex::default(),
             },
         };
@@ -298,10 +302,8 @@ impl Engine {
         let Tenants {
             config,
             sandbox,
-            live,
             lanes,
             registry,
-            metrics,
             changing,
         } = &self.tenants;
         let _changing = changing.lock().await;
@@ -315,15 +317,10 @@ impl Engine {
         let (tenants, rules) = compiled
             .await
             .map_err(|error| StartError::Threads(std::io::Error::other(error)))??;
-        metrics.tell_apart(tenants.iter().map(|tenant| &tenant.name));
-        // Channels first: what a new rule names is there.
-        let before = live.replace(all_of(&tenants, config));
-        if let Err(error) = registry.replace(&tenants, rules).await {
-            live.put_back(before);
-            return Err(error.into());
-        }
+        let counts = counts(&tenants);
+        registry.replace(tenants, rules).await?;
         lanes.begin_lanes();
-        Ok(counts(&tenants))
+        Ok(counts)
     }
 
     /// Stops in the order of the flow: no new events, then no new decisions, then no new deliveries;
@@ -344,10 +341,14 @@ fn counts(tenants: &[Tenant]) -> (usize, usize) {
     (tenants.len(), rules.sum())
 }
 
-fn all_of(tenants: &[Tenant], config: &Config) -> Vec<(Name, OfTenant)> {
-    let all = tenants.iter();
-    all.map(|tenant| (tenant.name.clone(), OfTenant::new(tenant, &config.quotas)))
-        .collect()
+fn bounds(config: &Config) -> registry::Bounds {
+    registry::Bounds {
+        quotas: config.quotas,
+        quarantine: config.quarantine,
+        timeout_ms: config.dispatch.timeout_ms,
+        lease_ms: config.dispatch.lease_ms,
+        loopback: config.server.listen.ip().is_loopback(),
+    }
 }
 
 fn rules(tenants: &[Tenant], sandbox: &Sandbox, config: &Config) -> Result<Vec<Rules>, StartError> {
@@ -474,6 +475,9 @@ const DUE_LOADED_MAX: usize = 1_024;
 
 /// The file with the token of an engine that was given none.
 pub const LOCAL_TOKEN_FILE: &str = "operator-token";
+
+/// The file with the key that seals secrets, where none is configured.
+const SECRETS_KEY_FILE: &str = "secrets-key";
 
 /// The file with the key that signs the links in messages.
 const LINK_KEY_FILE: &str = "link-key";

@@ -11,15 +11,20 @@ use crate::ingest::verify::Verify;
 use crate::secret::Secret;
 use crate::store::Then;
 use hooksieve_sdk::wire::json::Data;
+use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use toml::de::DeValue;
+use utoipa::ToSchema;
 
 /// A tenant as its file describes it.
 #[derive(Debug)]
 pub struct Tenant {
     pub name: Name,
+    /// Whether it has a file, or was made by a call.
+    pub in_file: bool,
     pub sources: BTreeMap<Name, Source>,
     /// In the order of the file.
     pub rules: Vec<Rule>,
@@ -32,10 +37,16 @@ pub struct Tenant {
 }
 
 /// What a tenant's file says instead of the configuration's `[quotas]`; 0 is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct OwnQuotas {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_000_000)]
     pub events_per_s: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fuel_per_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_000_000)]
     pub deliveries_per_s: Option<u32>,
 }
 
@@ -115,6 +126,20 @@ impl Pattern {
 }
 
 impl Tenant {
+    /// One without a file, that has nothing yet.
+    pub(crate) fn empty(name: Name, quotas: OwnQuotas) -> Self {
+        Self {
+            name,
+            in_file: false,
+            sources: BTreeMap::new(),
+            rules: Vec::new(),
+            channels: BTreeMap::new(),
+            paces: BTreeMap::new(),
+            default_channel: None,
+            quotas,
+        }
+    }
+
     /// Reads every `*.toml` of a folder.
     ///
     /// # Errors
@@ -163,8 +188,9 @@ impl Tenant {
         })?;
         let reader = Reader {
             file,
-            env,
+            secrets: From::Elsewhere(env),
             timeout_ms,
+            found: RefCell::default(),
         };
 
         let mut sources = BTreeMap::new();
@@ -215,6 +241,7 @@ impl Tenant {
         root.finish()?;
         Ok(Self {
             name,
+            in_file: true,
             sources,
             rules,
             channels,
@@ -329,8 +356,89 @@ fn pace(section: &Section<'_>, channel: &Channel) -> Result<Pace, Problem> {
 
 struct Reader<'a> {
     file: &'a File,
-    env: &'a BTreeMap<String, String>,
+    secrets: From<'a>,
     timeout_ms: u64,
+    /// The keys whose values turned out to be secrets.
+    found: RefCell<Vec<String>>,
+}
+
+/// Where secrets come from.
+enum From<'a> {
+    /// The environment or files of their own: the operator's text names them.
+    Elsewhere(&'a BTreeMap<String, String>),
+    /// The text itself, which is a tenant's call and names nothing of this machine's.
+    Here,
+}
+
+/// What a tenant has set up in a call instead of a file.
+#[derive(Clone, Debug)]
+pub struct Given<T> {
+    pub made: T,
+    /// The keys whose values are secrets.
+    pub secrets: Vec<String>,
+}
+
+/// A channel as a call describes it: what would be its `[[channel]]`, with secrets as text.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn channel(
+    name: &Name,
+    settings: &serde_json::Map<String, serde_json::Value>,
+    timeout_ms: u64,
+) -> Result<Given<(Arc<Channel>, Pace)>, String> {
+    given("channel", name, settings, timeout_ms, |reader, section| {
+        let (_, channel, pace, _) = reader.channel(section)?;
+        Ok((Arc::new(channel), pace))
+    })
+}
+
+/// A source as a call describes it: what would be its `[[source]]`, with secrets as text.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub fn source(
+    name: &Name,
+    settings: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Given<Source>, String> {
+    given("source", name, settings, 0, |reader, section| {
+        Ok(reader.source(section)?.0)
+    })
+}
+
+fn given<T>(
+    what: &'static str,
+    name: &Name,
+    settings: &serde_json::Map<String, serde_json::Value>,
+    timeout_ms: u64,
+    read: impl for<'a> FnOnce(&Reader<'a>, Section<'a>) -> Result<T, Problem>,
+) -> Result<Given<T>, String> {
+    if settings.contains_key("name") {
+        return Err(format!(
+            "the {what}'s name stands in the path, so `name` is left out"
+        ));
+    }
+    let mut table = settings.clone();
+    table.insert("name".to_owned(), name.as_str().into());
+    let whole = BTreeMap::from([(what, [table])]);
+    let text = toml::to_string(&whole).map_err(|error| format!("{what} `{name}`: {error}"))?;
+    let file = File::new("the body", text);
+    let told = |problem: Problem| problem.message;
+    let parsed = file.parse().map_err(told)?;
+    let root = file.section(&parsed);
+    let reader = Reader {
+        file: &file,
+        secrets: From::Here,
+        timeout_ms,
+        found: RefCell::default(),
+    };
+    let section = root.sections(what).map_err(told)?.pop();
+    let section = section.ok_or_else(|| format!("there is no {what}"))?;
+    let made = read(&reader, section).map_err(told)?;
+    Ok(Given {
+        made,
+        secrets: reader.found.take(),
+    })
 }
 
 impl<'a> Reader<'a> {
@@ -362,8 +470,12 @@ impl<'a> Reader<'a> {
         let open = section.bool("open")?;
         let open_here = open.as_ref().is_some_and(|open| open.value);
         if token.is_some() == open_here {
+            let token = match self.secrets {
+                From::Elsewhere(_) => "token = { env = \"NAME\" }",
+                From::Here => "token",
+            };
             return Err(section.problem(format!(
-                "{} needs either `token = {{ env = \"NAME\" }}` or `open = true` (on a loopback address only)",
+                "{} needs either `{token}` or `open = true` (on a loopback address only)",
                 section.title()
             )));
         }
@@ -657,10 +769,13 @@ impl<'a> Reader<'a> {
 
     fn need_secret(&self, section: &Section<'a>, key: &'static str) -> Result<Secret, Problem> {
         self.secret(section, key)?.ok_or_else(|| {
-            section.problem(format!(
-                "{} has no `{key}`; write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
-                section.title()
-            ))
+            let title = section.title();
+            section.problem(match self.secrets {
+                From::Elsewhere(_) => format!(
+                    "{title} has no `{key}`; write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}"
+                ),
+                From::Here => format!("{title} has no `{key}`"),
+            })
         })
     }
 
@@ -696,9 +811,9 @@ impl<'a> Reader<'a> {
             return Ok(Vec::new());
         };
         let read = table.entries().map(|(name, found)| {
-            let value = match found.value.as_str() {
-                Some(text) => Secret::new(text),
-                None => self.secret_at(&table, name, &found)?,
+            let value = match (found.value.as_str(), &self.secrets) {
+                (Some(text), From::Elsewhere(_)) => Secret::new(text),
+                _ => self.secret_at(&table, name, &found)?,
             };
             Ok((name.to_owned(), value))
         });
@@ -711,19 +826,32 @@ impl<'a> Reader<'a> {
         key: &str,
         found: &Located<'a, &'a DeValue<'a>>,
     ) -> Result<Secret, Problem> {
+        let env = match &self.secrets {
+            From::Elsewhere(env) => *env,
+            From::Here => {
+                let title = section.title();
+                let text = found.value.as_str().map(str::trim).unwrap_or_default();
+                if text.is_empty() {
+                    let wrong = format!("`{key}` of {title} is a secret: give its text");
+                    return Err(found.problem(wrong));
+                }
+                self.found.borrow_mut().push(key.to_owned());
+                return Ok(Secret::new(text));
+            }
+        };
         let Some(from) = found.section(format!("`{key}` of {}", section.title())) else {
             return Err(found.problem(format!(
                 "`{key}` of {} is a secret and does not stand in the file: write {key} = {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
                 section.title()
             )));
         };
-        let (env, file) = (from.str("env")?, from.str("file")?);
+        let (variable, file) = (from.str("env")?, from.str("file")?);
         from.finish()?;
-        let text = match (env, file) {
-            (Some(env), None) => self.env.get(env.value).cloned().ok_or_else(|| {
-                env.problem(format!(
+        let text = match (variable, file) {
+            (Some(variable), None) => env.get(variable.value).cloned().ok_or_else(|| {
+                variable.problem(format!(
                     "the environment variable {} for {} is not set",
-                    env.value,
+                    variable.value,
                     from.title()
                 ))
             })?,

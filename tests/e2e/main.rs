@@ -21,6 +21,7 @@ mod quotas;
 mod refused;
 mod reload;
 mod senders;
+mod settings;
 mod sizes;
 mod smith;
 mod sql;

@@ -542,9 +542,14 @@ async fn shadow(
 pub struct AuditView {
     pub at: String,
     pub who: String,
-    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`.
+    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`; `set` or
+    /// `remove` of a source or channel.
     pub what: String,
+    /// The rule, source or channel.
     pub rule: Name,
+    /// `source` or `channel`, where it was about no rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thing: Option<String>,
     /// What was live before, and from then on.
     pub from: Option<u32>,
     pub to: Option<u32>,
@@ -571,6 +576,7 @@ async fn audit(
         who: entry.who,
         what: entry.what,
         rule: entry.rule,
+        thing: entry.thing,
         from: entry.from,
         to: entry.to,
         version: entry.version,

@@ -3,9 +3,7 @@
 use super::client::Remote;
 use super::rules::Whose;
 use super::{Failure, style};
-use hooksieve::admin::{
-    DecisionView, DeliveryView, OutcomeWord, Page, StateWord, StoryView, TenantView,
-};
+use hooksieve::admin::{DecisionView, DeliveryView, OutcomeWord, Page, StateWord, StoryView};
 use reqwest::Method;
 use std::thread;
 use std::time::Duration;
@@ -193,32 +191,6 @@ pub(crate) fn deliveries(args: Deliveries) -> Result<(), Failure> {
             &style::clean(&delivery.r#type),
             delivery.rule.as_str(),
             &delivery.attempts.len().to_string(),
-        ]);
-    }
-    anstream::println!("{table}");
-    Ok(())
-}
-
-#[derive(clap::Args)]
-pub(crate) struct Tenants {
-    #[command(flatten)]
-    remote: Remote,
-}
-
-pub(crate) fn tenants(args: Tenants) -> Result<(), Failure> {
-    let tenants: Vec<TenantView> = args.remote.call(Method::GET, "/v1/tenants")?;
-    if args.remote.json {
-        anstream::println!("{}", serde_json::json!(tenants));
-        return Ok(());
-    }
-    let mut table = style::table(&["tenant", "sources", "channels"]);
-    for tenant in &tenants {
-        let sources: Vec<_> = tenant.sources.iter().map(|it| it.as_str()).collect();
-        let channels: Vec<_> = tenant.channels.iter().map(|it| it.as_str()).collect();
-        table.add_row([
-            tenant.name.as_str(),
-            &sources.join(", "),
-            &channels.join(", "),
         ]);
     }
     anstream::println!("{table}");

@@ -174,7 +174,9 @@ pub(crate) fn push(args: Push) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read_config(path: &Path) -> Result<serde_json::Map<String, serde_json::Value>, Failure> {
+pub(super) fn read_config(
+    path: &Path,
+) -> Result<serde_json::Map<String, serde_json::Value>, Failure> {
     let wrong =
         |error: &dyn std::fmt::Display| Failure::Input(format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;

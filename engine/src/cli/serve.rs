@@ -42,12 +42,6 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     start_log(&config.log)?;
     allow_open_files();
     let tenants = Tenant::load_all(&config.server.tenants, &env, config.dispatch.timeout_ms)?;
-    if tenants.is_empty() {
-        return Err(Failure::Input(format!(
-            "{} holds no tenant: put a file <tenant>.toml there",
-            config.server.tenants.display()
-        )));
-    }
     block_on(async {
         // Asked for before anything starts, so that no signal is missed.
         let mut terminate = signal(SignalKind::terminate())?;

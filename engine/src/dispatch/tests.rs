@@ -101,7 +101,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         deliveries_per_s: 0,
         events: Arc::new(EventsQuota::new(0)),
     };
-    live.replace([(name("octo"), octo)]);
+    live.put(&name("octo"), octo);
     let store = Arc::new(MemoryStore::new(0));
     let wake: Wake = Arc::new(|_: &Name| {});
     let switches = Switches::load(store.clone(), wake).await.unwrap();

@@ -21,7 +21,7 @@ pub enum Scope {
     ReadOnly,
     /// Upload modules, change rules, release held events, redrive and purge dead letters.
     Author,
-    /// Make and revoke its tenant's tokens, and test and enable channels.
+    /// Set up its tenant's sources and channels, test and enable channels, make and revoke tokens.
     TenantAdmin,
     /// Everything, of every tenant.
     Operator,
@@ -187,6 +187,18 @@ impl Registry {
         let mut own: Vec<Token> = own.cloned().collect();
         own.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
         own
+    }
+
+    /// The records of a tenant's tokens.
+    pub(super) fn token_keys(&self, tenant: &Name) -> Vec<String> {
+        let tokens = self.tokens(Some(tenant)).into_iter();
+        tokens.map(|token| format!("token/{}", token.id)).collect()
+    }
+
+    /// Makes a tenant's tokens worthless; their records are gone already.
+    pub(super) fn forget_tokens(&self, tenant: &Name) {
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|_, token| token.tenant.as_ref() != Some(tenant));
     }
 
     /// A token by its id.

@@ -1,8 +1,8 @@
 //! A rule as a history of versions, and which of them are in use.
 
 use super::{
-    AUDIT_MAX, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry, not_found, read,
-    rule_key, version_key, written,
+    AUDIT_MAX, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry, Thing, not_found,
+    read, rule_key, version_key, written,
 };
 use crate::clock::now_ms;
 use crate::config::read::did_you_mean;
@@ -128,9 +128,14 @@ impl RuleState {
 pub struct AuditEntry {
     pub at_ms: i64,
     pub who: String,
-    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`.
+    /// `version`, `promote`, `rollback`, `shadow`, `canary`, `stop`, `resume` or `delete`; `set` or
+    /// `remove` of a source or channel.
     pub what: String,
+    /// The rule that it was about; of a source or channel, see `thing`.
     pub rule: Name,
+    /// What it was about, where that was no rule: `source` or `channel`, and `rule` is its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thing: Option<String>,
     /// What was live before.
     pub from: Option<u32>,
     /// What is live from then on.
@@ -570,7 +575,11 @@ impl Registry {
             })
         };
         known("channel", &new.channels, fixed.rules.channels().collect())?;
-        known("source", &new.sources, fixed.sources.iter().collect())?;
+        known(
+            "source",
+            &new.sources,
+            fixed.sources().into_iter().collect(),
+        )?;
         if new.on_error == Then::Passed && !fixed.rules.has_default_channel() {
             return Err(Error::Invalid(
                 "`on_error` is `pass`, and the tenant has no `default_channel`".to_owned(),
@@ -634,8 +643,19 @@ pub(super) fn audit(
         who: who.to_owned(),
         what: what.to_owned(),
         rule: rule.clone(),
+        thing: None,
         from,
         to,
         version,
+    }
+}
+
+impl AuditEntry {
+    /// It was about this instead of a rule.
+    pub(super) fn about(self, thing: Thing) -> Self {
+        Self {
+            thing: Some(thing.word().to_owned()),
+            ..self
+        }
     }
 }

@@ -1,7 +1,7 @@
-//! `hooksieve channel`: whether a channel works, before an event depends on it.
+//! `hooksieve channels`: set up, and found to work before an event depends on them.
 
 use super::client::Remote;
-use super::{Failure, style};
+use super::{Failure, settings, style};
 use hooksieve::admin::{EnabledView, TestView};
 use reqwest::Method;
 
@@ -15,6 +15,8 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Settings(settings::Command),
     /// Send one real message through a channel and show what came back
     Test {
         #[arg(value_name = "TENANT")]
@@ -35,6 +37,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Args { command, remote } = args;
     let (tenant, channel) = match command {
         Command::Test { tenant, channel } => (tenant, channel),
+        Command::Settings(command) => {
+            return settings::run(command, &remote, settings::Thing::Channel);
+        }
         Command::Enable { tenant, channel } => return enable(&remote, &tenant, &channel),
     };
     let path = format!("/v1/channels/{tenant}/{channel}/test");

@@ -1,0 +1,444 @@
+//! What is set up over HTTP beside the tenants' files, or instead of them: tenants, and their sources and
+//! channels. A source or a channel is kept sealed, since its settings hold secrets.
+
+use super::rule::audit;
+use super::{Changes, Error, Fixed, Registry, not_found, parts, read, written};
+use crate::channel::Channel;
+use crate::config::Quotas;
+use crate::dispatch::Pace;
+use crate::id::Name;
+use crate::seal::NotOpened;
+use crate::store;
+use crate::tenant::{self, Given, OwnQuotas, Source, Tenant};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Settings as a call has them.
+pub type Settings = serde_json::Map<String, serde_json::Value>;
+
+/// How much room the settings of a source or channel take, as JSON.
+const SETTINGS_BYTES_MAX: usize = 16 * 1024;
+
+/// What a tenant has beside its file.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Own {
+    pub(super) sources: BTreeMap<Name, Kept<Source>>,
+    pub(super) channels: BTreeMap<Name, Kept<(Arc<Channel>, Pace)>>,
+}
+
+/// A source or a channel with the settings that it is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Kept<T> {
+    pub(super) settings: Settings,
+    pub(super) given: Given<T>,
+}
+
+/// A source or a channel without its secrets.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub name: Name,
+    pub kind: String,
+    /// Whether it stands in the tenant's file, where alone it is changed.
+    pub in_file: bool,
+    /// Its settings, but for the secrets; empty where it stands in the file.
+    pub settings: Settings,
+    /// Which secrets it has.
+    pub secrets: Vec<String>,
+}
+
+/// What there are two kinds of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thing {
+    Source,
+    Channel,
+}
+
+impl Thing {
+    pub fn word(self) -> &'static str {
+        match self {
+            Thing::Source => "source",
+            Thing::Channel => "channel",
+        }
+    }
+
+    fn key(self, tenant: &Name, name: &Name) -> String {
+        format!("{}/{tenant}/{name}", self.word())
+    }
+}
+
+/// A tenant without a file.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Fileless {
+    pub(super) quotas: OwnQuotas,
+}
+
+fn masked(settings: &Settings, secrets: &[String]) -> Settings {
+    let open = settings.iter().filter(|(key, _)| !secrets.contains(key));
+    open.map(|(key, value)| {
+        let value = match value.as_object() {
+            Some(inner) => masked(inner, secrets).into(),
+            None => value.clone(),
+        };
+        (key.clone(), value)
+    })
+    .collect()
+}
+
+fn shown<T>(name: &Name, kept: &Kept<T>) -> Shown {
+    let kind = kept.settings.get("kind").and_then(|it| it.as_str());
+    Shown {
+        name: name.clone(),
+        kind: kind.unwrap_or_default().to_owned(),
+        in_file: false,
+        settings: masked(&kept.settings, &kept.given.secrets),
+        secrets: kept.given.secrets.clone(),
+    }
+}
+
+fn of_file(name: &Name, kind: &str) -> Shown {
+    Shown {
+        name: name.clone(),
+        kind: kind.to_owned(),
+        in_file: true,
+        settings: Settings::new(),
+        secrets: Vec::new(),
+    }
+}
+
+impl Registry {
+    /// Reads what is kept: what each tenant has, and the tenants that have no file.
+    pub(super) async fn load_own(
+        &self,
+    ) -> Result<(BTreeMap<Name, Own>, BTreeMap<Name, Fileless>), Error> {
+        let mut all: BTreeMap<Name, Own> = BTreeMap::new();
+        let mut again = Changes::new();
+        for thing in [Thing::Source, Thing::Channel] {
+            let prefix = format!("{}/", thing.word());
+            for (key, sealed) in self.store.records(&prefix).await? {
+                let Some((tenant, name, _)) = parts(&key) else {
+                    continue;
+                };
+                let opened = self.seal.open(&key, &sealed);
+                let (bytes, old) = opened.map_err(|error| sealed_error(&key, error))?;
+                if old {
+                    again.push((key.clone(), Some(self.seal.seal(&key, &bytes))));
+                }
+                let Some(settings) = read::<Settings>(&key, &bytes) else {
+                    continue;
+                };
+                let own = all.entry(tenant.clone()).or_default();
+                if let Err(error) = self.take(own, thing, &name, settings) {
+                    tracing::error!(%tenant, what = thing.word(), %name, %error, "it cannot be used any more and is left out");
+                }
+            }
+        }
+        if !again.is_empty() {
+            tracing::info!(count = again.len(), "sealed again with the newest key");
+            self.store.set_records(again).await?;
+        }
+        let mut fileless = BTreeMap::new();
+        for (key, bytes) in self.store.records("tenant/").await? {
+            let name = key.strip_prefix("tenant/").and_then(|it| it.parse().ok());
+            if let (Some(name), Some(tenant)) = (name, read(&key, &bytes)) {
+                fileless.insert(name, tenant);
+            }
+        }
+        Ok((all, fileless))
+    }
+
+    /// Makes what settings describe a part of `own`.
+    fn take(
+        &self,
+        own: &mut Own,
+        thing: Thing,
+        name: &Name,
+        settings: Settings,
+    ) -> Result<bool, Error> {
+        match thing {
+            Thing::Source => {
+                let given = tenant::source(name, &settings).map_err(Error::Invalid)?;
+                if given.made.verify.is_open() && !self.bounds.loopback {
+                    return Err(Error::Invalid(
+                        "the source is open to everyone, and the engine listens on a public address: give it a `token`"
+                            .to_owned(),
+                    ));
+                }
+                let kept = Kept { settings, given };
+                Ok(own.sources.insert(name.clone(), kept).is_none())
+            }
+            Thing::Channel => {
+                let timeout_ms = self.bounds.timeout_ms;
+                let given = tenant::channel(name, &settings, timeout_ms).map_err(Error::Invalid)?;
+                if given.made.0.timeout().as_millis() >= u128::from(self.bounds.lease_ms) {
+                    return Err(Error::Invalid(format!(
+                        "`timeout_ms` must be shorter than {} ms, the engine's lease",
+                        self.bounds.lease_ms
+                    )));
+                }
+                let kept = Kept { settings, given };
+                Ok(own.channels.insert(name.clone(), kept).is_none())
+            }
+        }
+    }
+
+    /// A tenant's sources or channels: those of its file first.
+    ///
+    /// # Errors
+    /// When there is no such tenant.
+    pub fn things(&self, tenant: &Name, thing: Thing) -> Result<Vec<Shown>, Error> {
+        let fixed = self.fixed(tenant)?;
+        let (file, own) = (&fixed.file, &fixed.own);
+        Ok(match thing {
+            Thing::Source => {
+                let of_file = file
+                    .sources
+                    .iter()
+                    .map(|(name, it)| of_file(name, it.verify.kind()));
+                let own = own
+                    .sources
+                    .iter()
+                    .filter(|(name, _)| !file.sources.contains_key(*name));
+                of_file
+                    .chain(own.map(|(name, it)| shown(name, it)))
+                    .collect()
+            }
+            Thing::Channel => {
+                let of_file = file
+                    .channels
+                    .iter()
+                    .map(|(name, it)| of_file(name, it.kind()));
+                let own = own
+                    .channels
+                    .iter()
+                    .filter(|(name, _)| !file.channels.contains_key(*name));
+                of_file
+                    .chain(own.map(|(name, it)| shown(name, it)))
+                    .collect()
+            }
+        })
+    }
+
+    /// Sets up a source or a channel, or puts another in its place; whether it was not there before.
+    ///
+    /// # Errors
+    /// When something in it is wrong, it stands in the tenant's file, or the tenant may have no more.
+    pub async fn set(
+        &self,
+        (tenant, thing, name): (&Name, Thing, &Name),
+        settings: Settings,
+        who: &str,
+    ) -> Result<(Shown, bool), Error> {
+        self.fixed(tenant)?;
+        let bytes = written(&settings);
+        if bytes.len() > SETTINGS_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "the settings take {} bytes as JSON, the limit is {SETTINGS_BYTES_MAX}",
+                bytes.len()
+            )));
+        }
+        let mut rules = self.rules.lock().await;
+        let fixed = self.fixed(tenant)?;
+        not_in_file(&fixed.file, thing, name)?;
+        let mut own = fixed.own.clone();
+        let new = self.take(&mut own, thing, name, settings)?;
+        let (count, limit, key) = match thing {
+            Thing::Source => (own.sources.len(), self.limits.sources_max, "sources_max"),
+            Thing::Channel => (own.channels.len(), self.limits.channels_max, "channels_max"),
+        };
+        if new && count > limit {
+            return Err(Error::Quota {
+                what: format!("there are {} {}s", count - 1, thing.word()),
+                limit: limit as u64,
+                key,
+            });
+        }
+        let key = thing.key(tenant, name);
+        let mut changes = vec![(key.clone(), Some(self.seal.seal(&key, &bytes)))];
+        let entry = audit(who, "set", name, None, None, None).about(thing);
+        self.add_audit(tenant, &entry, &mut changes).await?;
+        self.store.set_records(changes).await?;
+        tracing::info!(%tenant, what = thing.word(), %name, who, "it is set");
+        self.change_own(
+            tenant,
+            &fixed,
+            own,
+            rules.entry(tenant.clone()).or_default(),
+        );
+        let all = self.things(tenant, thing)?;
+        let shown = all.into_iter().find(|it| it.name == *name);
+        let shown = shown.ok_or_else(|| not_found(thing.word(), name))?;
+        Ok((shown, new))
+    }
+
+    /// Removes a source or a channel. What is under way to a channel is given up and kept.
+    ///
+    /// # Errors
+    /// When there is none, or a version that is in use names it.
+    pub async fn unset(
+        &self,
+        (tenant, thing, name): (&Name, Thing, &Name),
+        who: &str,
+    ) -> Result<(), Error> {
+        let mut rules = self.rules.lock().await;
+        let fixed = self.fixed(tenant)?;
+        not_in_file(&fixed.file, thing, name)?;
+        let mut own = fixed.own.clone();
+        let removed = match thing {
+            Thing::Source => own.sources.remove(name).is_some(),
+            Thing::Channel => own.channels.remove(name).is_some(),
+        };
+        if !removed {
+            return Err(not_found(thing.word(), name));
+        }
+        let entries = rules.entry(tenant.clone()).or_default();
+        for (rule, entry) in &*entries {
+            let named = |list: &[Name]| list.contains(name);
+            let user = entry.in_use().find(|it| match thing {
+                Thing::Source => named(&it.sources),
+                Thing::Channel => named(&it.channels),
+            });
+            if let Some(user) = user {
+                return Err(Error::Conflict(format!(
+                    "version {} of the rule {rule} names the {} {name}",
+                    user.number,
+                    thing.word()
+                )));
+            }
+        }
+        let mut changes = vec![(thing.key(tenant, name), None)];
+        let entry = audit(who, "remove", name, None, None, None).about(thing);
+        self.add_audit(tenant, &entry, &mut changes).await?;
+        self.store.set_records(changes).await?;
+        tracing::info!(%tenant, what = thing.word(), %name, who, "it is removed");
+        self.change_own(tenant, &fixed, own, entries);
+        Ok(())
+    }
+
+    fn change_own(
+        &self,
+        tenant: &Name,
+        fixed: &Arc<Fixed>,
+        own: Own,
+        rules: &BTreeMap<Name, super::Entry>,
+    ) {
+        let fixed = Fixed {
+            rules: fixed.rules.clone(),
+            file: fixed.file.clone(),
+            own,
+        };
+        self.establish(tenant, &fixed, rules);
+    }
+
+    /// Makes a tenant that has no file, or changes its quotas; whether it was not there before.
+    ///
+    /// # Errors
+    /// When it has a file.
+    pub async fn set_tenant(
+        &self,
+        name: &Name,
+        quotas: OwnQuotas,
+        who: &str,
+    ) -> Result<bool, Error> {
+        let mut rules = self.rules.lock().await;
+        let before = self.fixed(name).ok();
+        if before.as_ref().is_some_and(|it| it.file.in_file) {
+            return Err(in_a_file(name));
+        }
+        let record = (tenant_key(name), Some(written(&Fileless { quotas })));
+        self.store.set_records(vec![record]).await?;
+        tracing::info!(tenant = %name, who, "a tenant is set");
+        let file = Tenant::empty(name.clone(), quotas);
+        let own = before.as_ref().map(|it| it.own.clone());
+        let bounded = self.bounded(&file);
+        let fixed = Fixed {
+            rules: Arc::new(bounded),
+            file: Arc::new(file),
+            own: own.unwrap_or_default(),
+        };
+        let entries = rules.entry(name.clone()).or_default();
+        self.establish(name, &fixed, entries);
+        self.pipeline.begin_lanes();
+        Ok(before.is_none())
+    }
+
+    /// Removes a tenant that has no file, with all that it has set up. Its events stay until they are
+    /// forgotten; what is under way to its channels is given up.
+    ///
+    /// # Errors
+    /// When there is none, or it has a file.
+    pub async fn unset_tenant(&self, name: &Name, who: &str) -> Result<(), Error> {
+        let mut rules = self.rules.lock().await;
+        let fixed = self.fixed(name)?;
+        if fixed.file.in_file {
+            return Err(in_a_file(name));
+        }
+        let mut changes = vec![(tenant_key(name), None)];
+        for kind in [
+            "source",
+            "channel",
+            "rule",
+            "version",
+            "module",
+            "wasm",
+            "audit",
+            "quarantine",
+        ] {
+            let records = self.store.records(&format!("{kind}/{name}/")).await?;
+            changes.extend(records.into_iter().map(|(key, _)| (key, None)));
+        }
+        changes.extend(self.token_keys(name).into_iter().map(|key| (key, None)));
+        self.store.set_records(changes).await?;
+        self.forget_tokens(name);
+        rules.remove(name);
+        self.fixed_now().remove(name);
+        self.pipeline.rest(name);
+        self.live.remove(name);
+        tracing::info!(tenant = %name, who, "a tenant is removed");
+        Ok(())
+    }
+}
+
+fn not_in_file(file: &Tenant, thing: Thing, name: &Name) -> Result<(), Error> {
+    let there = match thing {
+        Thing::Source => file.sources.contains_key(name),
+        Thing::Channel => file.channels.contains_key(name),
+    };
+    if there {
+        return Err(Error::Conflict(format!(
+            "the {} {name} is in the tenant's file, so it is changed there",
+            thing.word()
+        )));
+    }
+    Ok(())
+}
+
+fn in_a_file(name: &Name) -> Error {
+    Error::Conflict(format!(
+        "the tenant {name} has a file, so it is changed there"
+    ))
+}
+
+fn tenant_key(name: &Name) -> String {
+    format!("tenant/{name}")
+}
+
+fn sealed_error(key: &str, error: NotOpened) -> Error {
+    Error::Store(store::Error::Row {
+        path: std::path::PathBuf::new(),
+        row: key.to_owned(),
+        error: format!("{error}; give the key that sealed it, see `secrets_key` of [server]"),
+    })
+}
+
+/// What holds for all tenants, and a call can run into.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    pub quotas: Quotas,
+    pub quarantine: crate::pipeline::quarantine::Settings,
+    /// How long an attempt may take where the channel does not say.
+    pub timeout_ms: u64,
+    pub lease_ms: u64,
+    /// Whether the engine listens on a loopback address.
+    pub loopback: bool,
+}
