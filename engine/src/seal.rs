@@ -16,7 +16,7 @@ const HEAD_BYTES: usize = 1 + ID_BYTES + NONCE_LEN;
 
 /// Why something sealed stays closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotOpened {
+pub(crate) enum NotOpened {
     #[error("it was sealed with a key that is not among those given")]
     Key,
     #[error("it was changed since it was sealed, or belongs to another record")]
@@ -24,13 +24,13 @@ pub enum NotOpened {
 }
 
 /// Keys: the first seals, all of them open.
-pub struct Seal {
+pub(crate) struct Seal {
     keys: Vec<([u8; ID_BYTES], LessSafeKey)>,
 }
 
 impl Seal {
     /// Of one text or several with commas between them, the newest first.
-    pub fn new(text: &Secret) -> Self {
+    pub(crate) fn new(text: &Secret) -> Self {
         let texts = text.expose().split(',').map(str::trim);
         let keys = texts.filter(|text| !text.is_empty()).map(|text| {
             let bytes: [u8; 32] = Sha256::digest(text).into();
@@ -49,7 +49,7 @@ impl Seal {
     }
 
     /// Seals what is kept under this name.
-    pub fn seal(&self, name: &str, open: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&self, name: &str, open: &[u8]) -> Vec<u8> {
         let Some((id, key)) = self.keys.first() else {
             unreachable!("there is a key: configuration sees to it");
         };
@@ -75,7 +75,7 @@ impl Seal {
     ///
     /// # Errors
     /// When it does not open.
-    pub fn open(&self, name: &str, all: &[u8]) -> Result<(Vec<u8>, bool), NotOpened> {
+    pub(crate) fn open(&self, name: &str, all: &[u8]) -> Result<(Vec<u8>, bool), NotOpened> {
         let (Some(head), Some(sealed)) = (all.get(..HEAD_BYTES), all.get(HEAD_BYTES..)) else {
             return Err(NotOpened::Changed);
         };

@@ -81,13 +81,14 @@ async fn a_tenant_without_a_file_sets_up_all_it_has() {
     let got = hook.wait_for(1).await;
     assert_eq!(got[0].header("x-key"), "a planted header");
     assert!(got[0].header("webhook-signature").starts_with("v1,"));
+    let As(_, kept) = admin;
     server.stop().await;
 
     // It outlasts the engine, and nothing of a secret lies there as it is.
     assert_eq!(holding(&setup.data(), "a planted header"), [""; 0]);
     assert_eq!(holding(&setup.data(), "cGxhbnRlZC1"), [""; 0]);
     let server = setup.start().await;
-    let admin = As(&server, admin.1);
+    let admin = As(&server, kept);
     assert_eq!(post(&server).await["deliveries"][0]["state"], "delivered");
     let listed = server.get("/v1/tenants/acme/channels").await.json();
     assert_eq!(listed, json!([shown]));

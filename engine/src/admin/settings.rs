@@ -53,8 +53,10 @@ impl From<Shown> for SettingView {
 /// What would stand in a tenant's file as a `[[source]]` or `[[channel]]`, but for the name. A secret is its
 /// text. All of it is given anew each time: a secret that is left out is gone.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[serde(transparent)]
-pub struct SettingsBody(#[schema(value_type = Object)] pub Settings);
+pub struct SettingsBody {
+    #[serde(flatten)]
+    pub settings: serde_json::Map<String, serde_json::Value>,
+}
 
 /// What is gone.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -221,7 +223,7 @@ async fn set(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     let name = parse::<Name>(&name, thing.word())?;
     caller.may(Scope::TenantAdmin, &tenant)?;
-    let Sent(SettingsBody(settings)) = body?;
+    let Sent(SettingsBody { settings }) = body?;
     let at = (&tenant, thing, &name);
     let (shown, new) = admin.registry.set(at, settings, &caller.who).await?;
     Ok((status(new), Json(shown.into())))

@@ -113,15 +113,6 @@ impl Verify {
         }
     }
 
-    /// The kind of sender, as settings name it.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Verify::GitHub { .. } => "github",
-            Verify::Shopify { .. } => "shopify",
-            Verify::Json { .. } => "json",
-        }
-    }
-
     /// Whether it takes everything from everyone.
     pub fn is_open(&self) -> bool {
         matches!(self, Verify::Json { token: None, .. })
