@@ -186,6 +186,7 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
         ("tenant", "acme"),
         ("rule", "own"),
         ("channel", "none"),
+        ("source", "none"),
         ("token", "000000000000"),
         ("event", event.as_str()),
         ("delivery", &delivery),

@@ -15,7 +15,7 @@ async fn everything_in_the_console_works_in_a_browser() {
     })
     .await;
     let setup = Setup::new()
-        .config("[dispatch]\nretry_ms = [10]\n")
+        .config("[dispatch]\nretry_ms = [10]\n[quarantine]\nlast_events = 10\n")
         .tenant(
             "acme",
             &format!(

@@ -12,6 +12,7 @@
 #![allow(clippy::print_stderr, reason = "progress")]
 
 use clap::Parser;
+use hooksieve_tests::process::{resident_mb, stat};
 use hooksieve_tests::{Server, Setup, TOKEN};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -50,6 +51,9 @@ struct Arguments {
     /// The first tenant sends this many times the others' rate.
     #[arg(long, default_value_t = 1.0, requires = "rate")]
     flood: f64,
+    /// Events a second that a tenant may bring in; beyond it the engine answers 429. 0 is no quota.
+    #[arg(long, default_value_t = 0)]
+    quota: u32,
     /// A line about memory and store this often.
     #[arg(long)]
     sample_s: Option<u64>,
@@ -93,10 +97,13 @@ async fn run(arguments: Arguments) -> ExitCode {
     let receiver = listener.local_addr().expect("an address");
     tokio::task::spawn_local(receive(listener, began, seen.clone()));
 
-    // What is measured is the engine, not the quota.
+    // What is measured is the engine, not its quotas, but for the one that is asked for.
     let mut setup = Setup::new()
         .config(&arguments.config)
-        .env("HOOKSIEVE_QUOTAS__EVENTS_PER_S", "0")
+        .env(
+            "HOOKSIEVE_QUOTAS__EVENTS_PER_S",
+            &arguments.quota.to_string(),
+        )
         .env("HOOKSIEVE_QUOTAS__FUEL_PER_S", "0")
         .env("HOOKSIEVE_QUOTAS__DELIVERIES_PER_S", "0");
     for tenant in 0..arguments.tenants {
@@ -459,29 +466,6 @@ impl Cpu {
             threads,
         }
     }
-}
-
-/// Name and processor seconds (user and system) out of a stat file of proc(5).
-fn stat(path: &Path) -> Option<(String, f64)> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let (before, after) = text.rsplit_once(')')?;
-    let name = before.split_once('(')?.1.to_owned();
-    let mut fields = after.split_whitespace().skip(11);
-    let ticks: f64 = fields.next()?.parse::<f64>().ok()? + fields.next()?.parse::<f64>().ok()?;
-    // Linux has counted 100 ticks a second for programs on every machine it runs on.
-    Some((
-        name.trim_end_matches(char::is_numeric)
-            .trim_end_matches('-')
-            .to_owned(),
-        ticks / 100.0,
-    ))
-}
-
-fn resident_mb(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok())
-        .map_or(0, |kb| kb / 1000)
 }
 
 fn folder_mb(folder: &Path) -> u64 {

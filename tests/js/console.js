@@ -133,7 +133,7 @@ await page.getByText("live 2").waitFor();
 const held = await send({ do: "post", subject: "held", payload: 1 });
 await page.getByRole("button", { name: "Roll back to version 1" }).click();
 await page.getByText("live 1").waitFor();
-await open("Changes", "Changes of rules");
+await open("Changes");
 await page.getByRole("cell", { name: "rollback" }).first().waitFor();
 await look("changes");
 
@@ -169,6 +169,39 @@ await said("It arrived");
 await channel("gone").getByRole("button", { name: "Send a test" }).click();
 await said("It did not arrive");
 await look("channels");
+// Of the tenant's own: set up, used, removed; no secret is shown again.
+await open("Sources");
+await page.getByLabel("Name; one").fill("mine");
+await page.getByLabel("Settings, as JSON").fill('{"kind": "json", "open": true, "type": "x"}');
+await page.getByRole("button", { name: "Set it up" }).click();
+await said("The source mine is set.");
+await look("sources");
+await open("Channels");
+await page.getByLabel("Name; one").fill("mine");
+await page.getByLabel("Settings, as JSON").fill(JSON.stringify({ kind: "webhook", url: `${base}/healthz`, headers: { "x-key": "a planted secret" } }));
+await page.getByRole("button", { name: "Set it up" }).click();
+await said("The channel mine is set.");
+assert.ok(!(await page.content()).includes("a planted secret"));
+await channel("mine").getByText("x-key").waitFor();
+await page.getByLabel("Name; one").fill("other");
+await page.getByLabel("Settings, as JSON").fill('{"kind": "slak"}');
+await page.getByRole("button", { name: "Set it up" }).click();
+await said("did you mean `slack`?");
+await channel("mine").getByRole("button", { name: "Remove" }).click();
+await said("Removed.");
+
+// A rule that fails again and again is in quarantine, until somebody has it asked again.
+for (let n = 0; n < 10; n += 1) await send({ do: "panic", subject: `failing ${n}` });
+await page.waitForTimeout(1_000);
+await open("Rules");
+await page.getByText("quarantined").waitFor();
+await page.getByRole("link", { name: "own" }).click();
+await page.getByRole("heading", { name: "In quarantine" }).waitFor();
+await look("quarantine");
+await page.getByRole("button", { name: "Have it asked again" }).click();
+await said("It is asked again.");
+await page.getByRole("button", { name: "Release its held events" }).click();
+await said("Released");
 await open("Tokens");
 await page.getByLabel("What it is for").fill(HOSTILE);
 await page.getByRole("button", { name: "Make it" }).click();

@@ -17,6 +17,7 @@
 
 mod databases;
 mod peers;
+pub mod process;
 mod program;
 pub mod proof;
 mod receiver;

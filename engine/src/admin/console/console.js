@@ -89,7 +89,7 @@ function facts(pairs) {
 
 const tones = {
   delivered: "good", notified: "good", live: "good", acknowledged: "good",
-  failed: "bad", dead: "bad", held: "bad",
+  failed: "bad", dead: "bad", held: "bad", quarantined: "bad",
   pending: "warn", waits: "warn", shadow: "warn", canary: "warn", disabled: "warn",
 };
 const tag = (word) => el("span", { class: `tag ${tones[word.split(" ")[0]] ?? ""}` }, word);
@@ -143,6 +143,7 @@ const pages = {
   deliveries: ["Deliveries", deliveriesPage],
   dead: ["Dead letters", deadPage],
   held: ["Held events", heldPage],
+  sources: ["Sources", sourcesPage],
   channels: ["Channels", channelsPage],
   tokens: ["Tokens", tokensPage],
   audit: ["Changes", auditPage],
@@ -158,8 +159,8 @@ function tenantsPage() {
 }
 
 function roleTags(rule) {
-  if (rule.in_file) return tag("in the tenant's file");
-  const tags = [];
+  const tags = rule.quarantine ? [tag("quarantined")] : [];
+  if (rule.in_file) tags.push(tag("in the tenant's file"));
   if (rule.live != null) tags.push(tag(`live ${rule.live}`));
   if (rule.shadow != null) tags.push(tag(`shadow ${rule.shadow}`));
   if (rule.canary) tags.push(tag(`canary ${rule.canary.version}, ${rule.canary.percent} %`));
@@ -172,7 +173,7 @@ async function rulesPage(tenant) {
     el("h1", {}, "Rules"),
     rules.length
       ? table(["Rule", "Runs", "Versions"], rules.map((rule) => [
-        rule.in_file ? rule.name : el("a", { href: link(tenant, "rules", rule.name) }, rule.name),
+        el("a", { href: link(tenant, "rules", rule.name) }, rule.name),
         roleTags(rule), rule.in_file ? "" : String(rule.versions.length),
       ]))
       : el("p", {}, "There is no rule yet."),
@@ -195,7 +196,18 @@ async function rulePage(tenant, name) {
   return [
     el("h1", {}, "Rule ", name),
     el("p", {}, roleTags(rule)),
+    rule.quarantine && el("section", {},
+      el("h2", {}, "In quarantine"),
+      el("p", {}, "It is not asked since ", time(rule.quarantine.since),
+        `, when it had failed on ${rule.quarantine.failed} of its last ${rule.quarantine.of} events. Its events are held.`),
+      el("pre", {}, rule.quarantine.error),
+      may("author") && el("div", { class: "row" },
+        button("Have it asked again", () => call("POST", `${path}/resume`), { kind: "main", done: "It is asked again." }))),
     may("author") && el("div", { class: "row" },
+      button("Release its held events", () => call("POST", `${path}/release`, {}), {
+        done: (it) => `Released ${it.released}${it.failed ? `, failed again on ${it.failed}: ${it.error}` : ""}${it.next ? "; there are more" : ""}.`,
+      })),
+    may("author") && !rule.in_file && el("div", { class: "row" },
       rule.before != null && button(`Roll back to version ${rule.before}`, () => call("POST", `${path}/rollback`),
         { kind: "main", done: `Version ${rule.before} is live again.` }),
       (rule.shadow != null || rule.canary) && button("End shadow and canary", () => call("POST", `${path}/stop`), { done: "Ended." }),
@@ -522,20 +534,65 @@ async function heldPage(tenant) {
   ];
 }
 
-function channelsPage(tenant) {
-  const about = tenants.find((it) => it.name === tenant);
+/** What a tenant's sources and channels have in common: a list, and a form that sets one up. */
+async function settings(tenant, what, example, more) {
+  const path = `${base(tenant)}/${what}s`;
+  const all = await get(path);
+  const name = el("input", { id: "name", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,62}" });
+  const text = el("textarea", { id: "settings", required: true, spellcheck: "false" }, JSON.stringify(example, null, 2));
+  const remove = (it) => button("Remove", () => call("DELETE", `${path}/${encodeURIComponent(it.name)}`),
+    { kind: "danger", ask: `Remove the ${what} ${it.name}?`, done: "Removed." });
+  return [
+    all.length
+      ? table([what[0].toUpperCase() + what.slice(1), "Kind", "Settings", "Secrets", ""], all.map((it) => [
+        it.name, it.kind,
+        it.in_file ? el("span", { class: "soft" }, "in the tenant's file") : el("code", {}, JSON.stringify(it.settings)),
+        it.secrets.join(", "),
+        may("tenant-admin") && el("div", { class: "row" }, more(it), !it.in_file && remove(it)),
+      ]))
+      : el("p", {}, `There is no ${what} yet.`),
+    may("tenant-admin") && el("section", {}, el("h2", {}, `Set up a ${what}`),
+      el("form", {
+        class: "fields",
+        async onsubmit(event) {
+          event.preventDefault();
+          try {
+            const set = await call("PUT", `${path}/${encodeURIComponent(name.value)}`, JSON.parse(text.value));
+            tenants = await get("/v1/tenants");
+            await show();
+            say(`The ${what} ${set.name} is set.`);
+          } catch (error) {
+            say(error instanceof SyntaxError ? `The settings are no JSON: ${error.message}` : error.message, true);
+          }
+        },
+      },
+        el("label", { for: "name" }, "Name; one that is there is replaced"), name,
+        el("label", { for: "settings" }, "Settings, as JSON; secrets are never shown again"), text,
+        el("div", {}, el("button", { class: "main" }, "Set it up")))),
+  ];
+}
+
+async function sourcesPage(tenant) {
+  return [
+    el("h1", {}, "Sources"),
+    await settings(tenant, "source", { kind: "github", secret: "" }, () => null),
+    el("p", { class: "soft" }, "Events of a source go to ", el("code", {}, `${location.origin}/in/${tenant}/SOURCE`), "."),
+  ];
+}
+
+async function channelsPage(tenant) {
   const path = (it) => `/v1/channels/${encodeURIComponent(tenant)}/${encodeURIComponent(it)}`;
   const outcome = (test) => test.delivered
     ? `It arrived${test.status ? ` (${test.status})` : ""}, in ${test.duration_ms} ms.`
     : `It did not arrive: ${test.error}`;
   return [
     el("h1", {}, "Channels"),
-    table(["Channel", ""], about.channels.map((it) => [it, may("tenant-admin") && el("div", { class: "row" },
-      button("Send a test", () => call("POST", `${path(it)}/test`).then((test) => {
+    await settings(tenant, "channel", { kind: "slack", url: "" }, (it) => [
+      button("Send a test", () => call("POST", `${path(it.name)}/test`).then((test) => {
         if (!test.delivered) throw new Error(outcome(test));
         return test;
       }), { kind: "main", done: outcome, again: false }),
-      button("Enable", () => call("POST", `${path(it)}/enable`), { done: (it) => it.was_disabled ? "It is enabled again." : "It was not disabled.", again: false }))])),
+      button("Enable", () => call("POST", `${path(it.name)}/enable`), { done: (it) => it.was_disabled ? "It is enabled again." : "It was not disabled.", again: false })]),
     el("p", { class: "soft" }, "A test is one real message."),
   ];
 }
@@ -572,10 +629,10 @@ async function tokensPage(tenant) {
 async function auditPage(tenant) {
   const changes = await get(`${base(tenant)}/audit`);
   return [
-    el("h1", {}, "Changes of rules"),
+    el("h1", {}, "Changes"),
     changes.length
-      ? table(["When", "Who", "What", "Rule", "Live before", "Live after"], changes.map((it) => [
-        time(it.at), it.who, it.version ? `${it.what} ${it.version}` : it.what, it.rule, it.from == null ? "" : String(it.from), it.to == null ? "" : String(it.to),
+      ? table(["When", "Who", "What", "Of", "Live before", "Live after"], changes.map((it) => [
+        time(it.at), it.who, it.version ? `${it.what} ${it.version}` : it.what, it.thing ? `${it.thing} ${it.rule}` : it.rule, it.from == null ? "" : String(it.from), it.to == null ? "" : String(it.to),
       ]))
       : el("p", {}, "Nothing was changed yet."),
   ];
