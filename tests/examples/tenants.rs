@@ -51,8 +51,9 @@ async fn main() {
     let idle = (cpu_s(server.pid()) - before) / began.elapsed().as_secs_f64();
     println!("processor, idle    {:>9.2} % of one core", idle * 100.0);
     for n in 0..arguments.tenants {
-        let sent = server.post_json(&format!("/in/t{n}/in"), r#"{"do":"drop"}"#);
-        assert_eq!(sent.await.status, 202);
+        let path = format!("/in/t{n}/in");
+        let sent = server.post_json(&path, r#"{"do":"drop"}"#).await;
+        assert_eq!(sent.status, 202);
     }
     server.settle().await;
     println!(

@@ -163,7 +163,7 @@ await page.getByText("No delivery was given up.").waitFor();
 
 // Channels and tokens.
 await open("Channels");
-const channel = (name) => page.getByRole("row").filter({ hasText: name });
+const channel = (name) => page.getByRole("row").filter({ has: page.getByRole("cell", { name, exact: true }) });
 await channel("hook").getByRole("button", { name: "Send a test" }).click();
 await said("It arrived");
 await channel("gone").getByRole("button", { name: "Send a test" }).click();
