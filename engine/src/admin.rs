@@ -20,6 +20,7 @@ mod settings;
 mod share;
 mod tokens;
 mod trial;
+mod usage;
 mod view;
 
 pub use channels::{EnabledView, TestView};
@@ -36,6 +37,7 @@ pub use settings::{Removed, SettingView, SettingsBody, TenantBody, TenantSet};
 pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
 pub use trial::{TrialAction, TrialBody, TrialView};
+pub use usage::{MinuteView, RateView, UsageView, UsedView};
 pub use view::{
     AttemptView, DecisionView, DeliveryView, EventView, OutcomeWord, StateWord, StoryView,
 };
@@ -115,6 +117,7 @@ impl Admin {
         let calls = OpenApiRouter::new()
             .merge(tokens::router())
             .merge(settings::router())
+            .merge(usage::router())
             .merge(modules::router())
             .merge(rules::router())
             .merge(trial::router())
@@ -318,6 +321,20 @@ async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
         Some(why) => Err(full(why)),
         None => Ok("ready"),
     }
+}
+
+/// How many a page has: as many as were asked for, or as it may have.
+fn page_limit(asked: Option<usize>, most: usize) -> Result<usize, Problem> {
+    let limit = asked.unwrap_or(most);
+    if (1..=most).contains(&limit) {
+        return Ok(limit);
+    }
+    Err(Problem::new(
+        StatusCode::BAD_REQUEST,
+        "invalid-query",
+        "Invalid query",
+        format!("`limit` may be 1 to {most}"),
+    ))
 }
 
 fn parse<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Problem> {

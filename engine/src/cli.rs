@@ -66,6 +66,8 @@ enum Command {
     Deliveries(events::Deliveries),
     /// List the tenants that the token can see; make, change and remove those without a file
     Tenants(settings::Tenants),
+    /// Tell what a tenant uses of what it may use
+    Usage(settings::Usage),
     /// List, set up and remove a tenant's sources
     Sources(settings::Sources),
     /// Make, list and revoke access tokens
@@ -152,6 +154,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Events(args) => events::events(args),
         Command::Deliveries(args) => events::deliveries(args),
         Command::Tenants(args) => settings::tenants(args),
+        Command::Usage(args) => settings::usage(args),
         Command::Sources(args) => settings::sources(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

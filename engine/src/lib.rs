@@ -64,6 +64,7 @@ pub mod sandbox;
 mod seal;
 pub mod secret;
 pub mod serve;
+pub mod stats;
 pub mod store;
 pub mod tenant;
 pub mod timing;

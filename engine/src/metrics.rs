@@ -4,7 +4,9 @@
 //! costs an event next to nothing. Labels have few values: kinds of channels, words for outcomes, and names of
 //! tenants up to [`TENANTS_MAX`]. Nothing of an event, no other name and no address is among them.
 
+use crate::clock::now_ms;
 use crate::id::Name;
+use crate::stats::{Made, Stats};
 use crate::store::{Commit, Outcome, Usage};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -34,6 +36,8 @@ pub struct Metrics {
     other: OnceLock<Arc<OfTenant>>,
     /// What a tenant's counters are parts of.
     families: Families,
+    /// The last hour, for people.
+    pub stats: Stats,
     refused: Family<Label<1>, Counter>,
     failures: Family<Label<1>, Counter>,
     attempts: Family<Label<2>, Counter>,
@@ -92,6 +96,7 @@ struct OfTenant {
 /// As much of a decision as is counted.
 #[derive(Debug)]
 pub(crate) struct Seen {
+    rule: Name,
     failure: Option<String>,
     notified: bool,
     duration_us: u64,
@@ -107,6 +112,7 @@ impl Seen {
                 Outcome::Failed { kind, .. } => (Some(kind.clone()), false),
             };
             Seen {
+                rule: decision.rule.clone(),
                 failure,
                 notified,
                 duration_us: decision.duration_us,
@@ -138,6 +144,7 @@ impl Metrics {
             tenants: RwLock::default(),
             other: OnceLock::new(),
             families,
+            stats: Stats::default(),
             refused: Family::default(),
             failures: Family::default(),
             attempts: Family::default(),
@@ -276,7 +283,10 @@ impl Metrics {
         let of = self.of(tenant);
         match repeated {
             true => of.repeated.inc(),
-            false => of.accepted.inc(),
+            false => {
+                self.stats.accepted(tenant, now_ms());
+                of.accepted.inc()
+            }
         };
     }
 
@@ -289,6 +299,15 @@ impl Metrics {
     /// What rules made of events that are stored now.
     pub(crate) fn decided(&self, tenant: &Name, seen: &[Seen]) {
         let of = self.of(tenant);
+        let made = seen.iter().map(|seen| {
+            let made = match (&seen.failure, seen.notified) {
+                (Some(_), _) => Made::Failed,
+                (None, true) => Made::Notified,
+                (None, false) => Made::Dropped,
+            };
+            (&seen.rule, made, seen.fuel)
+        });
+        self.stats.decided(tenant, made, now_ms());
         for seen in seen {
             match &seen.failure {
                 Some(kind) => {
@@ -315,11 +334,13 @@ impl Metrics {
         let of = self.of(tenant);
         let outcome = match attempted {
             Attempted::Delivered => {
+                self.stats.delivered(tenant, now_ms());
                 of.delivered.inc();
                 "delivered"
             }
             Attempted::Retried => "retried",
             Attempted::Dead => {
+                self.stats.dead(tenant, now_ms());
                 of.dead.inc();
                 "dead"
             }

@@ -712,8 +712,12 @@ impl Pipeline {
 
     /// Asks these from now on. A batch that is being decided ends with those that it began with.
     pub(crate) fn set_rules(&self, new: Rules) {
+        let tenant = new.tenant.clone();
         let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
-        rules.insert(new.tenant.clone(), Arc::new(new));
+        rules.insert(tenant.clone(), Arc::new(new));
+        drop(rules);
+        // What a tenant that comes back has in the store waited for this.
+        self.wake(&tenant);
     }
 
     /// Asks nothing of a tenant any more. What it has in the store waits there.

@@ -30,7 +30,7 @@ mod rule;
 mod trial;
 
 pub use access::{Caller, NewToken, Scope, Token};
-pub use own::{Bounds, Settings, Shown, Thing};
+pub use own::{Bounds, Settings, Shown, Thing, Usage, Used};
 pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
 pub use trial::{Trial, Tried};
 

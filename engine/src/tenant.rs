@@ -44,6 +44,7 @@ pub struct OwnQuotas {
     #[schema(maximum = 1_000_000)]
     pub events_per_s: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_125_899_906_842_624_i64)]
     pub fuel_per_s: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 1_000_000)]
@@ -51,6 +52,32 @@ pub struct OwnQuotas {
 }
 
 impl OwnQuotas {
+    /// Whether they are within what is possible.
+    ///
+    /// # Errors
+    /// One sentence that names the one that is not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let given = [
+            (
+                "events_per_s",
+                self.events_per_s.map(u64::from),
+                u64::from(PER_S_MAX),
+            ),
+            ("fuel_per_s", self.fuel_per_s, FUEL_PER_S_MAX),
+            (
+                "deliveries_per_s",
+                self.deliveries_per_s.map(u64::from),
+                u64::from(PER_S_MAX),
+            ),
+        ];
+        for (key, value, most) in given {
+            if let Some(value) = value.filter(|value| *value > most) {
+                return Err(format!("`{key}` is {value}, and may be 0 to {most}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What holds for the tenant.
     pub fn over(&self, defaults: &Quotas) -> Quotas {
         Quotas {

@@ -77,6 +77,8 @@ fn every_call() -> Vec<Asked> {
         asked("list_tenants", 200),
         asked("set_tenant", 409).body(json!({})),
         asked("remove_tenant", 409),
+        asked("usage", 200),
+        asked("minutes", 200),
         asked("list_sources", 200),
         asked("set_source", 422).body(json!({ "kind": "x" })),
         asked("remove_source", 404).with(&[("source", "none")]),
@@ -405,6 +407,8 @@ async fn events_and_deliveries_are_listed_page_by_page() {
     for wrong in [
         "events?after=x",
         "events?limit=many",
+        "events?limit=0",
+        "deliveries?limit=101",
         "events?outcome=lost",
         "events?kind=x",
         "deliveries?state=x",

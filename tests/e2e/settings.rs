@@ -53,6 +53,9 @@ async fn a_tenant_without_a_file_sets_up_all_it_has() {
     assert_eq!((status, &made["name"]), (201, &json!("acme")));
     let quotas = json!({ "quotas": { "events_per_s": 1000 } });
     assert_eq!(put(&operator, "/v1/tenants/acme", quotas).await.0, 200);
+    let many = json!({ "quotas": { "deliveries_per_s": 1_000_001 } });
+    let told = refused(&operator, "/v1/tenants/acme", many).await;
+    assert!(told.contains("may be 0 to 1000000"), "{told}");
     let admin = As(&server, token(&server, Some("acme"), "tenant-admin").await);
     let open = json!({ "kind": "json", "open": true });
     assert_eq!(
@@ -92,6 +95,32 @@ async fn a_tenant_without_a_file_sets_up_all_it_has() {
     assert_eq!(post(&server).await["deliveries"][0]["state"], "delivered");
     let listed = server.get("/v1/tenants/acme/channels").await.json();
     assert_eq!(listed, json!([shown]));
+
+    // What it uses of what it may, since the restart.
+    let usage = server.get("/v1/tenants/acme/usage").await.json();
+    for (what, used, max) in [
+        ("rules", 1, 100),
+        ("sources", 1, 100),
+        ("channels", 1, 100),
+        ("tokens", 1, 100),
+    ] {
+        assert_eq!(usage[what], json!({ "used": used, "max": max }), "{what}");
+    }
+    assert_eq!(usage["modules_bytes"]["used"], PROBE.len());
+    assert_eq!(usage["events_per_s"]["max"], 1000);
+    let own = server
+        .get("/v1/tenants/acme/rules/own/minutes")
+        .await
+        .json();
+    let sum = |minutes: &Value, what: &str| -> u64 {
+        let minutes = minutes.as_array().unwrap().iter();
+        minutes.map(|it| it[what].as_u64().unwrap()).sum()
+    };
+    for what in ["events", "notified", "delivered"] {
+        assert_eq!(sum(&usage["minutes"], what), 1, "{what}");
+    }
+    assert_eq!(sum(&own, "notified"), 1);
+    assert_eq!(sum(&own, "fuel"), sum(&usage["minutes"], "fuel"));
 
     // Another in its place holds for the next delivery.
     let mut moved = webhook;
@@ -163,7 +192,6 @@ async fn settings_that_cannot_be_are_refused_and_change_nothing() {
     let admin = As(&server, token(&server, Some("acme"), "tenant-admin").await);
     let path = "/v1/tenants/acme/channels/hook";
     for (settings, says) in [
-        (json!({}), "channel `hook` has no `kind`"),
         (json!({ "kind": "slak" }), "did you mean `slack`?"),
         (json!({ "kind": "slack" }), "channel `hook` has no `url`"),
         // What is the operator's is named by the operator alone.
@@ -277,6 +305,8 @@ async fn a_key_can_be_exchanged_and_must_not_be_lost() {
     );
     let listed = cli(&["tenants"]);
     assert!(listed.contains("late"), "{listed}");
+    let used = cli(&["usage", "--tenant", "acme"]);
+    assert!(used.contains("channels") && used.contains("1 %"), "{used}");
     assert_eq!(cli(&["tenants", "remove", "late"]), "removed late\n");
     let tested = cli(&["channels", "test", "acme", "hook"]);
     assert!(tested.starts_with("delivered through hook"), "{tested}");

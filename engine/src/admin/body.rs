@@ -42,7 +42,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Admin>> for Sent<T> {
     }
 }
 
-/// None where no body is announced.
+/// None where no body is announced, or where it is `null`.
 impl<T: DeserializeOwned> OptionalFromRequest<Arc<Admin>> for Sent<T> {
     type Rejection = Problem;
 
@@ -53,7 +53,7 @@ impl<T: DeserializeOwned> OptionalFromRequest<Arc<Admin>> for Sent<T> {
         if !request.headers().contains_key(header::CONTENT_TYPE) {
             return Ok(None);
         }
-        let sent = <Self as FromRequest<Arc<Admin>>>::from_request(request, admin);
-        sent.await.map(Some)
+        let sent = <Sent<Option<T>> as FromRequest<_>>::from_request(request, admin);
+        sent.await.map(|Sent(body)| body.map(Sent))
     }
 }

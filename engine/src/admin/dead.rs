@@ -2,7 +2,7 @@
 
 use super::deliveries::own_delivery;
 use super::view::{DeliveryView, delivery_view};
-use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
+use super::{Admin, Answer, Page, Shared, Who, not_found, page_limit, parse, store_problem};
 use crate::clock::now_ms;
 use crate::id::{DeliveryId, Name};
 use crate::problem::Problem;
@@ -47,12 +47,40 @@ struct Wanted {
     #[param(format = DateTime)]
     before: Option<String>,
     /// What an earlier page gave as `next`.
+    #[param(pattern = "^-?[0-9]{1,18}[.][0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     after: Option<String>,
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
 type WantedOrNot = Result<Query<Wanted>, QueryRejection>;
+
+/// The same without a page: whoever wrote a `limit` would not expect all of them to go.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Unwanted {
+    /// Left out: the token's own, or all where it is an operator's.
+    #[param(value_type = Option<Name>)]
+    tenant: Option<String>,
+    #[param(value_type = Option<Name>)]
+    channel: Option<String>,
+    /// RFC 3339: only those that were given up before.
+    #[param(format = DateTime)]
+    before: Option<String>,
+}
+
+impl From<Unwanted> for Wanted {
+    fn from(unwanted: Unwanted) -> Self {
+        Self {
+            tenant: unwanted.tenant,
+            channel: unwanted.channel,
+            before: unwanted.before,
+            after: None,
+            limit: None,
+        }
+    }
+}
 
 impl Wanted {
     fn which(&self) -> Result<Which, Problem> {
@@ -76,6 +104,10 @@ impl Wanted {
             before_ms: before.transpose()?.map(|moment| moment.as_millisecond()),
             after: after.transpose().map_err(no_cursor)?,
         })
+    }
+
+    fn limit(&self) -> Result<usize, Problem> {
+        page_limit(self.limit, PAGE_MAX)
     }
 }
 
@@ -101,7 +133,7 @@ async fn list_dead(
     query: WantedOrNot,
 ) -> Answer<Page<DeliveryView>> {
     let Query(wanted) = query?;
-    let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let limit = wanted.limit()?;
     let mut which = wanted.which()?;
     which.tenant = caller.listed(which.tenant)?;
     let page = admin.store.dead(&which, limit).await;
@@ -154,20 +186,20 @@ async fn purge(
     Ok(Json(Purged { purged }))
 }
 
-/// Makes all dead letters none that a list with the same query has
+/// Makes all dead letters none that a list with the same query has, on all of its pages
 #[utoipa::path(
     delete, path = "/v1/dead", tag = "dead letters",
-    params(Wanted),
+    params(Unwanted),
     responses((status = 200, body = Purged)),
     security(("token" = ["author"])),
 )]
 async fn purge_all(
     State(admin): Shared,
     Extension(caller): Who,
-    query: WantedOrNot,
+    query: Result<Query<Unwanted>, QueryRejection>,
 ) -> Answer<Purged> {
-    let Query(wanted) = query?;
-    let mut which = wanted.which()?;
+    let Query(unwanted) = query?;
+    let mut which = Wanted::from(unwanted).which()?;
     which.tenant = caller.listed(which.tenant)?;
     caller.has(Scope::Author)?;
     let mut purged = 0;

@@ -3,7 +3,7 @@
 use super::view::{
     DeliveryView, OutcomeWord, StateWord, StoryView, delivery_view, outcome_word, story_view,
 };
-use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
+use super::{Admin, Answer, Page, Shared, Who, not_found, page_limit, parse, store_problem};
 use crate::id::{EventId, Name};
 use crate::problem::Problem;
 use crate::registry::Scope;
@@ -86,9 +86,11 @@ struct EventsQuery {
     #[param(value_type = Option<Name>)]
     rule: Option<String>,
     /// What an earlier page gave as `next`.
+    #[param(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     after: Option<String>,
     /// The oldest first, from the event after this one, and only what is decided: how a program
     /// follows what comes in. Not with `after`.
+    #[param(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     since: Option<String>,
     #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
@@ -119,7 +121,7 @@ async fn events(
         (Some(after), _) => (Seek::Before(Some(cursor(after, "after")?)), false),
         (None, None) => (Seek::Before(None), false),
     };
-    let limit = query.limit.unwrap_or(PAGE_MAX);
+    let limit = page_limit(query.limit, PAGE_MAX)?;
     let page = looked_at(&admin, &tenant, (seek, follows), limit, |story, items| {
         if filter.fits(&story) {
             items.push(story_view(&story, false));
@@ -271,6 +273,7 @@ struct DeliveriesQuery {
     channel: Option<String>,
     state: Option<StateWord>,
     /// What an earlier page gave as `next`.
+    #[param(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     after: Option<String>,
     #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
@@ -304,7 +307,7 @@ async fn deliveries(
             .is_none_or(|channel| *channel == it.channel)
             && query.state.is_none_or(|state| state == it.state)
     };
-    let limit = query.limit.unwrap_or(PAGE_MAX);
+    let limit = page_limit(query.limit, PAGE_MAX)?;
     let seek = (Seek::Before(after), false);
     let page = looked_at(&admin, &tenant, seek, limit, |story, items| {
         let views = story.deliveries.iter().map(|it| delivery_view(it, false));
@@ -321,7 +324,6 @@ async fn looked_at<T>(
     limit: usize,
     add: impl Fn(Story, &mut Vec<T>),
 ) -> Result<Page<T>, Problem> {
-    let limit = limit.clamp(1, PAGE_MAX);
     admin.registry.known(tenant)?;
     let (mut items, mut looked_at, mut last) = (Vec::new(), 0, None);
     let mut ended = false;

@@ -2,7 +2,7 @@
 
 use super::body::Sent;
 use super::view::{DecisionView, EventView, decision_view, event_view, moment};
-use super::{Admin, Answer, Page, Shared, Who, not_found, parse, store_problem};
+use super::{Admin, Answer, Page, Shared, Who, not_found, page_limit, parse, store_problem};
 use crate::id::{EventId, Name};
 use crate::pipeline::ReleaseError;
 use crate::problem::Problem;
@@ -50,6 +50,9 @@ struct ListQuery {
     #[param(value_type = Option<Name>)]
     tenant: Option<String>,
     /// What an earlier page gave as `next`
+    #[param(
+        pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}[.][a-z0-9][a-z0-9_-]{0,62}$"
+    )]
     after: Option<String>,
     /// How many at most; 1,000 where left out
     #[param(minimum = 1, maximum = 1000)]
@@ -106,7 +109,7 @@ async fn list_held(
     let Query(query) = query?;
     let tenant = caller.listed(query.tenant()?)?;
     let after = cursor(query.after.as_deref())?;
-    let limit = query.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let limit = page_limit(query.limit, PAGE_MAX)?;
     let held = admin
         .store
         .held(tenant.as_ref(), after.as_ref(), limit)
@@ -124,6 +127,9 @@ async fn list_held(
 pub struct ReleaseBody {
     /// What an earlier call gave as `next`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(
+        pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}[.][a-z0-9][a-z0-9_-]{0,62}$"
+    )]
     pub after: Option<String>,
 }
 

@@ -313,7 +313,7 @@ pub struct NewVersionBody {
 /// What does not start is not kept.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/versions", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     request_body = NewVersionBody,
     responses((status = 201, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -358,7 +358,7 @@ pub struct VersionBody {
 /// Makes a version live
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/promote", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     request_body = Option<VersionBody>,
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -393,7 +393,7 @@ pub struct StageBody {
 /// Gives a version a role
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/stage", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     request_body = StageBody,
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -418,7 +418,7 @@ async fn stage(
 /// Makes live what was live before
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/rollback", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
 )]
@@ -438,7 +438,7 @@ async fn roll_back(
 /// Ends a rule's shadow and canary
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/stop", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
 )]
@@ -479,7 +479,7 @@ pub struct RuleDeleted {
 /// Deletes a rule with its versions
 #[utoipa::path(
     delete, path = "/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
     responses((status = 200, body = RuleDeleted)),
     security(("token" = ["author"])),
 )]

@@ -54,6 +54,8 @@ impl From<Shown> for SettingView {
 /// text. All of it is given anew each time: a secret that is left out is gone.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct SettingsBody {
+    /// Which kind of source or channel it is.
+    pub kind: String,
     #[serde(flatten)]
     pub settings: serde_json::Map<String, serde_json::Value>,
 }
@@ -223,7 +225,8 @@ async fn set(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     let name = parse::<Name>(&name, thing.word())?;
     caller.may(Scope::TenantAdmin, &tenant)?;
-    let Sent(SettingsBody { settings }) = body?;
+    let Sent(SettingsBody { kind, mut settings }) = body?;
+    settings.insert("kind".to_owned(), kind.into());
     let at = (&tenant, thing, &name);
     let (shown, new) = admin.registry.set(at, settings, &caller.who).await?;
     Ok((status(new), Json(shown.into())))

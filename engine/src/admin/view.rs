@@ -17,8 +17,10 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, ValueEnum)]
+        // Not each by its word: derives do not see a word that comes through a macro.
+        #[serde(rename_all = "kebab-case")]
         pub enum $name {
-            $($(#[$of])* #[serde(rename = $word)] #[value(name = $word)] $variant,)*
+            $($(#[$of])* $variant,)*
         }
 
         impl fmt::Display for $name {

@@ -2,9 +2,9 @@
 //! engine.
 
 use super::client::Remote;
-use super::rules::read_config;
+use super::rules::{Whose, read_config};
 use super::{Failure, style};
-use hooksieve::admin::{Removed, SettingView, TenantBody, TenantSet, TenantView};
+use hooksieve::admin::{Removed, SettingView, TenantBody, TenantSet, TenantView, UsageView};
 use hooksieve::id::Name;
 use hooksieve::tenant::OwnQuotas;
 use reqwest::Method;
@@ -124,6 +124,55 @@ fn tell_removed(remote: &Remote, removed: &Removed) {
     } else {
         anstream::println!("removed {}", removed.removed);
     }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Usage {
+    #[command(flatten)]
+    whose: Whose,
+}
+
+pub(crate) fn usage(args: Usage) -> Result<(), Failure> {
+    let remote = &args.whose.remote;
+    let path = format!("{}/usage", args.whose.base()?);
+    let usage: UsageView = remote.call(Method::GET, &path)?;
+    if remote.json {
+        anstream::println!("{}", serde_json::json!(usage));
+        return Ok(());
+    }
+    let mut table = style::table(&["what", "used", "at most", "share"]);
+    let mut row = |what: &str, used: f64, max: u64| {
+        let (most, share) = match max {
+            0 => ("no quota".to_owned(), String::new()),
+            max => {
+                let share = format!("{:.0} %", 100.0 * used / max as f64);
+                (style::grouped(max), share)
+            }
+        };
+        let used = style::grouped(used.round() as u64);
+        table.add_row([what, &used, &most, &share]);
+    };
+    for (what, rate) in [
+        ("events a second, in the last minute", &usage.events_per_s),
+        ("fuel a second, in the last minute", &usage.fuel_per_s),
+        (
+            "deliveries a second, in the last minute",
+            &usage.deliveries_per_s,
+        ),
+    ] {
+        row(what, rate.used, rate.max);
+    }
+    for (what, used) in [
+        ("rules", &usage.rules),
+        ("bytes of modules", &usage.modules_bytes),
+        ("sources", &usage.sources),
+        ("channels", &usage.channels),
+        ("tokens", &usage.tokens),
+    ] {
+        row(what, used.used as f64, used.max);
+    }
+    anstream::println!("{table}");
+    Ok(())
 }
 
 #[derive(clap::Args)]

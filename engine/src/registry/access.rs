@@ -94,7 +94,7 @@ const SECRET_BYTES: usize = 32;
 /// How long a label is.
 const LABEL_CHARS_MAX: usize = 100;
 /// How many tokens a tenant has.
-const TOKENS_MAX: usize = 100;
+pub(super) const TOKENS_MAX: usize = 100;
 
 impl Registry {
     /// Who has this token, if it is one of ours and still good.

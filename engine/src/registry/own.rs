@@ -1,6 +1,7 @@
 //! What is set up over HTTP beside the tenants' files, or instead of them: tenants, and their sources and
 //! channels. A source or a channel is kept sealed, since its settings hold secrets.
 
+use super::access::TOKENS_MAX;
 use super::rule::audit;
 use super::{Changes, Error, Fixed, Registry, not_found, parts, read, written};
 use crate::channel::Channel;
@@ -340,6 +341,7 @@ impl Registry {
         quotas: OwnQuotas,
         who: &str,
     ) -> Result<bool, Error> {
+        quotas.check().map_err(Error::Invalid)?;
         let mut rules = self.rules.lock().await;
         let before = self.fixed(name).ok();
         if before.as_ref().is_some_and(|it| it.file.in_file) {
@@ -396,6 +398,51 @@ impl Registry {
         self.live.remove(name);
         tracing::info!(tenant = %name, who, "a tenant is removed");
         Ok(())
+    }
+}
+
+/// How much of how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Used {
+    pub used: u64,
+    pub max: u64,
+}
+
+/// What a tenant has set up, of what it may, and its quotas.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    pub rules: Used,
+    pub modules_bytes: Used,
+    pub sources: Used,
+    pub channels: Used,
+    pub tokens: Used,
+    pub quotas: Quotas,
+}
+
+impl Registry {
+    /// What a tenant uses of what it may.
+    ///
+    /// # Errors
+    /// When there is no such tenant, or the store fails.
+    pub async fn used(&self, tenant: &Name) -> Result<Usage, Error> {
+        let fixed = self.fixed(tenant)?;
+        let modules = self.modules(tenant).await?;
+        let rules = self.rules.lock().await.get(tenant).map_or(0, BTreeMap::len);
+        let used = |used: usize, max: usize| Used {
+            used: used as u64,
+            max: max as u64,
+        };
+        Ok(Usage {
+            rules: used(rules, self.limits.rules_max),
+            modules_bytes: Used {
+                used: modules.iter().map(|it| it.size_bytes).sum(),
+                max: self.limits.modules_bytes_max,
+            },
+            sources: used(fixed.own.sources.len(), self.limits.sources_max),
+            channels: used(fixed.own.channels.len(), self.limits.channels_max),
+            tokens: used(self.tokens(Some(tenant)).len(), TOKENS_MAX),
+            quotas: fixed.file.quotas.over(&self.bounds.quotas),
+        })
     }
 }
 

@@ -145,6 +145,7 @@ const pages = {
   held: ["Held events", heldPage],
   sources: ["Sources", sourcesPage],
   channels: ["Channels", channelsPage],
+  usage: ["Usage", usagePage],
   tokens: ["Tokens", tokensPage],
   audit: ["Changes", auditPage],
 };
@@ -185,6 +186,7 @@ async function rulePage(tenant, name) {
   const path = `${base(tenant)}/rules/${encodeURIComponent(name)}`;
   const rule = await get(path);
   const shadow = rule.shadow == null ? null : await get(`${path}/shadow`);
+  const minutes = await get(`${path}/minutes`);
   const stage = (version, as, percent) => call("POST", `${path}/stage`, { version, as, ...(percent && { percent }) });
   const promote = (version) => button(`Make version ${version} live`, () => call("POST", `${path}/promote`, { version }),
     { kind: "main", done: `Version ${version} is live from the next event on.` });
@@ -203,6 +205,7 @@ async function rulePage(tenant, name) {
       el("pre", {}, rule.quarantine.error),
       may("author") && el("div", { class: "row" },
         button("Have it asked again", () => call("POST", `${path}/resume`), { kind: "main", done: "It is asked again." }))),
+    minutes.length > 0 && el("section", {}, el("h2", {}, "The last hour"), bars(minutes)),
     may("author") && el("div", { class: "row" },
       button("Release its held events", () => call("POST", `${path}/release`, {}), {
         done: (it) => `Released ${it.released}${it.failed ? `, failed again on ${it.failed}: ${it.error}` : ""}${it.next ? "; there are more" : ""}.`,
@@ -594,6 +597,45 @@ async function channelsPage(tenant) {
       }), { kind: "main", done: outcome, again: false }),
       button("Enable", () => call("POST", `${path(it.name)}/enable`), { done: (it) => it.was_disabled ? "It is enabled again." : "It was not disabled.", again: false })]),
     el("p", { class: "soft" }, "A test is one real message."),
+  ];
+}
+
+/** A minute's bars, one on the other: what was notified, dropped and failed. The table below says the same. */
+function bars(minutes) {
+  const total = (it) => it.notified + it.dropped + it.failed;
+  const most = Math.max(1, ...minutes.map(total));
+  const part = (name, count) => {
+    const made = el("span", { class: name });
+    made.style.height = `${(100 * count) / most}%`;
+    return made;
+  };
+  return [
+    el("div", { class: "bars", "aria-hidden": "true" }, minutes.map((it) =>
+      el("div", { title: `${new Date(it.at).toLocaleTimeString()}: ${it.notified} notified, ${it.dropped} dropped, ${it.failed} failed` },
+        part("bad", it.failed), part("soft", it.dropped), part("good", it.notified)))),
+    el("details", {}, el("summary", {}, `Decisions in each minute, at most ${most}`),
+      table(["Minute", "Notified", "Dropped", "Failed", "Fuel"], minutes.toReversed().map((it) =>
+        [time(it.at), it.notified, it.dropped, it.failed, it.fuel].map((cell) => typeof cell === "number" ? cell.toLocaleString() : cell)))),
+  ];
+}
+
+async function usagePage(tenant) {
+  const usage = await get(`${base(tenant)}/usage`);
+  const row = (name, { used, max }, write = (it) => Math.round(it * 10) / 10) => {
+    const share = max ? `${Math.round((100 * used) / max)} %` : "";
+    return [name, write(used), max ? write(max) : "no quota", share];
+  };
+  const cells = (it) => String(it.toLocaleString?.() ?? it);
+  return [
+    el("h1", {}, "Usage"),
+    usage.minutes.length ? el("section", {}, el("h2", {}, "The last hour"), bars(usage.minutes)) : el("p", {}, "Nothing happened in the last hour."),
+    table(["What", "Used", "At most", "Share"], [
+      row("Events a second, in the last minute", usage.events_per_s),
+      row("Fuel a second, in the last minute", usage.fuel_per_s),
+      row("Deliveries a second, in the last minute", usage.deliveries_per_s),
+      row("Rules", usage.rules), row("Modules", usage.modules_bytes, bytes), row("Sources", usage.sources),
+      row("Channels", usage.channels), row("Tokens", usage.tokens),
+    ].map((it) => it.map(cells))),
   ];
 }
 
