@@ -363,6 +363,10 @@ async fn what_is_not_taken_is_told_why() {
     );
     let answer = raw(&server, &chunked(2_049)).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(
+        answer.to_lowercase().contains("connection: close"),
+        "{answer}"
+    );
     assert!(answer.contains("application/problem+json"), "{answer}");
     // Announced only: refused before any of it is sent.
     let answer = raw(

@@ -73,7 +73,7 @@ fn document(mut described: Value) -> Value {
         for (_, operation) in entries(operations) {
             let own = operation["parameters"].take();
             let own = own.as_array().into_iter().flatten();
-            operation["parameters"] = of_path.iter().chain(own).cloned().collect();
+            operation["parameters"] = of_path.iter().chain(own).cloned().map(given).collect();
             operation["responses"]["default"] = json!({
                 "description": "It was not done",
                 "content": {
@@ -92,6 +92,17 @@ fn document(mut described: Value) -> Value {
         }
     }
     described
+}
+
+/// A parameter is text or it is not there: none of them is ever null.
+fn given(mut parameter: Value) -> Value {
+    if let Some(kind) = parameter.pointer_mut("/schema/type")
+        && let Some(kinds) = kind.as_array()
+    {
+        let one = kinds.iter().find(|it| **it != "null");
+        *kind = one.cloned().unwrap_or_default();
+    }
+    parameter
 }
 
 fn entries(value: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {

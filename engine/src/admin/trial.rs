@@ -40,6 +40,7 @@ pub struct TrialBody {
     pub config: serde_json::Map<String, serde_json::Value>,
     /// The id of an event that came in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     pub event: Option<String>,
     /// Or a payload, which is taken to come from `source`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
