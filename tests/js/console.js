@@ -133,6 +133,11 @@ await page.getByText("live 2").waitFor();
 const held = await send({ do: "post", subject: "held", payload: 1 });
 await page.getByRole("button", { name: "Roll back to version 1" }).click();
 await page.getByText("live 1").waitFor();
+// A new version begins with what the newest one has.
+await page.getByRole("link", { name: "Upload a new version" }).click();
+await page.locator("input[type=file]").setInputFiles(wasm);
+await page.getByRole("heading", { name: "The module is accepted" }).waitFor();
+assert.match(await page.getByLabel("Configuration").inputValue(), /"broken": true/);
 await open("Changes");
 await page.getByRole("cell", { name: "rollback" }).first().waitFor();
 await look("changes");

@@ -470,11 +470,14 @@ fn audit(whose: &Whose) -> Result<(), Failure> {
         return Ok(());
     }
     let number = |it: Option<u32>| it.map_or_else(|| "none".to_owned(), |it| it.to_string());
-    let mut table = style::table(&["at", "rule", "what", "version", "live", "who"]);
+    let mut table = style::table(&["at", "of", "what", "version", "live", "who"]);
     for entry in &entries {
         table.add_row([
             entry.at.clone(),
-            entry.rule.to_string(),
+            match &entry.thing {
+                Some(thing) => format!("{thing} {}", entry.rule),
+                None => entry.rule.to_string(),
+            },
             entry.what.clone(),
             entry.version.map(|it| it.to_string()).unwrap_or_default(),
             format!("{} -> {}", number(entry.from), number(entry.to)),

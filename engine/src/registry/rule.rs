@@ -342,7 +342,7 @@ impl Registry {
         let which = |state: &RuleState| {
             state.before.last().copied().ok_or_else(|| {
                 Error::Conflict(format!(
-                    "the rule {name} has no version that was live before"
+                    "the rule {name} has no version that was live before; promote one by its number"
                 ))
             })
         };

@@ -236,7 +236,9 @@ async function rulePage(tenant, name) {
         ["When it fails", version.on_error],
         ["Module", el("code", {}, version.module)],
       ]),
-      Object.keys(version.config).length > 0 && el("pre", {}, JSON.stringify(version.config, null, 2)),
+      Object.keys(version.config).length > 0
+        ? el("pre", {}, JSON.stringify(version.config, null, 2))
+        : el("p", { class: "soft" }, "It has no configuration."),
       may("author") && version.version !== rule.live && el("div", { class: "row" },
         promote(version.version),
         el("a", { href: link(tenant, "try", name, version.version) }, "Try it"),
@@ -252,6 +254,8 @@ function short(decision) {
 
 async function uploadPage(tenant, rule = "") {
   const about = tenants.find((it) => it.name === tenant);
+  // A new version begins as the newest one is.
+  const newest = rule ? (await get(`${base(tenant)}/rules/${encodeURIComponent(rule)}`)).versions[0] : undefined;
   const report = el("div");
   const file = el("input", { type: "file", accept: ".wasm,application/wasm", onchange: () => take(file.files[0]) });
   const drop = el("label", {
@@ -274,9 +278,10 @@ async function uploadPage(tenant, rule = "") {
 
   function accepted(module, fileName) {
     const name = el("input", { id: "rule", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,62}", value: rule || fileName.replace(/\.wasm$/, "").replace(/[^a-z0-9_-]/g, "-") });
-    const events = el("input", { id: "events", required: true, value: "*" });
-    const config = el("textarea", { id: "config", spellcheck: "false" }, "{}");
-    const boxes = about.channels.map((it) => el("input", { type: "checkbox", name: "channel", value: it, checked: true }));
+    const events = el("input", { id: "events", required: true, value: newest?.events.join(", ") ?? "*" });
+    const config = el("textarea", { id: "config", spellcheck: "false" }, JSON.stringify(newest?.config ?? {}, null, 2));
+    const named = newest?.channels.length ? newest.channels : about.channels;
+    const boxes = about.channels.map((it) => el("input", { type: "checkbox", name: "channel", value: it, checked: named.includes(it) }));
     const role = el("select", { id: "role" },
       el("option", { value: "shadow" }, "Shadow: asked as well, without effect"),
       el("option", { value: "kept" }, "Nothing yet"),
@@ -291,6 +296,7 @@ async function uploadPage(tenant, rule = "") {
             config: JSON.parse(config.value || "{}"),
             events: events.value.split(/[\s,]+/).filter(Boolean),
             channels: boxes.filter((it) => it.checked).map((it) => it.value),
+            ...(newest && { sources: newest.sources, on_error: newest.on_error }),
             as: role.value,
           });
           location.hash = link(tenant, "rules", made.name);
