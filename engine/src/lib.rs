@@ -21,10 +21,11 @@
 //! | [`timing`] | when and how often what was decided goes out |
 //! | [`dispatch`], [`channel`] | commits to receivers |
 //! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
-//! | [`metrics`] | what is counted, for Prometheus |
+//! | [`live`] | what each tenant has at this moment: sources, channels, quotas |
+//! | [`metrics`], [`stats`] | what is counted, for Prometheus; the last hour, for people |
 //! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
-//! | [`registry`] | access tokens, uploaded modules, rules as histories of versions |
+//! | [`registry`] | access tokens, uploaded modules, rules as histories of versions; tenants, sources and channels set up by calls |
 //! | [`admin`] | operators' and tenants' calls over HTTP, their description, and the console |
 //! | [`replay`] | recorded events, read as the engine would have stored them |
 //! | [`serve`] | all of it wired together |

@@ -317,11 +317,7 @@ impl Rules {
     }
 
     /// Asks every rule that subscribed. Blocks while they run.
-    pub fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Commit {
-        self.decided(event, now_ms, instances).commit
-    }
-
-    fn decided(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Decided {
+    fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Decided {
         let mut commit = empty(event);
         let mut fuel: u64 = 0;
         let mut quarantined = Vec::new();
@@ -684,17 +680,13 @@ impl Pipeline {
     pub fn new(
         store: Arc<dyn Store>,
         workers: Arc<Workers>,
-        rules: Vec<Rules>,
         metrics: Arc<Metrics>,
         batch_max: usize,
     ) -> Self {
-        let rules = rules
-            .into_iter()
-            .map(|rules| (rules.tenant.clone(), Arc::new(rules)));
         Self {
             store,
             workers,
-            rules: RwLock::new(rules.collect()),
+            rules: RwLock::default(),
             wakes: Mutex::default(),
             lanes: TaskTracker::new(),
             running: Mutex::default(),
@@ -898,7 +890,7 @@ impl Pipeline {
             (
                 event,
                 self.workers.run(tenant, move |instances| {
-                    rules.decided(&asked, now_ms(), instances)
+                    rules.decide(&asked, now_ms(), instances)
                 }),
             )
         });

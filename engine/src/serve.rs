@@ -160,7 +160,6 @@ impl Engine {
         let pipeline = Pipeline::new(
             store.clone(),
             Arc::new(workers),
-            Vec::new(),
             metrics.clone(),
             config.decide.batch_max,
         );
