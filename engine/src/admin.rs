@@ -6,6 +6,7 @@
 //! them. `/healthz` says that the process
 //! answers, `/readyz` that it can store.
 
+mod backup;
 mod body;
 mod channels;
 mod console;
@@ -14,6 +15,7 @@ mod deliveries;
 mod events;
 mod held;
 mod modules;
+mod once;
 mod openapi;
 mod rules;
 mod settings;
@@ -33,7 +35,7 @@ pub use rules::{
     AuditView, CanaryView, NewVersionBody, OnError, QuarantineView, Resumed, RoleWord, RuleDeleted,
     RuleView, ShadowView, StageBody, VersionBody, VersionView,
 };
-pub use settings::{Removed, SettingView, SettingsBody, TenantBody, TenantSet};
+pub use settings::{Removed, SettingView, SettingsBody, TenantSet};
 pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
 pub use trial::{TrialAction, TrialBody, TrialView};
@@ -43,6 +45,7 @@ pub use view::{
 };
 
 use crate::channel::Outgoing;
+use crate::clock::now_ms;
 use crate::dispatch::Switches;
 use crate::housekeeping::{Watermark, free_bytes};
 use crate::id::Name;
@@ -52,12 +55,13 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
+use crate::quota::CallRates;
 use crate::registry::{self, Caller, Registry, Scope};
 use crate::secret::Secret;
 use crate::store::{self, Store};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -94,6 +98,8 @@ pub struct Admin {
     /// Feeds that are followed now, and calls that are under way.
     pub feeds: Arc<Shares>,
     pub calls: Arc<Shares>,
+    /// How often each of the tenants' tokens may call.
+    pub(crate) rates: CallRates,
     /// Ends what would go on for ever.
     pub cancel: CancellationToken,
 }
@@ -125,10 +131,15 @@ impl Admin {
             .merge(deliveries::router())
             .merge(held::router())
             .merge(dead::router())
-            .merge(channels::router());
+            .merge(channels::router())
+            .merge(backup::router());
         let (calls, described) = calls.split_for_parts();
         calls
             .route("/metrics", get(metrics))
+            .route_layer(middleware::from_fn_with_state(
+                admin.clone(),
+                once::once_by_key,
+            ))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
             .merge(openapi::router(described))
             .merge(console::router())
@@ -167,26 +178,54 @@ async fn authorised(
             "send a token that is good as `Authorization: Bearer TOKEN`",
         ));
     };
+    // Whoever may only send events has one call here: to see whose token it is.
+    if request.uri().path() != "/v1/whoami" {
+        caller.has(Scope::ReadOnly)?;
+    }
     // A tenant that asks for much at once leaves room for the others.
-    let share = caller
-        .tenant
-        .as_ref()
-        .map(|tenant| admin.calls.take(tenant));
-    if matches!(share, Some(None)) {
-        return Err(Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too-many-calls",
-            "Too many calls",
-            format!("{CALLS_OF_TENANT_MAX} calls of the tenant are under way; send it again"),
-        )
-        .retry_after(1));
+    let share = match &caller.tenant {
+        None => None,
+        Some(tenant) => Some(admin.calls.take(tenant).ok_or_else(too_many)?),
+    };
+    if caller.tenant.is_some() {
+        let taken = admin.rates.take(caller.token_id(), now_ms());
+        taken.map_err(|wait_s| too_fast(admin.rates.per_s(), wait_s))?;
     }
     request.extensions_mut().insert(caller);
-    let mut response = next.run(request).await;
+    let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let call = async move {
+        let _share = share;
+        next.run(request).await
+    };
+    // A change is made to its end though the client goes away: one that is stored and not yet in effect
+    // would stay so until the next start.
+    let mut response = if changes {
+        tokio::spawn(call).await.map_err(|_| {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            let detail = "the engine panicked over this call; its log says where";
+            Problem::new(status, "panicked", "The engine panicked", detail)
+        })?
+    } else {
+        call.await
+    };
     // Whatever it is, it is for this caller alone.
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+fn too_many() -> Problem {
+    let detail = format!("{CALLS_OF_TENANT_MAX} calls of the tenant are under way; send it again");
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Problem::new(status, "too-many-calls", "Too many calls", detail).retry_after(1)
+}
+
+fn too_fast(per_s: u32, wait_s: u32) -> Problem {
+    let detail = format!(
+        "this token may make {per_s} calls/s (calls_per_s of [server]); send it again later"
+    );
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Problem::new(status, "calls-quota", "Too many calls", detail).retry_after(wait_s)
 }
 
 impl Caller {

@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand. Results go to standard output, the rest to standard
 //! error; a broken pipe is success.
 
+mod apply;
+mod backup;
 mod channels;
 mod check;
 mod client;
@@ -76,6 +78,10 @@ enum Command {
     Held(held::Args),
     /// Look at deliveries that were given up
     Dead(dead::Args),
+    /// Make an engine's tenants what files say, and show the difference first
+    Apply(apply::Args),
+    /// Write everything that a running engine's store holds to a file
+    Backup(backup::Args),
     /// Check a store as a whole, export or import it
     Store(store::Args),
     /// List, set up and remove a tenant's channels; find out whether one works
@@ -148,6 +154,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Tokens(args) => tokens::run(args),
         Command::Held(args) => held::run(args),
         Command::Dead(args) => dead::run(args),
+        Command::Apply(args) => apply::run(args),
+        Command::Backup(args) => backup::run(args),
         Command::Store(args) => store::run(args),
         Command::Channels(args) => channels::run(args),
         Command::Explain(args) => explain::run(args),

@@ -32,6 +32,7 @@ pub struct Config {
     pub quotas: Quotas,
     pub quarantine: quarantine::Settings,
     pub limits: Limits,
+    pub limits_max: LimitsMax,
     pub dispatch: Dispatch,
     pub egress: Egress,
 }
@@ -55,6 +56,7 @@ pub struct Server {
     pub request_timeout_ms: u64,
     pub requests_max: usize,
     pub connections_max: usize,
+    pub calls_per_s: u32,
     pub drain_ms: u64,
 }
 
@@ -112,6 +114,16 @@ pub struct Quotas {
     pub events_per_s: u32,
     pub fuel_per_s: u64,
     pub deliveries_per_s: u32,
+    pub events_bytes: u64,
+}
+
+/// What one tenant's limits may be raised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsMax {
+    pub fuel: u64,
+    pub memory_bytes: u64,
+    pub actions: usize,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -430,11 +442,12 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 46] = [
+const RANGES: [(&str, &str, i64, i64); 51] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
     ("server", "connections_max", 1, 1_000_000),
+    ("server", "calls_per_s", 0, PER_S_MAX as i64),
     ("server", "drain_ms", 0, 3_600_000),
     ("store", "duplicate_window_s", 0, 31 * 86_400),
     ("store", "cache_bytes", 1 << 20, 1 << 40),
@@ -459,6 +472,7 @@ const RANGES: [(&str, &str, i64, i64); 46] = [
     ("quotas", "events_per_s", 0, PER_S_MAX as i64),
     ("quotas", "fuel_per_s", 0, FUEL_PER_S_MAX as i64),
     ("quotas", "deliveries_per_s", 0, PER_S_MAX as i64),
+    ("quotas", "events_bytes", 0, EVENTS_BYTES_MAX as i64),
     ("quarantine", "last_events", 0, quarantine::LAST_EVENTS_MAX as i64),
     ("quarantine", "failed_percent", 1, 100),
     ("limits", "fuel", 1_000, 1 << 40),
@@ -472,6 +486,9 @@ const RANGES: [(&str, &str, i64, i64); 46] = [
     ("limits", "output_bytes", 64, 16 << 20),
     ("limits", "log_bytes", 0, 1 << 20),
     ("limits", "actions", 1, 1_000),
+    ("limits_max", "fuel", 1_000, 1 << 40),
+    ("limits_max", "memory_bytes", 65_536, 1 << 30),
+    ("limits_max", "actions", 1, 1_000),
     ("dispatch", "in_flight_max", 1, 100_000),
     ("dispatch", "in_flight_per_channel_max", 1, 100_000),
     ("dispatch", "disable_after_ms", 1, 31_536_000_000),
@@ -482,6 +499,7 @@ const RANGES: [(&str, &str, i64, i64); 46] = [
 /// The largest quota that is taken.
 pub const PER_S_MAX: u32 = 1_000_000;
 pub const FUEL_PER_S_MAX: u64 = 1 << 50;
+pub const EVENTS_BYTES_MAX: u64 = 1 << 50;
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
 /// The shortest key that seals secrets.

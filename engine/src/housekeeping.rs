@@ -11,8 +11,11 @@
 mod tests;
 
 use crate::clock::now_ms;
+use crate::id::Name;
+use crate::live::Live;
 use crate::pipeline::{Pipeline, ReleaseError};
 use crate::store::{Error, Mark, Store, Usage, Which};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -105,6 +108,9 @@ pub struct Housekeeper {
     settings: Settings,
     /// Up to when events are forgotten before their time, since they take too much room.
     early_ms: Option<i64>,
+    live: Arc<Live>,
+    /// Tenants whose room is used up by what cannot be forgotten, and when to look again.
+    in_vain: HashMap<Name, Instant>,
 }
 
 impl Housekeeper {
@@ -112,9 +118,12 @@ impl Housekeeper {
         store: Arc<dyn Store>,
         pipeline: Arc<Pipeline>,
         watermark: Arc<Watermark>,
+        live: Arc<Live>,
         settings: Settings,
     ) -> Self {
         Self {
+            live,
+            in_vain: HashMap::new(),
             store,
             pipeline,
             watermark,
@@ -162,7 +171,7 @@ impl Housekeeper {
         let (mut seen, mut forgotten) = (0_usize, 0);
         let mut from: Option<Mark> = None;
         loop {
-            let swept = self.store.forget(before_ms, from.take()).await?;
+            let swept = self.store.forget(before_ms, None, from.take()).await?;
             seen += swept.seen;
             forgotten += swept.forgotten;
             from = swept.next;
@@ -180,16 +189,53 @@ impl Housekeeper {
             tracing::debug!(forgotten, seen, "old events are forgotten");
         }
         self.bound(&self.store.usage().await?, clock_ms);
+        let crowded = self.make_room(clock_ms, cancel).await?;
         // What is kept for seconds is not looked at every ten; nor is a store that has to become smaller.
         let keep_ms = self.settings.keep_ms.min(self.settings.dead_keep_ms);
         let rest = match self.early_ms {
-            Some(_) => REST / 10,
-            None => REST,
+            None if !crowded => REST,
+            _ => REST / 10,
         };
         let rest = rest.min(Duration::from_millis(keep_ms as u64 / 2));
         // Where a sweep has much to forget, the next one follows at once: more comes in meanwhile.
         let rest = rest.saturating_sub(began.elapsed());
         Ok(rest + for_nothing.mul_f64(REST_FACTOR))
+    }
+
+    /// Forgets the oldest events of tenants that have nearly as many as they may have; whether some tenant
+    /// comes close to that.
+    async fn make_room(
+        &mut self,
+        clock_ms: i64,
+        cancel: &CancellationToken,
+    ) -> Result<bool, Error> {
+        let mut crowded = false;
+        for (tenant, most) in self.live.events_bytes() {
+            let taken = self.store.events_bytes(&tenant);
+            crowded |= taken > most / 2;
+            let rests = self.in_vain.get(&tenant);
+            if taken <= most / 100 * 95 || rests.is_some_and(|until| Instant::now() < *until) {
+                continue;
+            }
+            let (began, mut from, mut forgotten) = (Instant::now(), None, 0);
+            while self.store.events_bytes(&tenant) > most / 10 * 9 && !cancel.is_cancelled() {
+                let swept = self
+                    .store
+                    .forget(clock_ms, Some(&tenant), from.take())
+                    .await?;
+                forgotten += swept.forgotten;
+                from = swept.next;
+                if from.is_none() {
+                    let rest = began.elapsed().mul_f64(REST_FACTOR).max(REST);
+                    self.in_vain.insert(tenant.clone(), Instant::now() + rest);
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            tracing::info!(%tenant, forgotten, events_bytes = most, "the tenant's events nearly take what they may: its oldest are forgotten before their time");
+        }
+        self.in_vain.retain(|_, until| Instant::now() < *until);
+        Ok(crowded)
     }
 
     /// Compares what the store takes with what it may.

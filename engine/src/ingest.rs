@@ -14,6 +14,7 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
+use crate::registry::Registry;
 use crate::store::{self, EventLog, NewEvent};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
@@ -33,6 +34,7 @@ pub struct Ingest {
     pipeline: Arc<Pipeline>,
     watermark: Arc<Watermark>,
     metrics: Arc<Metrics>,
+    registry: Arc<Registry>,
     permits: Semaphore,
     body_bytes_max: usize,
     request_timeout: Duration,
@@ -54,9 +56,11 @@ impl Ingest {
         pipeline: Arc<Pipeline>,
         watermark: Arc<Watermark>,
         metrics: Arc<Metrics>,
+        registry: Arc<Registry>,
         server: &Server,
     ) -> Self {
         Self {
+            registry,
             live,
             log,
             pipeline,
@@ -108,9 +112,9 @@ async fn taken(
         .as_ref()
         .and_then(|(tenant, _)| ingest.live.get(tenant));
     let known = names.as_ref().zip(live.as_deref());
-    let Some(((tenant, _), source, quota)) = known.and_then(|(names, live)| {
+    let Some(((tenant, _), source, live)) = known.and_then(|(names, live)| {
         let source = live.sources.get(&names.1)?;
-        Some((names, source, &live.events))
+        Some((names, source, live))
     }) else {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
@@ -119,12 +123,18 @@ async fn taken(
             "there is no such tenant and source; the path is /in/{tenant}/{source}, with the names in the tenant's file",
         ));
     };
+    let (quota, bytes_max) = (&live.events, live.events_bytes);
+    if bytes_max > 0 && ingest.log.events_bytes(tenant) >= bytes_max {
+        return Err(no_room(bytes_max));
+    }
     // Before the body is read, which a flood would otherwise cost.
     let over = |wait_s| over_quota(quota.per_s(), wait_s);
     quota.ready(now_ms()).map_err(over)?;
     let limit = ("body_bytes_max", ingest.body_bytes_max);
     let body = read(&headers, body, limit, ingest.request_timeout).await?;
-    let incoming = source.verify.read(&headers, &body).map_err(rejected)?;
+    let may_send = |given: &str| ingest.registry.may_send(given, tenant);
+    let incoming = source.verify.read(&headers, &body, &may_send);
+    let incoming = incoming.map_err(rejected)?;
     let received_ms = now_ms();
     quota.take(received_ms).map_err(over)?;
     let appended = ingest.log.append(NewEvent {
@@ -260,6 +270,14 @@ fn over_quota(per_s: u32, wait_s: u32) -> Problem {
         ),
     )
     .retry_after(wait_s)
+}
+
+fn no_room(bytes_max: u64) -> Problem {
+    let detail = format!(
+        "this tenant's events take {bytes_max} bytes, which is what they may (events_bytes of [quotas]), and nothing can be forgotten yet: they wait to be decided or delivered, are held or dead letters; send it again later"
+    );
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Problem::new(status, "events-bytes-quota", "No room", detail).retry_after(10)
 }
 
 /// Nothing is taken until there is room again.

@@ -27,6 +27,8 @@ pub struct OfTenant {
     pub paces: BTreeMap<Name, Pace>,
     /// Attempts to deliver that may begin in a second; 0 is no quota.
     pub deliveries_per_s: u32,
+    /// What its events may take in the store; 0 is no quota.
+    pub events_bytes: u64,
     pub(crate) events: Arc<EventsQuota>,
 }
 
@@ -39,6 +41,7 @@ impl OfTenant {
             channels: tenant.channels.clone(),
             paces: tenant.paces.clone(),
             deliveries_per_s: quotas.deliveries_per_s,
+            events_bytes: quotas.events_bytes,
             events: Arc::new(EventsQuota::new(quotas.events_per_s)),
         }
     }
@@ -49,6 +52,15 @@ impl Live {
     pub fn get(&self, tenant: &Name) -> Option<Arc<OfTenant>> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         tenants.get(tenant).cloned()
+    }
+
+    /// The tenants whose events may take so many bytes, and how many.
+    pub(crate) fn events_bytes(&self) -> Vec<(Name, u64)> {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let bounded = tenants.iter().filter(|(_, of)| of.events_bytes > 0);
+        bounded
+            .map(|(name, of)| (name.clone(), of.events_bytes))
+            .collect()
     }
 
     pub fn channel(&self, line: &Line) -> Option<Arc<Channel>> {

@@ -198,8 +198,13 @@ impl Rules {
         tenants: &[Tenant],
         sandbox: &Sandbox,
     ) -> Result<Vec<Self>, crate::config::read::Problem> {
-        let rules: Vec<&Rule> = tenants.iter().flat_map(|tenant| &tenant.rules).collect();
-        let mut programs = programs(&rules, sandbox).into_iter();
+        let sandboxes: Vec<Sandbox> = (tenants.iter())
+            .map(|tenant| tenant.limits.within(sandbox))
+            .collect();
+        let rules: Vec<(&Rule, &Sandbox)> = (tenants.iter().zip(&sandboxes))
+            .flat_map(|(tenant, sandbox)| tenant.rules.iter().map(move |rule| (rule, sandbox)))
+            .collect();
+        let mut programs = programs(&rules).into_iter();
         let mut all = Vec::with_capacity(tenants.len());
         for tenant in tenants {
             let mut rules = Vec::with_capacity(tenant.rules.len());
@@ -231,12 +236,12 @@ impl Rules {
     }
 
     /// Those of a tenant that has none.
-    pub(crate) fn none(tenant: Name) -> Self {
+    pub(crate) fn none(tenant: Name, default_channel: Option<Name>) -> Self {
         Self {
             tenant,
             rules: Vec::new(),
             channels: None,
-            default_channel: None,
+            default_channel,
             fuel: Arc::new(FuelQuota::new(0)),
             quarantine: quarantine::Settings::default(),
         }
@@ -569,22 +574,25 @@ impl Rules {
     }
 }
 
-/// The programs of these rules, in their order.
-pub(crate) fn programs(rules: &[&Rule], sandbox: &Sandbox) -> Vec<Result<Program, Unusable>> {
-    let modules: Mutex<HashMap<crate::id::Hash, Arc<Compiled>>> = Mutex::default();
+/// The programs of these rules, each within its sandbox, in their order.
+pub(crate) fn programs(rules: &[(&Rule, &Sandbox)]) -> Vec<Result<Program, Unusable>> {
+    // What is compiled is the same where the bytes and the limits are; these by their address, which stays
+    // theirs while the sandboxes are borrowed.
+    let modules: Mutex<HashMap<(crate::id::Hash, usize), Arc<Compiled>>> = Mutex::default();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut made = Vec::new();
         // Each takes the next rule that nobody has taken.
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(rule) = rules.get(at) else {
+            let Some((rule, sandbox)) = rules.get(at) else {
                 return made;
             };
             let module = {
                 let mut modules = modules.lock().unwrap_or_else(PoisonError::into_inner);
-                let hash = crate::id::Hash::of(&rule.wasm);
-                modules.entry(hash).or_default().clone()
+                let limits = Arc::as_ptr(sandbox.limits()) as usize;
+                let same = (crate::id::Hash::of(&rule.wasm), limits);
+                modules.entry(same).or_default().clone()
             };
             let module = module.get_or_init(|| sandbox.compile(rule.wasm.clone()));
             let program = module.clone().map_err(Unusable::from).and_then(|module| {

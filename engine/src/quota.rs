@@ -2,6 +2,7 @@
 
 use crate::clock::now_ms;
 use crate::dispatch::{Buckets, Rate};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,11 +46,49 @@ impl EventsQuota {
             return Ok(());
         }
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        ask(&mut buckets, now_ms).map_err(|at_ms| {
-            let wait_s = (at_ms - now_ms).max(1).unsigned_abs().div_ceil(1_000);
-            u32::try_from(wait_s).unwrap_or(u32::MAX)
-        })
+        ask(&mut buckets, now_ms).map_err(|at_ms| wait_s(at_ms, now_ms))
     }
+}
+
+/// `calls_per_s` of each token that has called lately, with one second's worth at once.
+pub(crate) struct CallRates {
+    per_s: u32,
+    tokens: Mutex<HashMap<String, Buckets>>,
+}
+
+/// How many tokens are remembered before those are forgotten that have rested.
+const TOKENS_REMEMBERED: usize = 4_096;
+
+impl CallRates {
+    pub(crate) fn new(per_s: u32) -> Self {
+        Self {
+            per_s,
+            tokens: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn per_s(&self) -> u32 {
+        self.per_s
+    }
+
+    /// Takes the room for one call, or says after how many whole seconds there is some.
+    pub(crate) fn take(&self, token: &str, now_ms: i64) -> Result<(), u32> {
+        if self.per_s == 0 {
+            return Ok(());
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() >= TOKENS_REMEMBERED {
+            tokens.retain(|_, buckets| !buckets.is_full(now_ms));
+        }
+        let full = || Buckets::new(&[Rate::new(self.per_s, 1)], now_ms);
+        let buckets = tokens.entry(token.to_owned()).or_insert_with(full);
+        buckets.take(now_ms).map_err(|at_ms| wait_s(at_ms, now_ms))
+    }
+}
+
+fn wait_s(at_ms: i64, now_ms: i64) -> u32 {
+    let wait_s = (at_ms - now_ms).max(1).unsigned_abs().div_ceil(1_000);
+    u32::try_from(wait_s).unwrap_or(u32::MAX)
 }
 
 /// One tenant's `fuel_per_s`. What its rules ran for is known only afterwards, so it is charged then, and
@@ -149,6 +188,19 @@ mod tests {
     fn zero_is_no_quota() {
         let quota = EventsQuota::new(0);
         assert!((0..1_000).all(|_| quota.take(0).is_ok()));
+    }
+
+    #[test]
+    fn each_token_calls_at_its_own_rate() {
+        let rates = CallRates::new(2);
+        assert!((0..2).all(|_| rates.take("a", 0).is_ok()));
+        assert_eq!(rates.take("a", 0), Err(1));
+        assert_eq!(rates.take("b", 0), Ok(()));
+        assert_eq!(rates.take("a", 500), Ok(()));
+        for n in 0..TOKENS_REMEMBERED {
+            assert_eq!(rates.take(&n.to_string(), 10_000), Ok(()));
+        }
+        assert!(rates.tokens.lock().unwrap().len() <= TOKENS_REMEMBERED);
     }
 
     #[test]

@@ -21,16 +21,19 @@
 //! version/{tenant}/{rule}/{number, 10 digits}    a version
 //! audit/{tenant}/{UUIDv7}                 a change: who, when, what
 //! quarantine/{tenant}/{rule}/{number}     why a version is not asked any more
+//! once/{tenant, or a dot}/{ms}-{hash}     what a call with an Idempotency-Key was answered, sealed
 //! ```
 
 mod access;
+mod once;
 mod own;
 mod rest;
 mod rule;
 mod trial;
 
 pub use access::{Caller, NewToken, Scope, Token};
-pub use own::{Bounds, Settings, Shown, Thing, Usage, Used};
+pub(crate) use once::{ANSWER_BYTES_MAX, Known as KnownCall, OnceKey, Told};
+pub use own::{Bounds, Change, Fileless, Settings, Shown, Thing, Usage, Used};
 pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
 pub use trial::{Trial, Tried};
 
@@ -105,8 +108,16 @@ pub struct Registry {
     rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
     compiles: Semaphore,
     trials: Semaphore,
+    once: once::Once,
     /// Who is uploading or trying: one module at a time each.
     uploading: StdMutex<BTreeSet<Name>>,
+}
+
+/// Has the versions of a tenant's rules compiled anew, since its limits are others.
+fn forget_compiled(rules: Option<&mut BTreeMap<Name, Entry>>) {
+    for entry in rules.into_iter().flat_map(BTreeMap::values_mut) {
+        entry.active.clear();
+    }
 }
 
 /// A tenant's turn to upload or try a module.
@@ -124,6 +135,7 @@ impl Drop for Turn<'_> {
 }
 
 /// A tenant as it is now: its file, which no call changes, and what was set up beside it.
+#[derive(Clone)]
 struct Fixed {
     /// The rules of its file, which may name all of its channels.
     rules: Arc<Rules>,
@@ -149,9 +161,26 @@ pub struct Known {
     pub name: Name,
     pub sources: Vec<Name>,
     pub channels: Vec<Name>,
+    /// Whether it has a file.
+    pub in_file: bool,
+    pub settings: Fileless,
 }
 
 impl Fixed {
+    fn known(&self, name: &Name) -> Known {
+        Known {
+            name: name.clone(),
+            sources: self.sources().into_iter().cloned().collect(),
+            channels: self.rules.channels().cloned().collect(),
+            in_file: self.file.in_file,
+            settings: Fileless {
+                quotas: self.file.quotas,
+                limits: self.file.limits,
+                default_channel: self.file.default_channel.clone(),
+            },
+        }
+    }
+
     /// Its sources, of the file and others.
     fn sources(&self) -> BTreeSet<&Name> {
         self.file
@@ -217,6 +246,7 @@ impl Registry {
             rules: Mutex::default(),
             compiles: Semaphore::new(COMPILES_MAX),
             trials: Semaphore::new(TRIALS_MAX),
+            once: once::Once::default(),
             uploading: StdMutex::default(),
         };
         let tokens = registry.store.records("token/").await?;
@@ -228,9 +258,9 @@ impl Registry {
             .tokens
             .write()
             .unwrap_or_else(PoisonError::into_inner) = tokens.collect();
+        registry.load_once().await?;
         registry.load_rules().await?;
         registry.replace(tenants, rules).await?;
-        registry.load_quarantines().await?;
         Ok(registry)
     }
 
@@ -287,7 +317,7 @@ impl Registry {
                 tracing::warn!(tenant = %name, "it has a file by now, whose quotas hold");
                 continue;
             }
-            let file = Tenant::empty(name.clone(), tenant.quotas);
+            let file = tenant.file(name.clone());
             let fixed = Fixed {
                 own: own.remove(&name).unwrap_or_default(),
                 rules: Arc::new(self.bounded(&file)),
@@ -296,6 +326,12 @@ impl Registry {
             now.insert(name, Arc::new(fixed));
         }
         let before = std::mem::replace(&mut *self.fixed_now(), now.clone());
+        for (name, fixed) in &now {
+            let limits = before.get(name).map(|it| it.file.limits);
+            if limits.is_some_and(|limits| limits != fixed.file.limits) {
+                forget_compiled(all.get_mut(name));
+            }
+        }
         // A tenant that was not there before may have rules from an earlier time.
         if let Err(error) = self.compile(&mut all).await {
             *self.fixed_now() = before;
@@ -309,13 +345,14 @@ impl Registry {
         for (name, fixed) in now {
             self.establish(&name, &fixed, all.get(&name).unwrap_or(&none));
         }
-        Ok(())
+        // Of tenants that come back, and of rules that were compiled anew.
+        Ok(self.load_quarantines().await?)
     }
 
     /// The rules of a tenant without a file: none, within its quota.
     fn bounded(&self, tenant: &Tenant) -> Rules {
         let quotas = tenant.quotas.over(&self.bounds.quotas);
-        let rules = Rules::none(tenant.name.clone());
+        let rules = Rules::none(tenant.name.clone(), tenant.default_channel.clone());
         rules.bounded(quotas.fuel_per_s, self.bounds.quarantine)
     }
 
@@ -354,26 +391,28 @@ impl Registry {
     ) -> Result<(), store::Error> {
         let mut wanted = Vec::new();
         for (tenant, rules) in &*all {
-            if self.fixed(tenant).is_err() {
+            let Ok(sandbox) = self.sandbox_of(tenant) else {
                 tracing::warn!(%tenant, "there is no file of this tenant any more; its rules rest");
                 continue;
-            }
+            };
             for (rule, entry) in rules {
                 for version in entry.in_use() {
                     if entry.active.contains_key(&version.number) {
                         continue;
                     }
                     let made = self.rule_of(tenant, rule, version).await?;
-                    wanted.push((tenant.clone(), rule.clone(), version.number, made));
+                    let name = (tenant.clone(), rule.clone());
+                    wanted.push((name.0, name.1, version.number, made, sandbox.clone()));
                 }
             }
         }
-        let sandbox = self.sandbox.clone();
         let compiled = tokio::task::spawn_blocking(move || {
-            let rules: Vec<&Rule> = wanted.iter().map(|(.., rule)| rule).collect();
-            let programs = programs(&rules, &sandbox);
+            let rules: Vec<(&Rule, &Sandbox)> = (wanted.iter())
+                .map(|(.., rule, sandbox)| (rule, sandbox))
+                .collect();
+            let programs = programs(&rules);
             let made = wanted.iter().zip(programs);
-            let made = made.map(|((tenant, name, number, rule), program)| {
+            let made = made.map(|((tenant, name, number, rule, _), program)| {
                 if let Err(error) = &program {
                     tracing::error!(%tenant, rule = %name, version = number, %error, "a rule cannot be used; its events are failed on");
                 }
@@ -460,6 +499,11 @@ impl Registry {
         self.fixed(tenant).map(drop)
     }
 
+    /// The sandbox in which a tenant's limits hold.
+    fn sandbox_of(&self, tenant: &Name) -> Result<Sandbox, Error> {
+        Ok(self.fixed(tenant)?.file.limits.within(&self.sandbox))
+    }
+
     fn fixed(&self, tenant: &Name) -> Result<Arc<Fixed>, Error> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         let fixed = tenants.get(tenant).cloned();
@@ -469,12 +513,16 @@ impl Registry {
     /// The tenants that there are.
     pub fn tenants(&self) -> Vec<Known> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let known = tenants.iter().map(|(name, fixed)| Known {
-            name: name.clone(),
-            sources: fixed.sources().into_iter().cloned().collect(),
-            channels: fixed.rules.channels().cloned().collect(),
-        });
+        let known = tenants.iter().map(|(name, fixed)| fixed.known(name));
         known.collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn tenant(&self, name: &Name) -> Result<Known, Error> {
+        Ok(self.fixed(name)?.known(name))
     }
 
     /// The names of the rules in a tenant's file.
@@ -514,7 +562,7 @@ impl Registry {
             return Err(Error::Busy("other modules are being compiled"));
         };
         let (wasm, began): (Arc<[u8]>, _) = (wasm.into(), Instant::now());
-        let (sandbox, bytes) = (self.sandbox.clone(), wasm.clone());
+        let (sandbox, bytes) = (self.sandbox_of(tenant)?, wasm.clone());
         let checked = tokio::task::spawn_blocking(move || {
             let checked = sandbox.check(&bytes)?;
             let found = (checked.form, checked.memory_bytes());

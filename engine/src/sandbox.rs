@@ -260,6 +260,15 @@ impl Sandbox {
         self
     }
 
+    /// The same under other limits.
+    #[must_use]
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self {
+            limits: Arc::new(limits),
+            ..self.clone()
+        }
+    }
+
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }

@@ -21,6 +21,7 @@ use crate::ingest::Ingest;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Rules, Workers};
+use crate::quota::CallRates;
 use crate::registry::{self, Registry};
 use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
@@ -190,6 +191,7 @@ impl Engine {
             pipeline.clone(),
             watermark.clone(),
             metrics.clone(),
+            registry.clone(),
             &config.server,
         );
         let ingest_stage = Stage::new();
@@ -208,6 +210,7 @@ impl Engine {
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
             behind_https: tls.is_some() || config.server.public_url.starts_with("https://"),
             feeds: Shares::new(admin::FEEDS_MAX, admin::FEEDS_OF_TENANT_MAX),
+            rates: CallRates::new(config.server.calls_per_s),
             calls: Shares::new(admin::CALLS_MAX, admin::CALLS_OF_TENANT_MAX),
             cancel: ingest_stage.cancel.clone(),
         };
@@ -238,6 +241,7 @@ impl Engine {
             store.clone(),
             pipeline.clone(),
             watermark,
+            live.clone(),
             housekeeping_settings(config),
         );
         engine
@@ -343,6 +347,7 @@ fn counts(tenants: &[Tenant]) -> (usize, usize) {
 fn bounds(config: &Config) -> registry::Bounds {
     registry::Bounds {
         quotas: config.quotas,
+        limits_max: config.limits_max,
         quarantine: config.quarantine,
         timeout_ms: config.dispatch.timeout_ms,
         lease_ms: config.dispatch.lease_ms,
@@ -375,6 +380,12 @@ fn check(tenants: &[Tenant], config: &Config) -> Result<(), StartError> {
                 listen,
             });
         }
+        tenant.limits.check(&config.limits_max).map_err(|message| {
+            StartError::Config(Problem {
+                place: format!("tenant `{}`", tenant.name),
+                message,
+            })
+        })?;
         // An attempt that outlasts its lease would be made twice at once.
         for (name, channel) in &tenant.channels {
             if channel.timeout() >= Duration::from_millis(lease_ms) {

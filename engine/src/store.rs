@@ -30,6 +30,7 @@ use crate::timing::{self, Suppressed};
 use async_trait::async_trait;
 use hooksieve_sdk::wire::{Decision, EventHead, Payload, Timing, json::Data};
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Notify;
@@ -584,6 +585,9 @@ pub trait EventLog: Send + Sync {
 
     /// An event by its id, whoever owns it.
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error>;
+
+    /// What a tenant's events take.
+    fn events_bytes(&self, tenant: &Name) -> u64;
 }
 
 /// What is to be delivered, and what became of every event.
@@ -666,12 +670,21 @@ pub trait History: Send + Sync {
     /// letters.
     async fn purge(&self, ids: Vec<DeliveryId>) -> Result<usize, Error>;
 
-    /// One step of a sweep through the events that came in before a moment: removes those of which
-    /// nothing can change any more, with their decisions and deliveries.
-    async fn forget(&self, before_ms: i64, from: Option<Mark>) -> Result<Swept, Error>;
+    /// One step of a sweep through the events, of one tenant or of all, that came in before a moment:
+    /// removes those of which nothing can change any more, with their decisions and deliveries.
+    async fn forget(
+        &self,
+        before_ms: i64,
+        only: Option<&Name>,
+        from: Option<Mark>,
+    ) -> Result<Swept, Error>;
 
     /// What it takes now.
     async fn usage(&self) -> Result<Usage, Error>;
+
+    /// Writes all that it holds, as it stands at this moment, while it goes on; gives the number of rows.
+    /// What is written is what [`import`] reads.
+    async fn backup(&self, to: Box<dyn Write + Send>, now_ms: i64) -> Result<u64, TransferError>;
 }
 
 /// A change of records: each one's key with what it holds from now on, or `None` where it goes.

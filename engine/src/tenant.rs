@@ -2,12 +2,17 @@
 //! runs. Reads files and the environment for secrets and modules; compiles nothing and opens no
 //! connection.
 
+mod described;
+
+pub use described::Described;
+
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
 use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
-use crate::config::{FUEL_PER_S_MAX, PER_S_MAX, Quotas};
+use crate::config::{EVENTS_BYTES_MAX, FUEL_PER_S_MAX, LimitsMax, PER_S_MAX, Quotas};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::{Hash, Name};
-use crate::ingest::verify::Verify;
+use crate::ingest::verify::{Access, Verify};
+use crate::sandbox::{Limits, PAGE_BYTES, Sandbox};
 use crate::secret::Secret;
 use crate::store::Then;
 use hooksieve_sdk::wire::json::Data;
@@ -34,6 +39,66 @@ pub struct Tenant {
     /// Where events go that a rule with `on_error = "pass"` failed on.
     pub default_channel: Option<Name>,
     pub quotas: OwnQuotas,
+    pub limits: OwnLimits,
+}
+
+/// What a tenant's file says instead of the configuration's `[limits]`, within its `[limits_max]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OwnLimits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1_000)]
+    pub fuel: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 65_536)]
+    pub memory_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub actions: Option<usize>,
+}
+
+impl OwnLimits {
+    /// Whether they are within what the operator allows.
+    ///
+    /// # Errors
+    /// One sentence that names the one that is not.
+    pub(crate) fn check(&self, max: &LimitsMax) -> Result<(), String> {
+        let given = [
+            ("fuel", self.fuel, 1_000, max.fuel),
+            (
+                "memory_bytes",
+                self.memory_bytes,
+                PAGE_BYTES,
+                max.memory_bytes,
+            ),
+            (
+                "actions",
+                self.actions.map(|it| it as u64),
+                1,
+                max.actions as u64,
+            ),
+        ];
+        for (key, value, least, most) in given {
+            if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
+                return Err(format!(
+                    "`{key}` of [limits] is {value}, and may be {least} to {most} (the operator's [limits_max])"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A sandbox in which these hold.
+    pub(crate) fn within(&self, sandbox: &Sandbox) -> Sandbox {
+        if *self == Self::default() {
+            return sandbox.clone();
+        }
+        let mut limits = Limits::clone(sandbox.limits());
+        limits.fuel = self.fuel.unwrap_or(limits.fuel);
+        limits.memory_bytes = self.memory_bytes.unwrap_or(limits.memory_bytes);
+        limits.actions = self.actions.unwrap_or(limits.actions);
+        sandbox.with_limits(limits)
+    }
 }
 
 /// What a tenant's file says instead of the configuration's `[quotas]`; 0 is none.
@@ -49,6 +114,9 @@ pub struct OwnQuotas {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 1_000_000)]
     pub deliveries_per_s: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 1_125_899_906_842_624_i64)]
+    pub events_bytes: Option<u64>,
 }
 
 impl OwnQuotas {
@@ -69,6 +137,7 @@ impl OwnQuotas {
                 self.deliveries_per_s.map(u64::from),
                 u64::from(PER_S_MAX),
             ),
+            ("events_bytes", self.events_bytes, EVENTS_BYTES_MAX),
         ];
         for (key, value, most) in given {
             if let Some(value) = value.filter(|value| *value > most) {
@@ -84,6 +153,7 @@ impl OwnQuotas {
             events_per_s: self.events_per_s.unwrap_or(defaults.events_per_s),
             fuel_per_s: self.fuel_per_s.unwrap_or(defaults.fuel_per_s),
             deliveries_per_s: self.deliveries_per_s.unwrap_or(defaults.deliveries_per_s),
+            events_bytes: self.events_bytes.unwrap_or(defaults.events_bytes),
         }
     }
 }
@@ -152,9 +222,15 @@ impl Pattern {
     }
 }
 
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Tenant {
     /// One without a file, that has nothing yet.
-    pub(crate) fn empty(name: Name, quotas: OwnQuotas) -> Self {
+    pub(crate) fn empty(name: Name) -> Self {
         Self {
             name,
             in_file: false,
@@ -163,7 +239,8 @@ impl Tenant {
             channels: BTreeMap::new(),
             paces: BTreeMap::new(),
             default_channel: None,
-            quotas,
+            quotas: OwnQuotas::default(),
+            limits: OwnLimits::default(),
         }
     }
 
@@ -265,6 +342,14 @@ impl Tenant {
             }
             None => OwnQuotas::default(),
         };
+        let limits = match root.section("limits")? {
+            Some(section) => {
+                let read = limits(&section)?;
+                section.finish()?;
+                read
+            }
+            None => OwnLimits::default(),
+        };
         root.finish()?;
         Ok(Self {
             name,
@@ -275,8 +360,20 @@ impl Tenant {
             paces,
             default_channel,
             quotas,
+            limits,
         })
     }
+}
+
+/// What the operator allows is checked when that is known.
+fn limits(section: &Section<'_>) -> Result<OwnLimits, Problem> {
+    let read = |key: &'static str| Ok(section.u64(key)?.map(|found| found.value));
+    let actions = read("actions")?;
+    Ok(OwnLimits {
+        fuel: read("fuel")?,
+        memory_bytes: read("memory_bytes")?,
+        actions: actions.map(|it| usize::try_from(it).unwrap_or(usize::MAX)),
+    })
 }
 
 fn quotas(section: &Section<'_>) -> Result<OwnQuotas, Problem> {
@@ -300,6 +397,7 @@ fn quotas(section: &Section<'_>) -> Result<OwnQuotas, Problem> {
         events_per_s: per_s("events_per_s")?,
         fuel_per_s: read("fuel_per_s", FUEL_PER_S_MAX)?,
         deliveries_per_s: per_s("deliveries_per_s")?,
+        events_bytes: read("events_bytes", EVENTS_BYTES_MAX)?,
     })
 }
 
@@ -494,18 +592,24 @@ impl<'a> Reader<'a> {
 
     fn json_source(&self, section: &Section<'a>) -> Result<Verify, Problem> {
         let token = self.secret(section, "token")?;
-        let open = section.bool("open")?;
-        let open_here = open.as_ref().is_some_and(|open| open.value);
-        if token.is_some() == open_here {
-            let token = match self.secrets {
-                From::Elsewhere(_) => "token = { env = \"NAME\" }",
-                From::Here => "token",
-            };
-            return Err(section.problem(format!(
-                "{} needs either `{token}` or `open = true` (on a loopback address only)",
-                section.title()
-            )));
-        }
+        let says = |key: &'static str| -> Result<bool, Problem> {
+            Ok(section.bool(key)?.is_some_and(|said| said.value))
+        };
+        let access = match (token, says("access_tokens")?, says("open")?) {
+            (Some(token), false, false) => Access::Token(token),
+            (None, true, false) => Access::AccessTokens,
+            (None, false, true) => Access::Open,
+            _ => {
+                let token = match self.secrets {
+                    From::Elsewhere(_) => "token = { env = \"NAME\" }",
+                    From::Here => "token",
+                };
+                return Err(section.problem(format!(
+                    "{} needs one of `{token}`, `access_tokens = true`, and `open = true` (on a loopback address only)",
+                    section.title()
+                )));
+            }
+        };
         let pointer = |key: &'static str| -> Result<Option<String>, Problem> {
             let Some(found) = section.str(key)? else {
                 return Ok(None);
@@ -521,7 +625,7 @@ impl<'a> Reader<'a> {
             }
         };
         Ok(Verify::Json {
-            token,
+            access,
             kind: section
                 .str("type")?
                 .map_or("json", |kind| kind.value)

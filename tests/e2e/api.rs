@@ -75,6 +75,8 @@ fn every_call() -> Vec<Asked> {
     vec![
         asked("who_am_i", 200),
         asked("list_tenants", 200),
+        asked("tenant", 200),
+        asked("backup", 200),
         asked("set_tenant", 409).body(json!({})),
         asked("remove_tenant", 409),
         asked("usage", 200),
@@ -179,10 +181,11 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
     let module = module_path("acme", PROBE);
     let sha256 = module.rsplit('/').next().unwrap();
     let rank = HashMap::from([
-        ("read-only", 0),
-        ("author", 1),
-        ("tenant-admin", 2),
-        ("operator", 3),
+        ("ingest-only", 0),
+        ("read-only", 1),
+        ("author", 2),
+        ("tenant-admin", 3),
+        ("operator", 4),
     ]);
     let about = [
         ("tenant", "acme"),
@@ -196,7 +199,7 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
     ];
     let calls = calls(&description(&server).await, &about);
     let mut who = Vec::new();
-    for scope in ["read-only", "author", "tenant-admin"] {
+    for scope in ["ingest-only", "read-only", "author", "tenant-admin"] {
         for tenant in ["acme", "other"] {
             let text = token(&server, Some(tenant), scope).await;
             who.push((scope, Some(tenant), text));
@@ -210,8 +213,11 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
             let (needs, may) = (call.needs.as_str(), call.may);
             let allowed = rank[scope] >= rank[needs];
             let foreign = *tenant == Some("other");
-            let neutral = ["/v1/whoami", "/v1/tenants"].contains(&call.path.as_str());
+            // Not of any tenant.
+            let neutral = ["/v1/whoami", "/v1/tenants", "/v1/backup"].contains(&call.path.as_str());
+            let sends_only = *scope == "ingest-only" && !allowed;
             let expected = match (foreign && !neutral, allowed) {
+                _ if sends_only => 403,
                 (true, _) => 404,
                 (false, true) => may,
                 (false, false) => 403,
@@ -236,14 +242,14 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
             made.problem(403, "not-allowed");
         }
     }
-    let tenants = As(&server, who[1].2.clone());
+    let tenants = As(&server, who[3].2.clone());
     let seen = tenants.call(Method::GET, "/v1/tenants", None).await.json();
     assert_eq!(seen.as_array().unwrap().len(), 1);
     assert_eq!(seen[0]["name"], "other");
 
     // Without a token, with what looks like one, with a revoked and an expired one: the same answer.
-    let good = who[0].2.clone();
-    let admin = As(&server, who[4].2.clone());
+    let good = who[2].2.clone();
+    let admin = As(&server, who[6].2.clone());
     let mut bad = vec![
         String::new(),
         "x".to_owned(),
@@ -272,7 +278,7 @@ async fn everyone_may_do_what_his_token_says_and_sees_no_other_tenant() {
             said.insert(got.problem(401, "not-authorised"));
         }
         // A token in the address is none.
-        let path = format!("/v1/whoami?token={}&access_token={0}", who[4].2);
+        let path = format!("/v1/whoami?token={}&access_token={0}", who[6].2);
         caller
             .call(Method::GET, &path, None)
             .await

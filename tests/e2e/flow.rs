@@ -1418,7 +1418,7 @@ async fn a_channel_is_tested_with_one_real_message() {
     let hook = Receiver::answering(|n, _| Reply::status(if n == 0 { 204 } else { 410 })).await;
     let server = setup(&hook, ONE).start().await;
     let run = |args: &[&str]| {
-        let mut all = vec!["channel", "test", "acme"];
+        let mut all = vec!["channel", "test", "--tenant", "acme"];
         all.extend(args);
         all.extend(["--url", &server.base]);
         cli_with(&all, &[("HOOKSIEVE_OPERATOR_TOKEN", TOKEN)], b"")

@@ -16,6 +16,7 @@ mod housekeeping;
 mod load;
 mod mail;
 mod operations;
+mod operators;
 mod quarantine;
 mod quotas;
 mod refused;

@@ -75,7 +75,9 @@ async fn a_tenant_without_a_file_sets_up_all_it_has() {
             "kind": "webhook", "url": hook.url("/hook"), "headers": {}, "rates": ["100/s"],
         },
     });
-    assert_eq!(set, shown);
+    let mut changed = shown.clone();
+    changed["change"] = json!("created");
+    assert_eq!(set, changed);
     assert_eq!(admin.upload("acme", PROBE).await.status, 201);
     let made = admin.version("one", json!({ "as": "live" })).await;
     assert_eq!(made.status, 201, "{}", made.body);
@@ -237,7 +239,7 @@ async fn settings_that_cannot_be_are_refused_and_change_nothing() {
         (json!({ "kind": "github" }), "source `in` has no `secret`"),
         (
             json!({ "kind": "json" }),
-            "needs either `token` or `open = true`",
+            "needs one of `token`, `access_tokens = true`, and `open = true`",
         ),
     ] {
         let told = refused(&admin, path, settings).await;
@@ -290,14 +292,14 @@ async fn a_key_can_be_exchanged_and_must_not_be_lost() {
     );
     std::fs::write(&settings, text).unwrap();
     let settings = settings.to_str().unwrap();
-    let set = cli(&["channels", "set", "acme", "hook", settings]);
+    let set = cli(&["channels", "set", "--tenant", "acme", "hook", settings]);
     assert_eq!(set, "channel hook is set (webhook)\n");
-    let listed = cli(&["channels", "list", "acme"]);
+    let listed = cli(&["channels", "list", "--tenant", "acme"]);
     assert!(
         listed.contains("hook") && !listed.contains(SECRET),
         "{listed}"
     );
-    let listed = cli(&["sources", "list", "acme"]);
+    let listed = cli(&["sources", "list", "--tenant", "acme"]);
     assert!(listed.contains("in the file"), "{listed}");
     assert_eq!(
         cli(&["tenants", "set", "late", "--events-per-s", "9"]),
@@ -308,7 +310,7 @@ async fn a_key_can_be_exchanged_and_must_not_be_lost() {
     let used = cli(&["usage", "--tenant", "acme"]);
     assert!(used.contains("channels") && used.contains("1 %"), "{used}");
     assert_eq!(cli(&["tenants", "remove", "late"]), "removed late\n");
-    let tested = cli(&["channels", "test", "acme", "hook"]);
+    let tested = cli(&["channels", "test", "--tenant", "acme", "hook"]);
     assert!(tested.starts_with("delivered through hook"), "{tested}");
     server.stop().await;
 

@@ -11,7 +11,7 @@ use serde_json::error::Category;
 use std::sync::Arc;
 
 /// How large it may be.
-const BODY_BYTES_MAX: usize = 2 << 20;
+pub(super) const BODY_BYTES_MAX: usize = 2 << 20;
 
 pub(super) struct Sent<T>(pub T);
 

@@ -8,6 +8,7 @@
 use super::body::Sent;
 use super::{Admin, Shared, WhoView};
 use crate::problem::Problem;
+use crate::registry::Scope;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -103,6 +104,7 @@ async fn sign_in(
             "this token is not good here: it was mistyped, revoked or has expired",
         ));
     };
+    caller.has(Scope::ReadOnly)?;
     Ok(answered(
         cookie(token, admin.behind_https),
         Json(WhoView::from(caller)).into_response(),

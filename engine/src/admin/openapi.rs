@@ -13,8 +13,11 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 const DESCRIPTION: &str = "What a person or a program can ask a running engine for. Every call needs a \
-token, as `Authorization: Bearer TOKEN`, and says which scope it must have at least: read-only, author, \
-tenant-admin or operator. What is another tenant's is answered like what is not there, with 404.";
+token, as `Authorization: Bearer TOKEN`, and says which scope it must have at least: ingest-only, \
+read-only, author, tenant-admin or operator. What is another tenant's is answered like what is not there, \
+with 404. A call that changes something may have an `Idempotency-Key` header of up to 255 characters: sent \
+again within a day with the same key, it is not made again but answered as before, with \
+`Idempotency-Replayed: true`. An answer 429 says in `Retry-After` after how many seconds to call again.";
 
 const STYLE: &str = include_str!("openapi.css");
 

@@ -5,14 +5,14 @@ use super::body::Sent;
 use super::{Admin, Answer, Shared, Who, parse};
 use crate::id::Name;
 use crate::problem::Problem;
-use crate::registry::{Scope, Settings, Shown, Thing};
-use crate::tenant::OwnQuotas;
-use axum::extract::{Path, State};
+use crate::registry::{Change, Fileless, Scope, Settings, Shown, Thing};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -36,6 +36,18 @@ pub struct SettingView {
     pub settings: Settings,
     /// Which secrets it has.
     pub secrets: Vec<String>,
+    /// What setting it did, or would have done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Try {
+    /// Only say what would be done; for operators, because it tells whether secrets are the same.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 impl From<Shown> for SettingView {
@@ -46,6 +58,7 @@ impl From<Shown> for SettingView {
             in_file: shown.in_file,
             settings: shown.settings,
             secrets: shown.secrets,
+            change: None,
         }
     }
 }
@@ -66,20 +79,12 @@ pub struct Removed {
     pub removed: Name,
 }
 
-/// A tenant that is to be made or changed.
-#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TenantBody {
-    /// What is left out is as the engine's configuration has it; 0 is no quota.
-    #[serde(default)]
-    pub quotas: OwnQuotas,
-}
-
 /// A tenant that was made or changed.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TenantSet {
     pub name: Name,
-    pub quotas: OwnQuotas,
+    #[serde(flatten)]
+    pub settings: Fileless,
 }
 
 fn status(new: bool) -> StatusCode {
@@ -90,10 +95,10 @@ fn status(new: bool) -> StatusCode {
     }
 }
 
-/// Makes a tenant that has no file, or changes its quotas
+/// Makes a tenant that has no file, or gives it other settings
 #[utoipa::path(
     put, path = "/v1/tenants/{tenant}", tag = "tenants",
-    request_body = TenantBody,
+    request_body = Fileless,
     responses((status = 200, body = TenantSet), (status = 201, body = TenantSet)),
     security(("token" = ["operator"])),
 )]
@@ -101,15 +106,16 @@ async fn set_tenant(
     State(admin): Shared,
     Extension(caller): Who,
     Path(tenant): Path<String>,
-    body: Result<Sent<TenantBody>, Problem>,
+    body: Result<Sent<Fileless>, Problem>,
 ) -> Result<(StatusCode, Json<TenantSet>), Problem> {
     let name = parse::<Name>(&tenant, "tenant")?;
     caller.may(Scope::Operator, &name)?;
-    let Sent(TenantBody { quotas }) = body?;
-    let new = (admin.registry)
-        .set_tenant(&name, quotas, &caller.who)
+    let Sent(settings) = body?;
+    let registry = &admin.registry;
+    let new = registry
+        .set_tenant(&name, settings.clone(), &caller.who)
         .await?;
-    Ok((status(new), Json(TenantSet { name, quotas })))
+    Ok((status(new), Json(TenantSet { name, settings })))
 }
 
 /// Removes a tenant that has no file, with its tokens, rules, modules, sources and channels
@@ -144,6 +150,7 @@ async fn list_sources(state: Shared, who: Who, tenant: Path<String>) -> Answer<V
 /// Sets up a source, or puts another in its place
 #[utoipa::path(
     put, path = "/v1/tenants/{tenant}/sources/{source}", tag = "sources",
+    params(Try),
     request_body = SettingsBody,
     responses((status = 200, body = SettingView), (status = 201, body = SettingView)),
     security(("token" = ["tenant-admin"])),
@@ -152,9 +159,10 @@ async fn set_source(
     state: Shared,
     who: Who,
     path: Path<(String, String)>,
+    query: Result<Query<Try>, QueryRejection>,
     body: Result<Sent<SettingsBody>, Problem>,
 ) -> Result<(StatusCode, Json<SettingView>), Problem> {
-    set(state, who, path, body, Thing::Source).await
+    set(state, who, path, query, body, Thing::Source).await
 }
 
 /// Removes a source
@@ -180,6 +188,7 @@ async fn list_channels(state: Shared, who: Who, tenant: Path<String>) -> Answer<
 /// Sets up a channel, or puts another in its place
 #[utoipa::path(
     put, path = "/v1/tenants/{tenant}/channels/{channel}", tag = "channels",
+    params(Try),
     request_body = SettingsBody,
     responses((status = 200, body = SettingView), (status = 201, body = SettingView)),
     security(("token" = ["tenant-admin"])),
@@ -188,9 +197,10 @@ async fn set_channel(
     state: Shared,
     who: Who,
     path: Path<(String, String)>,
+    query: Result<Query<Try>, QueryRejection>,
     body: Result<Sent<SettingsBody>, Problem>,
 ) -> Result<(StatusCode, Json<SettingView>), Problem> {
-    set(state, who, path, body, Thing::Channel).await
+    set(state, who, path, query, body, Thing::Channel).await
 }
 
 /// Removes a channel
@@ -219,17 +229,27 @@ async fn set(
     State(admin): Shared,
     Extension(caller): Who,
     Path((tenant, name)): Path<(String, String)>,
+    query: Result<Query<Try>, QueryRejection>,
     body: Result<Sent<SettingsBody>, Problem>,
     thing: Thing,
 ) -> Result<(StatusCode, Json<SettingView>), Problem> {
     let tenant = parse::<Name>(&tenant, "tenant")?;
     let name = parse::<Name>(&name, thing.word())?;
     caller.may(Scope::TenantAdmin, &tenant)?;
+    let Query(Try { dry_run }) = query?;
+    if dry_run {
+        caller.has(Scope::Operator)?;
+    }
     let Sent(SettingsBody { kind, mut settings }) = body?;
     settings.insert("kind".to_owned(), kind.into());
     let at = (&tenant, thing, &name);
-    let (shown, new) = admin.registry.set(at, settings, &caller.who).await?;
-    Ok((status(new), Json(shown.into())))
+    let set = admin.registry.set(at, settings, dry_run, &caller.who);
+    let (shown, change) = set.await?;
+    let view = SettingView {
+        change: Some(change),
+        ..shown.into()
+    };
+    Ok((status(change == Change::Created && !dry_run), Json(view)))
 }
 
 async fn remove(

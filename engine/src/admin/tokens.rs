@@ -5,7 +5,7 @@ use super::view::moment;
 use super::{Admin, Answer, Shared, Who, not_found, parse};
 use crate::id::Name;
 use crate::problem::Problem;
-use crate::registry::{Caller, Known, NewToken, Scope, Token};
+use crate::registry::{Caller, Fileless, Known, NewToken, Scope, Token};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -21,6 +21,7 @@ pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new()
         .routes(routes!(who_am_i))
         .routes(routes!(list_tenants))
+        .routes(routes!(tenant))
         .routes(routes!(list_tokens, make_token))
         .routes(routes!(revoke_token))
 }
@@ -52,7 +53,7 @@ impl From<Caller> for WhoView {
 #[utoipa::path(
     get, path = "/v1/whoami", tag = "access",
     responses((status = 200, body = WhoView)),
-    security(("token" = ["read-only"])),
+    security(("token" = ["ingest-only"])),
 )]
 async fn who_am_i(Extension(caller): Who) -> Json<WhoView> {
     Json(caller.into())
@@ -64,6 +65,23 @@ pub struct TenantView {
     pub name: Name,
     pub sources: Vec<Name>,
     pub channels: Vec<Name>,
+    /// Whether it has a file: then its settings are changed there.
+    #[serde(default)]
+    pub in_file: bool,
+    #[serde(flatten)]
+    pub settings: Fileless,
+}
+
+impl From<Known> for TenantView {
+    fn from(known: Known) -> Self {
+        Self {
+            name: known.name,
+            sources: known.sources,
+            channels: known.channels,
+            in_file: known.in_file,
+            settings: known.settings,
+        }
+    }
 }
 
 /// The tenants that the token can see
@@ -72,15 +90,27 @@ pub struct TenantView {
     responses((status = 200, body = Vec<TenantView>)),
     security(("token" = ["read-only"])),
 )]
-async fn list_tenants(State(admin): Shared, Extension(caller): Who) -> Json<Vec<TenantView>> {
+async fn list_tenants(State(admin): Shared, Extension(caller): Who) -> Answer<Vec<TenantView>> {
+    caller.has(Scope::ReadOnly)?;
     let all = admin.registry.tenants().into_iter();
     let seen = all.filter(|it| caller.tenant.as_ref().is_none_or(|own| *own == it.name));
-    let view = |known: Known| TenantView {
-        name: known.name,
-        sources: known.sources,
-        channels: known.channels,
-    };
-    Json(seen.map(view).collect())
+    Ok(Json(seen.map(TenantView::from).collect()))
+}
+
+/// A tenant
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}", tag = "tenants",
+    responses((status = 200, body = TenantView)),
+    security(("token" = ["read-only"])),
+)]
+async fn tenant(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+) -> Answer<TenantView> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::ReadOnly, &tenant)?;
+    Ok(Json(admin.registry.tenant(&tenant)?.into()))
 }
 
 /// A token, without its text but where it was just made.

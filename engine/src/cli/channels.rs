@@ -1,8 +1,10 @@
 //! `hooksieve channels`: set up, and found to work before an event depends on them.
 
 use super::client::Remote;
+use super::rules::Whose;
 use super::{Failure, settings, style};
 use hooksieve::admin::{EnabledView, TestView};
+use hooksieve::id::Name;
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -10,7 +12,7 @@ pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    remote: Remote,
+    whose: Whose,
 }
 
 #[derive(clap::Subcommand)]
@@ -19,29 +21,27 @@ enum Command {
     Settings(settings::Command),
     /// Send one real message through a channel and show what came back
     Test {
-        #[arg(value_name = "TENANT")]
-        tenant: String,
         #[arg(value_name = "CHANNEL")]
-        channel: String,
+        channel: Name,
     },
     /// Send to a channel again that was disabled
     Enable {
-        #[arg(value_name = "TENANT")]
-        tenant: String,
         #[arg(value_name = "CHANNEL")]
-        channel: String,
+        channel: Name,
     },
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let Args { command, remote } = args;
-    let (tenant, channel) = match command {
-        Command::Test { tenant, channel } => (tenant, channel),
+    let Args { command, whose } = args;
+    let remote = &whose.remote;
+    let channel = match command {
+        Command::Test { channel } => channel,
         Command::Settings(command) => {
-            return settings::run(command, &remote, settings::Thing::Channel);
+            return settings::run(command, &whose, settings::Thing::Channel);
         }
-        Command::Enable { tenant, channel } => return enable(&remote, &tenant, &channel),
+        Command::Enable { channel } => return enable(remote, &whose.tenant()?, &channel),
     };
+    let tenant = whose.tenant()?;
     let path = format!("/v1/channels/{tenant}/{channel}/test");
     let test: TestView = remote.call(Method::POST, &path)?;
     let outcome = match test.delivered {
@@ -77,7 +77,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     outcome
 }
 
-fn enable(remote: &Remote, tenant: &str, channel: &str) -> Result<(), Failure> {
+fn enable(remote: &Remote, tenant: &Name, channel: &Name) -> Result<(), Failure> {
     let path = format!("/v1/channels/{tenant}/{channel}/enable");
     let enabled: EnabledView = remote.call(Method::POST, &path)?;
     if remote.json {

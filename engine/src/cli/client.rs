@@ -4,9 +4,10 @@
 use super::{Failure, block_on, environment, login};
 use hooksieve::config::Config;
 use hooksieve::serve::LOCAL_TOKEN_FILE;
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +55,25 @@ impl Remote {
     ) -> Result<T, Failure> {
         let (base, token) = self.place()?;
         send(&base, &token, method, path, with)
+    }
+
+    /// Writes what a call is answered, however long it is; gives its length.
+    pub(crate) fn download(&self, path: &str, to: &mut dyn Write) -> Result<u64, Failure> {
+        let (base, token) = self.place()?;
+        block_on(async {
+            let request = client(None)?
+                .get(format!("{base}{path}"))
+                .bearer_auth(token);
+            let mut response = answered(&base, request).await?;
+            let mut bytes = 0;
+            while let Some(chunk) = response.chunk().await.map_err(|error| {
+                Failure::outcome(format!("{base} broke off: {error}; its log says why"))
+            })? {
+                to.write_all(&chunk)?;
+                bytes += chunk.len() as u64;
+            }
+            Ok(bytes)
+        })
     }
 
     /// Where the engine is, and with which token it is asked. A token that was kept for one engine is
@@ -109,19 +129,47 @@ pub(crate) fn send<T: DeserializeOwned>(
     path: &str,
     with: impl FnOnce(RequestBuilder) -> RequestBuilder,
 ) -> Result<T, Failure> {
-    // Fails only where a provider is installed already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     block_on(async {
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(30))
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(Failure::outcome)?;
-        let request = client
+        let request = client(Some(TIMEOUT))?
             .request(method, format!("{base}{path}"))
             .bearer_auth(token);
-        let response = with(request).send().await.map_err(|error| {
+        let response = answered(base, with(request)).await?;
+        let body = response.bytes().await.map_err(Failure::outcome)?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Failure::outcome(format!("the answer of {base} is not understood: {error}"))
+        })
+    })
+}
+
+/// How long a call may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How often, and for how long at most, is waited where an engine says that calls come too fast.
+const PATIENCE: u32 = 5;
+const RETRY_AFTER_S_MAX: u64 = 10;
+
+fn client(timeout: Option<Duration>) -> Result<reqwest::Client, Failure> {
+    // Fails only where a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder()
+        .connect_timeout(TIMEOUT)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none());
+    match timeout {
+        Some(timeout) => client.timeout(timeout),
+        None => client.read_timeout(TIMEOUT),
+    }
+    .build()
+    .map_err(Failure::outcome)
+}
+
+/// What a call was answered, if that is a success.
+async fn answered(base: &str, request: RequestBuilder) -> Result<reqwest::Response, Failure> {
+    for patience in (0..=PATIENCE).rev() {
+        // Bodies are bytes in memory, so there is always a copy.
+        let Some(copy) = request.try_clone() else {
+            break;
+        };
+        let response = copy.send().await.map_err(|error| {
             if error.is_connect() {
                 Failure::Outcome(Some(format!(
                     "no engine answers at {base}: start it with `hooksieve serve`, or name it with --url"
@@ -131,18 +179,24 @@ pub(crate) fn send<T: DeserializeOwned>(
             }
         })?;
         let status = response.status();
-        let body = response.bytes().await.map_err(Failure::outcome)?;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| {
-                Failure::outcome(format!("the answer of {base} is not understood: {error}"))
-            });
+            return Ok(response);
         }
-        match serde_json::from_slice::<Problem>(&body) {
+        let wait_s = response.headers().get(reqwest::header::RETRY_AFTER);
+        let wait_s = wait_s.and_then(|it| it.to_str().ok()?.parse::<u64>().ok());
+        if let (StatusCode::TOO_MANY_REQUESTS, Some(wait_s), true) = (status, wait_s, patience > 0)
+        {
+            tokio::time::sleep(Duration::from_secs(wait_s.min(RETRY_AFTER_S_MAX))).await;
+            continue;
+        }
+        let body = response.bytes().await.map_err(Failure::outcome)?;
+        return match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Err(Failure::outcome(format!(
                 "{}: {}",
                 problem.title, problem.detail
             ))),
             Err(_) => Err(Failure::outcome(format!("{base} answered {status}"))),
-        }
-    })
+        };
+    }
+    Err(Failure::outcome(format!("{base} did not take the call")))
 }

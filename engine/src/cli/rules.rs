@@ -24,16 +24,19 @@ pub(super) struct Whose {
 impl Whose {
     /// Where the tenant's calls are.
     pub(super) fn base(&self) -> Result<String, Failure> {
-        let tenant = match &self.tenant {
-            Some(tenant) => tenant.parse::<Name>().map_err(Failure::input)?,
+        Ok(format!("/v1/tenants/{}", self.tenant()?))
+    }
+
+    pub(super) fn tenant(&self) -> Result<Name, Failure> {
+        match &self.tenant {
+            Some(tenant) => tenant.parse::<Name>().map_err(Failure::input),
             None => {
                 let who: WhoView = self.remote.call(Method::GET, "/v1/whoami")?;
                 who.tenant.ok_or_else(|| {
                     Failure::Input("an operator names the tenant: --tenant NAME".to_owned())
-                })?
+                })
             }
-        };
-        Ok(format!("/v1/tenants/{tenant}"))
+        }
     }
 
     fn rule(&self, rule: &str) -> Result<String, Failure> {

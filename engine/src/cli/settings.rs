@@ -4,9 +4,10 @@
 use super::client::Remote;
 use super::rules::{Whose, read_config};
 use super::{Failure, style};
-use hooksieve::admin::{Removed, SettingView, TenantBody, TenantSet, TenantView, UsageView};
+use hooksieve::admin::{Removed, SettingView, TenantSet, TenantView, UsageView};
 use hooksieve::id::Name;
-use hooksieve::tenant::OwnQuotas;
+use hooksieve::registry::{Change, Fileless};
+use hooksieve::tenant::{OwnLimits, OwnQuotas};
 use reqwest::Method;
 use std::path::PathBuf;
 
@@ -29,14 +30,9 @@ impl Thing {
 #[derive(clap::Subcommand)]
 pub(super) enum Command {
     /// List them, those of the tenant's file too
-    List {
-        #[arg(value_name = "TENANT")]
-        tenant: Name,
-    },
+    List,
     /// Set one up, or put another in its place
     Set {
-        #[arg(value_name = "TENANT")]
-        tenant: Name,
         #[arg(value_name = "NAME")]
         name: Name,
         /// Its settings, a TOML or JSON file: what would stand in the tenant's file, without the name,
@@ -46,8 +42,6 @@ pub(super) enum Command {
     },
     /// Remove one
     Remove {
-        #[arg(value_name = "TENANT")]
-        tenant: Name,
         #[arg(value_name = "NAME")]
         name: Name,
     },
@@ -58,19 +52,19 @@ pub(crate) struct Sources {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    remote: Remote,
+    whose: Whose,
 }
 
 pub(crate) fn sources(args: Sources) -> Result<(), Failure> {
-    run(args.command, &args.remote, Thing::Source)
+    run(args.command, &args.whose, Thing::Source)
 }
 
-pub(super) fn run(command: Command, remote: &Remote, thing: Thing) -> Result<(), Failure> {
-    let word = thing.word();
-    let base = |tenant: &Name| format!("/v1/tenants/{tenant}/{word}s");
+pub(super) fn run(command: Command, whose: &Whose, thing: Thing) -> Result<(), Failure> {
+    let (word, remote) = (thing.word(), &whose.remote);
+    let base = format!("{}/{word}s", whose.base()?);
     match command {
-        Command::List { tenant } => {
-            let all: Vec<SettingView> = remote.call(Method::GET, &base(&tenant))?;
+        Command::List => {
+            let all: Vec<SettingView> = remote.call(Method::GET, &base)?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(all));
                 return Ok(());
@@ -94,23 +88,23 @@ pub(super) fn run(command: Command, remote: &Remote, thing: Thing) -> Result<(),
             }
             anstream::println!("{table}");
         }
-        Command::Set {
-            tenant,
-            name,
-            settings,
-        } => {
+        Command::Set { name, settings } => {
             let settings = read_config(&settings)?;
-            let path = format!("{}/{name}", base(&tenant));
+            let path = format!("{base}/{name}");
             let set: SettingView = remote.send(Method::PUT, &path, |it| it.json(&settings))?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(set));
             } else {
                 let good = style::GOOD;
-                anstream::println!("{good}{word} {}{good:#} is set ({})", set.name, set.kind);
+                let change = match set.change {
+                    Some(Change::Unchanged) => "was so already",
+                    _ => "is set",
+                };
+                anstream::println!("{good}{word} {}{good:#} {change} ({})", set.name, set.kind);
             }
         }
-        Command::Remove { tenant, name } => {
-            let path = format!("{}/{name}", base(&tenant));
+        Command::Remove { name } => {
+            let path = format!("{base}/{name}");
             let removed: Removed = remote.call(Method::DELETE, &path)?;
             tell_removed(remote, &removed);
         }
@@ -187,7 +181,7 @@ pub(crate) struct Tenants {
 enum TenantCommand {
     /// List those that the token can see (what is done without a command)
     List,
-    /// Make one that has no file, or change its quotas; 0 is none
+    /// Make one that has no file, or give it other settings: what is left out is as for all; 0 is no quota
     Set {
         #[arg(value_name = "NAME")]
         name: Name,
@@ -197,6 +191,21 @@ enum TenantCommand {
         fuel_per_s: Option<u64>,
         #[arg(long, value_name = "N")]
         deliveries_per_s: Option<u32>,
+        /// What its events may take in the store
+        #[arg(long, value_name = "BYTES")]
+        events_bytes: Option<u64>,
+        /// Fuel that its rules may burn for one event
+        #[arg(long, value_name = "N")]
+        fuel: Option<u64>,
+        /// Linear memory of each of its rules
+        #[arg(long, value_name = "BYTES")]
+        memory_bytes: Option<u64>,
+        /// Actions in one decision of its rules
+        #[arg(long, value_name = "N")]
+        actions: Option<usize>,
+        /// Where events go that a rule with `on_error` `pass` failed on
+        #[arg(long, value_name = "CHANNEL")]
+        default_channel: Option<Name>,
     },
     /// Remove one that has no file, with all that it has set up
     Remove {
@@ -214,14 +223,27 @@ pub(crate) fn tenants(args: Tenants) -> Result<(), Failure> {
             events_per_s,
             fuel_per_s,
             deliveries_per_s,
+            events_bytes,
+            fuel,
+            memory_bytes,
+            actions,
+            default_channel,
         } => {
-            let quotas = OwnQuotas {
-                events_per_s,
-                fuel_per_s,
-                deliveries_per_s,
+            let body = Fileless {
+                quotas: OwnQuotas {
+                    events_per_s,
+                    fuel_per_s,
+                    deliveries_per_s,
+                    events_bytes,
+                },
+                limits: OwnLimits {
+                    fuel,
+                    memory_bytes,
+                    actions,
+                },
+                default_channel,
             };
             let path = format!("/v1/tenants/{name}");
-            let body = TenantBody { quotas };
             let set: TenantSet = remote.send(Method::PUT, &path, |it| it.json(&body))?;
             if remote.json {
                 anstream::println!("{}", serde_json::json!(set));

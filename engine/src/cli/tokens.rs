@@ -44,6 +44,8 @@ enum Command {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum ScopeWord {
+    /// Send events to sources with `access_tokens = true`, and nothing else
+    IngestOnly,
     /// See what its tenant has
     ReadOnly,
     /// Upload modules and change rules
@@ -57,6 +59,7 @@ enum ScopeWord {
 impl From<ScopeWord> for Scope {
     fn from(word: ScopeWord) -> Self {
         match word {
+            ScopeWord::IngestOnly => Scope::IngestOnly,
             ScopeWord::ReadOnly => Scope::ReadOnly,
             ScopeWord::Author => Scope::Author,
             ScopeWord::TenantAdmin => Scope::TenantAdmin,

@@ -130,7 +130,7 @@ impl Buckets {
     }
 
     /// Whether forgetting it would change nothing.
-    pub(super) fn is_full(&self, now_ms: i64) -> bool {
+    pub(crate) fn is_full(&self, now_ms: i64) -> bool {
         let passed_ms = (now_ms - self.at_ms).max(0) as f64;
         self.buckets.iter().all(|bucket| {
             let count = f64::from(bucket.rate.count);

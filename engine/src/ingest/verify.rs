@@ -25,8 +25,8 @@ pub enum Verify {
         secret: Secret,
     },
     Json {
-        /// `None` takes everything: a loopback address only.
-        token: Option<Secret>,
+        /// What the sender has to have.
+        access: Access,
         /// The event type where `kind_from` gives none.
         kind: String,
         /// JSON pointers into the body.
@@ -35,6 +35,19 @@ pub enum Verify {
         subject_from: Option<String>,
     },
 }
+
+/// What a source of JSON takes as proof.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Nothing: on a loopback address only.
+    Open,
+    Token(Secret),
+    /// Access tokens of its tenant that may send events.
+    AccessTokens,
+}
+
+/// Whether an access token may send events to the source that is asked.
+pub type MaySend<'a> = &'a dyn Fn(&str) -> bool;
 
 /// A request that was verified and read.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,12 +84,17 @@ impl Verify {
     ///
     /// # Errors
     /// The signature first; nothing about the body is said to a sender that is not known.
-    pub fn read(&self, headers: &HeaderMap, body: &[u8]) -> Result<Incoming, Rejected> {
+    pub fn read(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+        may_send: MaySend<'_>,
+    ) -> Result<Incoming, Rejected> {
         match self {
             Verify::GitHub { secret } => github::read(secret, headers, body),
             Verify::Shopify { secret } => shopify::read(secret, headers, body),
             Verify::Json {
-                token,
+                access,
                 kind,
                 kind_from,
                 id_from,
@@ -87,7 +105,7 @@ impl Verify {
                     id: id_from.as_deref(),
                     subject: subject_from.as_deref(),
                 };
-                json::read(token.as_ref(), kind, &pointers, headers, body)
+                json::read((access, may_send), kind, &pointers, headers, body)
             }
         }
     }
@@ -115,7 +133,13 @@ impl Verify {
 
     /// Whether it takes everything from everyone.
     pub fn is_open(&self) -> bool {
-        matches!(self, Verify::Json { token: None, .. })
+        matches!(
+            self,
+            Verify::Json {
+                access: Access::Open,
+                ..
+            }
+        )
     }
 }
 

@@ -13,10 +13,13 @@ use std::sync::PoisonError;
 use subtle::ConstantTimeEq as _;
 use utoipa::ToSchema;
 
-/// What a token may be used for; each may do what those before it may.
+/// What a token may be used for; each may do what those before it may, but for one: to send events takes
+/// `ingest-only`, or more than to see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
+    /// Send events to its tenant's sources that take access tokens, and nothing else.
+    IngestOnly,
     /// See what its tenant has, and what became of its events.
     ReadOnly,
     /// Upload modules, change rules, release held events, redrive and purge dead letters.
@@ -30,6 +33,7 @@ pub enum Scope {
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Scope::IngestOnly => "ingest-only",
             Scope::ReadOnly => "read-only",
             Scope::Author => "author",
             Scope::TenantAdmin => "tenant-admin",
@@ -85,6 +89,11 @@ impl Caller {
             token: None,
         }
     }
+
+    /// The id of its token.
+    pub(crate) fn token_id(&self) -> &str {
+        self.token.as_deref().unwrap_or_default()
+    }
 }
 
 /// What tokens begin with, so that people and scanners know one when they see it.
@@ -110,6 +119,14 @@ impl Registry {
             who: format!("{} ({})", token.label, token.id),
             expires_ms: token.expires_ms,
             token: Some(token.id.clone()),
+        })
+    }
+
+    /// Whether this token may send a tenant's events.
+    pub(crate) fn may_send(&self, given: &str, tenant: &Name) -> bool {
+        self.caller(given).is_some_and(|caller| {
+            let sends = caller.scope == Scope::IngestOnly || caller.scope >= Scope::Author;
+            sends && caller.tenant.as_ref() == Some(tenant)
         })
     }
 

@@ -5,15 +5,16 @@ use super::access::TOKENS_MAX;
 use super::rule::audit;
 use super::{Changes, Error, Fixed, Registry, not_found, parts, read, written};
 use crate::channel::Channel;
-use crate::config::Quotas;
+use crate::config::{LimitsMax, Quotas};
 use crate::dispatch::Pace;
 use crate::id::Name;
 use crate::seal::NotOpened;
-use crate::store;
-use crate::tenant::{self, Given, OwnQuotas, Source, Tenant};
+use crate::store::{self, Then};
+use crate::tenant::{self, Given, OwnLimits, OwnQuotas, Source, Tenant};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Settings as a call has them.
 pub type Settings = serde_json::Map<String, serde_json::Value>;
@@ -48,6 +49,15 @@ pub struct Shown {
     pub secrets: Vec<String>,
 }
 
+/// What setting something up did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    Created,
+    Changed,
+    Unchanged,
+}
+
 /// What there are two kinds of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thing {
@@ -68,10 +78,30 @@ impl Thing {
     }
 }
 
-/// A tenant without a file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Fileless {
-    pub(super) quotas: OwnQuotas,
+/// What a tenant without a file is given; what is left out is as the engine's configuration has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fileless {
+    /// 0 is no quota.
+    #[serde(default)]
+    pub quotas: OwnQuotas,
+    #[serde(default)]
+    pub limits: OwnLimits,
+    /// Where events go that a rule with `on_error` `pass` failed on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_channel: Option<Name>,
+}
+
+impl Fileless {
+    /// As if it stood in a file.
+    pub(super) fn file(&self, name: Name) -> Tenant {
+        Tenant {
+            quotas: self.quotas,
+            limits: self.limits,
+            default_channel: self.default_channel.clone(),
+            ..Tenant::empty(name)
+        }
+    }
 }
 
 fn masked(settings: &Settings, secrets: &[String]) -> Settings {
@@ -220,7 +250,7 @@ impl Registry {
         })
     }
 
-    /// Sets up a source or a channel, or puts another in its place; whether it was not there before.
+    /// Sets up a source or a channel, or puts another in its place. `dry_run` only says what would be done.
     ///
     /// # Errors
     /// When something in it is wrong, it stands in the tenant's file, or the tenant may have no more.
@@ -228,8 +258,9 @@ impl Registry {
         &self,
         (tenant, thing, name): (&Name, Thing, &Name),
         settings: Settings,
+        dry_run: bool,
         who: &str,
-    ) -> Result<(Shown, bool), Error> {
+    ) -> Result<(Shown, Change), Error> {
         self.fixed(tenant)?;
         let bytes = written(&settings);
         if bytes.len() > SETTINGS_BYTES_MAX {
@@ -242,7 +273,16 @@ impl Registry {
         let fixed = self.fixed(tenant)?;
         not_in_file(&fixed.file, thing, name)?;
         let mut own = fixed.own.clone();
+        let same = match thing {
+            Thing::Source => own.sources.get(name).map(|it| it.settings == settings),
+            Thing::Channel => own.channels.get(name).map(|it| it.settings == settings),
+        };
         let new = self.take(&mut own, thing, name, settings)?;
+        let change = match same {
+            None => Change::Created,
+            Some(false) => Change::Changed,
+            Some(true) => Change::Unchanged,
+        };
         let (count, limit, key) = match thing {
             Thing::Source => (own.sources.len(), self.limits.sources_max, "sources_max"),
             Thing::Channel => (own.channels.len(), self.limits.channels_max, "channels_max"),
@@ -253,6 +293,14 @@ impl Registry {
                 limit: limit as u64,
                 key,
             });
+        }
+        if dry_run || change == Change::Unchanged {
+            let shown = match thing {
+                Thing::Source => own.sources.get(name).map(|it| shown(name, it)),
+                Thing::Channel => own.channels.get(name).map(|it| shown(name, it)),
+            };
+            let shown = shown.ok_or_else(|| not_found(thing.word(), name))?;
+            return Ok((shown, change));
         }
         let key = thing.key(tenant, name);
         let mut changes = vec![(key.clone(), Some(self.seal.seal(&key, &bytes)))];
@@ -269,7 +317,7 @@ impl Registry {
         let all = self.things(tenant, thing)?;
         let shown = all.into_iter().find(|it| it.name == *name);
         let shown = shown.ok_or_else(|| not_found(thing.word(), name))?;
-        Ok((shown, new))
+        Ok((shown, change))
     }
 
     /// Removes a source or a channel. What is under way to a channel is given up and kept.
@@ -307,6 +355,11 @@ impl Registry {
                 )));
             }
         }
+        if thing == Thing::Channel && fixed.file.default_channel.as_ref() == Some(name) {
+            return Err(Error::Conflict(format!(
+                "the channel {name} is the tenant's `default_channel`; name another first"
+            )));
+        }
         let mut changes = vec![(thing.key(tenant, name), None)];
         let entry = audit(who, "remove", name, None, None, None).about(thing);
         self.add_audit(tenant, &entry, &mut changes).await?;
@@ -331,35 +384,56 @@ impl Registry {
         self.establish(tenant, &fixed, rules);
     }
 
-    /// Makes a tenant that has no file, or changes its quotas; whether it was not there before.
+    /// Makes a tenant that has no file, or gives it other settings; whether it was not there before.
     ///
     /// # Errors
-    /// When it has a file.
+    /// When it has a file, or something in the settings is not possible.
     pub async fn set_tenant(
         &self,
         name: &Name,
-        quotas: OwnQuotas,
+        settings: Fileless,
         who: &str,
     ) -> Result<bool, Error> {
-        quotas.check().map_err(Error::Invalid)?;
+        settings.quotas.check().map_err(Error::Invalid)?;
+        let limits_max = &self.bounds.limits_max;
+        settings.limits.check(limits_max).map_err(Error::Invalid)?;
         let mut rules = self.rules.lock().await;
         let before = self.fixed(name).ok();
         if before.as_ref().is_some_and(|it| it.file.in_file) {
             return Err(in_a_file(name));
         }
-        let record = (tenant_key(name), Some(written(&Fileless { quotas })));
+        let own = before.as_ref().map(|it| it.own.clone()).unwrap_or_default();
+        let entries = rules.entry(name.clone()).or_default();
+        match &settings.default_channel {
+            Some(default) if !own.channels.contains_key(default) => {
+                return Err(Error::Invalid(format!(
+                    "`default_channel` is {default}, and the tenant has no such channel; set that up first"
+                )));
+            }
+            None => passing(entries)?,
+            Some(_) => {}
+        }
+        let record = (tenant_key(name), Some(written(&settings)));
         self.store.set_records(vec![record]).await?;
         tracing::info!(tenant = %name, who, "a tenant is set");
-        let file = Tenant::empty(name.clone(), quotas);
-        let own = before.as_ref().map(|it| it.own.clone());
-        let bounded = self.bounded(&file);
+        let file = settings.file(name.clone());
+        let other_limits = before
+            .as_ref()
+            .is_some_and(|it| it.file.limits != file.limits);
         let fixed = Fixed {
-            rules: Arc::new(bounded),
+            rules: Arc::new(self.bounded(&file)),
             file: Arc::new(file),
-            own: own.unwrap_or_default(),
+            own,
         };
+        self.fixed_now()
+            .insert(name.clone(), Arc::new(fixed.clone()));
+        if other_limits {
+            super::forget_compiled(rules.get_mut(name));
+            self.compile(&mut rules).await?;
+        }
         let entries = rules.entry(name.clone()).or_default();
         self.establish(name, &fixed, entries);
+        self.load_quarantines().await?;
         self.pipeline.begin_lanes();
         Ok(before.is_none())
     }
@@ -385,6 +459,7 @@ impl Registry {
             "wasm",
             "audit",
             "quarantine",
+            "once",
         ] {
             let records = self.store.records(&format!("{kind}/{name}/")).await?;
             changes.extend(records.into_iter().map(|(key, _)| (key, None)));
@@ -392,6 +467,7 @@ impl Registry {
         changes.extend(self.token_keys(name).into_iter().map(|key| (key, None)));
         self.store.set_records(changes).await?;
         self.forget_tokens(name);
+        self.once.forget(name);
         rules.remove(name);
         self.fixed_now().remove(name);
         self.pipeline.rest(name);
@@ -446,6 +522,19 @@ impl Registry {
     }
 }
 
+/// That no version in use passes events on: for a tenant without a channel for it.
+fn passing(entries: &BTreeMap<Name, super::Entry>) -> Result<(), Error> {
+    for (rule, entry) in entries {
+        if let Some(version) = entry.in_use().find(|it| it.on_error == Then::Passed) {
+            return Err(Error::Conflict(format!(
+                "version {} of the rule {rule} has `on_error` `pass`, so the tenant needs a `default_channel`",
+                version.number
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn not_in_file(file: &Tenant, thing: Thing, name: &Name) -> Result<(), Error> {
     let there = match thing {
         Thing::Source => file.sources.contains_key(name),
@@ -482,6 +571,7 @@ fn sealed_error(key: &str, error: NotOpened) -> Error {
 #[derive(Clone, Debug)]
 pub struct Bounds {
     pub quotas: Quotas,
+    pub limits_max: LimitsMax,
     pub quarantine: crate::pipeline::quarantine::Settings,
     /// How long an attempt may take where the channel does not say.
     pub timeout_ms: u64,

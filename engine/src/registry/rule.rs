@@ -537,9 +537,9 @@ impl Registry {
     ) -> Result<Started, Error> {
         self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
-        let sandbox = self.sandbox.clone();
+        let sandbox = self.sandbox_of(tenant)?;
         let started = tokio::task::spawn_blocking(move || {
-            let program = programs(&[&rule], &sandbox).pop();
+            let program = programs(&[(&rule, &sandbox)]).pop();
             program.map(|it| it.map(|program| Started { rule, program }))
         });
         match started.await {

@@ -6,13 +6,15 @@
 use super::{
     Acknowledgement, Appended, Attempt, Changes, Claimed, Commit, DeadPage, DecisionRecord,
     Delivery, Disabled, Error, EventLog, Held, History, Line, Mark, NewEvent, Outbox, Records,
-    Seek, Settlement, State, StoredEvent, Story, Swept, Usage, Wanted, Which, moment_ms,
+    Seek, Settlement, State, StoredEvent, Story, Swept, TransferError, Usage, Wanted, Which,
+    moment_ms,
 };
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Memory, Remember, Slot};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -106,6 +108,12 @@ impl EventLog for MemoryStore {
 
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
         Ok(self.rows().event(id))
+    }
+
+    fn events_bytes(&self, tenant: &Name) -> u64 {
+        let rows = self.rows();
+        let own = rows.events.iter().filter(|((of, _), _)| of == tenant);
+        own.map(|(_, event)| event.encoded.len() as u64).sum()
     }
 }
 
@@ -377,11 +385,17 @@ impl History for MemoryStore {
         Ok(ids.iter().filter(|id| purge(id)).count())
     }
 
-    async fn forget(&self, before_ms: i64, _: Option<Mark>) -> Result<Swept, Error> {
+    async fn forget(
+        &self,
+        before_ms: i64,
+        only: Option<&Name>,
+        _: Option<Mark>,
+    ) -> Result<Swept, Error> {
         let mut rows = self.rows();
         let rows = &mut *rows;
         let (mut over, mut seen) = (Vec::new(), 0);
-        for (tenant, id) in rows.events.keys() {
+        let meant = |tenant: &Name| only.is_none_or(|only| only == tenant);
+        for (tenant, id) in rows.events.keys().filter(|(tenant, _)| meant(tenant)) {
             seen += usize::from(moment_ms(*id) < before_ms);
             let decided = rows.cursors.get(tenant).is_some_and(|last| id <= last);
             let held = rows.held.keys().any(|(event, _)| event == id);
@@ -403,6 +417,10 @@ impl History for MemoryStore {
             forgotten: over.len(),
             next: None,
         })
+    }
+
+    async fn backup(&self, _: Box<dyn Write + Send>, _: i64) -> Result<u64, TransferError> {
+        Err(TransferError::InMemory)
     }
 
     async fn usage(&self) -> Result<Usage, Error> {

@@ -16,6 +16,7 @@
 //! The folder is sled's, with one file beside sled's own: `lock`, held while the store is open,
 //! because sled reports a lock that another process holds as any other error. [`keys`] has the rows.
 
+mod copy;
 mod due;
 mod history;
 mod keys;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use self::offline::{Kind, Report, TransferError, check, export, import};
 
+use self::copy::Copied;
 use self::due::{Due, Step};
 use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
@@ -42,6 +44,7 @@ use hooksieve_sdk::wire::Payload;
 use lru::LruCache;
 use serde::de::DeserializeOwned;
 use sled::IVec;
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
 use std::num::NonZeroUsize;
@@ -49,7 +52,7 @@ use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -112,6 +115,10 @@ struct Shared {
     changed: Arc<Notify>,
     /// What the rows take: keys and values, as in the row that says so.
     live_bytes: AtomicI64,
+    /// What each tenant's events take, as in the rows that say so.
+    events_bytes: RwLock<HashMap<Name, i64>>,
+    /// A copy that is being made of everything.
+    copy: Mutex<Copied>,
     /// How many groups became durable.
     flushes: AtomicU64,
     _lock: File,
@@ -129,6 +136,7 @@ impl SledStore {
         shared
             .live_bytes
             .store(shared.counted_bytes()?, Ordering::Relaxed);
+        shared.load_events_bytes()?;
         let last = shared.greatest_id()?;
         *shared.due() = Due::new(loaded_max, shared.lines()?);
         let (commands, queue) = mpsc::channel(options.queue_max.max(1));
@@ -223,6 +231,12 @@ impl EventLog for SledStore {
 
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error> {
         self.read(move |shared| shared.event(id)).await
+    }
+
+    fn events_bytes(&self, tenant: &Name) -> u64 {
+        let bytes = self.shared.events_bytes.read();
+        let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
+        bytes.get(tenant).copied().unwrap_or(0).max(0) as u64
     }
 }
 
@@ -784,6 +798,8 @@ fn open_folder(
         fresh: Mutex::new(LruCache::new(FRESH_MAX)),
         changed: Arc::new(Notify::new()),
         live_bytes: AtomicI64::new(0),
+        events_bytes: RwLock::default(),
+        copy: Mutex::default(),
         flushes: AtomicU64::new(0),
         _lock: lock,
     })

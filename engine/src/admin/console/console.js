@@ -95,8 +95,8 @@ const tones = {
 const tag = (word) => el("span", { class: `tag ${tones[word.split(" ")[0]] ?? ""}` }, word);
 const time = (text) => el("time", { datetime: text, title: text }, new Date(text).toLocaleString());
 const bytes = (count) => count < 1024 ? `${count} B` : count < 1048576 ? `${Math.round(count / 1024)} KiB` : `${(count / 1048576).toFixed(1)} MiB`;
-const may = (scope) => ["read-only", "author", "tenant-admin", "operator"].indexOf(who.scope) >=
-  ["read-only", "author", "tenant-admin", "operator"].indexOf(scope);
+const scopes = ["ingest-only", "read-only", "author", "tenant-admin", "operator"];
+const may = (scope) => scopes.indexOf(who.scope) >= scopes.indexOf(scope);
 const base = (tenant) => `/v1/tenants/${encodeURIComponent(tenant)}`;
 const link = (tenant, ...rest) => `#/${[tenant, ...rest].map(encodeURIComponent).join("/")}`;
 
@@ -649,7 +649,7 @@ async function tokensPage(tenant) {
   const tokens = await get(`/v1/tokens?tenant=${encodeURIComponent(tenant)}`);
   const made = el("div");
   const label = el("input", { id: "label", required: true, maxlength: "100" });
-  const scope = el("select", { id: "scope" }, ["read-only", "author", "tenant-admin"].map((it) => el("option", {}, it)));
+  const scope = el("select", { id: "scope" }, ["read-only", "ingest-only", "author", "tenant-admin"].map((it) => el("option", {}, it)));
   return [
     el("h1", {}, "Tokens"),
     table(["Id", "Scope", "What for", "Made", "Expires", ""], tokens.map((it) => [

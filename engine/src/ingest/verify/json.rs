@@ -1,9 +1,11 @@
-//! Any program that can POST JSON: a bearer token, or nothing where the engine listens on loopback.
+//! Any program that can POST JSON: a bearer token of the source's or of the tenant's access tokens, or
+//! nothing where the engine listens on loopback.
 //! Type, sender's id and subject are read from the body where the source says where they stand;
 //! otherwise the id is the `Idempotency-Key` header, if there is one.
 
 use super::{
-    Incoming, Rejected, Secret, allowed, bounded, data, header, is_json, is_kind, media_type,
+    Access, Incoming, MaySend, Rejected, allowed, bounded, data, header, is_json, is_kind,
+    media_type,
 };
 use axum::http::HeaderMap;
 use hooksieve_sdk::wire::{Kind, Value};
@@ -17,22 +19,24 @@ pub(super) struct Pointers<'a> {
 }
 
 pub(super) fn read(
-    token: Option<&Secret>,
+    (access, may_send): (&Access, MaySend<'_>),
     kind: &str,
     pointers: &Pointers<'_>,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Incoming, Rejected> {
-    if let Some(token) = token {
-        match bearer(headers) {
-            Some(given) if same(given, token.expose()) => {}
-            Some(_) => return Err(Rejected::BadToken),
-            None => {
-                return Err(Rejected::Unsigned {
-                    header: "Authorization: Bearer",
-                });
-            }
-        }
+    let given = || {
+        bearer(headers).ok_or(Rejected::Unsigned {
+            header: "Authorization: Bearer",
+        })
+    };
+    let (good, verified) = match access {
+        Access::Open => (true, "json: open on loopback"),
+        Access::Token(token) => (same(given()?, token.expose()), "json: bearer token"),
+        Access::AccessTokens => (may_send(given()?), "json: access token"),
+    };
+    if !good {
+        return Err(Rejected::BadToken);
     }
     let media_type = media_type(headers);
     if !is_json(&media_type) {
@@ -67,11 +71,7 @@ pub(super) fn read(
         subject,
         headers: allowed(headers, &["user-agent"]),
         data,
-        verified: if token.is_some() {
-            "json: bearer token"
-        } else {
-            "json: open on loopback"
-        },
+        verified,
     })
 }
 
@@ -92,6 +92,11 @@ pub(crate) fn same(given: &str, expected: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Secret;
+
+    fn never(_: &str) -> bool {
+        false
+    }
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs
@@ -108,8 +113,11 @@ mod tests {
 
     #[test]
     fn the_token_is_needed_where_one_is_set() {
-        let token = Secret::new("t0ken");
-        let read = |pairs| read(Some(&token), "alert", &NONE, &headers(pairs), b"{}");
+        let token = Access::Token(Secret::new("t0ken"));
+        let read = |pairs| {
+            let proof = (&token, &never as MaySend<'_>);
+            read(proof, "alert", &NONE, &headers(pairs), b"{}")
+        };
         assert!(
             read(&[
                 ("authorization", "Bearer t0ken"),
@@ -143,6 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn access_tokens_are_asked_for_where_the_source_takes_them() {
+        let may_send = |given: &str| given == "good";
+        let read = |given: &'static str| {
+            let proof = (&Access::AccessTokens, &may_send as MaySend<'_>);
+            let headers = headers(&[
+                ("authorization", given),
+                ("content-type", "application/json"),
+            ]);
+            read(proof, "alert", &NONE, &headers, b"{}").map(|it| it.verified)
+        };
+        assert_eq!(read("Bearer good"), Ok("json: access token"));
+        assert_eq!(read("Bearer other"), Err(Rejected::BadToken));
+        assert!(matches!(read("good"), Err(Rejected::Unsigned { .. })));
+    }
+
+    #[test]
     fn type_id_and_subject_come_from_where_the_source_says() {
         let pointers = Pointers {
             kind: Some("/kind"),
@@ -153,7 +177,8 @@ mod tests {
             ("content-type", "application/json"),
             ("idempotency-key", "k"),
         ]);
-        let read = |body: &[u8]| read(None, "alert", &pointers, &headers, body);
+        let open = (&Access::Open, &never as MaySend<'_>);
+        let read = |body: &[u8]| read(open, "alert", &pointers, &headers, body);
         let incoming = read(br#"{"kind": "disk.full", "n": 7, "host": "a"}"#).unwrap();
         assert_eq!(
             (

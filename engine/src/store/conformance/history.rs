@@ -6,7 +6,7 @@ use super::*;
 async fn forget(store: &TestStore, before_ms: i64) -> usize {
     let (mut from, mut forgotten) = (None, 0);
     loop {
-        let swept = store.forget(before_ms, from).await.unwrap();
+        let swept = store.forget(before_ms, None, from).await.unwrap();
         assert!(swept.forgotten <= swept.seen);
         forgotten += swept.forgotten;
         from = swept.next;

@@ -7,11 +7,14 @@
 use super::writer::Command;
 use super::{Shared, SledStore, keys};
 use crate::id::{DeliveryId, EventId, Name};
-use crate::store::{Error, History, Mark, State, Swept, Usage, moment_ms};
+use crate::store::{Error, History, Mark, State, Swept, TransferError, Usage, moment_ms};
 use async_trait::async_trait;
 use serde::Deserialize;
 use sled::IVec;
+use std::collections::HashMap;
+use std::io::Write;
 use std::ops::Bound;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 /// How many events one step of a sweep looks at: about a thousand rows, which one flush takes with it. With
@@ -36,9 +39,15 @@ impl History for SledStore {
         self.write(|answer| Command::Purge { ids, answer }).await
     }
 
-    async fn forget(&self, before_ms: i64, from: Option<Mark>) -> Result<Swept, Error> {
+    async fn forget(
+        &self,
+        before_ms: i64,
+        only: Option<&Name>,
+        from: Option<Mark>,
+    ) -> Result<Swept, Error> {
+        let only = only.cloned();
         let found = self
-            .read(move |shared| shared.over(before_ms, from))
+            .read(move |shared| shared.over(before_ms, only.as_ref(), from))
             .await?;
         if !found.rows.is_empty() {
             let rows = found.rows;
@@ -55,6 +64,10 @@ impl History for SledStore {
     async fn usage(&self) -> Result<Usage, Error> {
         self.read(Shared::usage).await
     }
+
+    async fn backup(&self, to: Box<dyn Write + Send>, now_ms: i64) -> Result<u64, TransferError> {
+        self.copy(to, now_ms).await
+    }
 }
 
 /// What can be removed.
@@ -68,13 +81,16 @@ struct Over {
 
 impl Shared {
     /// Looks at the next events that came in before this moment.
-    fn over(&self, before_ms: i64, from: Option<Mark>) -> Result<Over, Error> {
+    fn over(&self, before_ms: i64, only: Option<&Name>, from: Option<Mark>) -> Result<Over, Error> {
         let mut over = Over::default();
-        let mut place = match &from {
-            Some(mark) => keys::of_tenant(keys::EVENT, &mark.tenant),
+        let mut place = match from.as_ref().map(|mark| &mark.tenant).or(only) {
+            Some(tenant) => keys::of_tenant(keys::EVENT, tenant),
             None => vec![keys::EVENT],
         };
         while let Some(tenant) = self.next_tenant(keys::EVENT, place)? {
+            if only.is_some_and(|only| *only != tenant) {
+                break;
+            }
             place = keys::after_tenant(keys::EVENT, &tenant);
             let Some(last) = self.cursor(&tenant)? else {
                 continue;
@@ -167,11 +183,56 @@ impl Shared {
         let mut counted = 0;
         for row in self.db.iter() {
             let (key, value) = row.map_err(|error| self.broken(error))?;
-            if *key != *keys::FORMAT {
+            let size = key.first() == Some(&keys::EVENTS_BYTES);
+            if *key != *keys::FORMAT && !size {
                 counted += (key.len() + value.len()) as i64;
             }
         }
         Ok(counted)
+    }
+
+    /// What tenants' events take, as the rows say; where none does and there are events, they are read once.
+    pub(super) fn load_events_bytes(&self) -> Result<(), Error> {
+        let mut bytes: HashMap<Name, i64> = HashMap::new();
+        let said = Bound::Included(vec![keys::EVENTS_BYTES]);
+        for row in self.range(said, vec![keys::EVENTS_BYTES + 1]) {
+            let (key, value) = row?;
+            if let (Some(tenant), Some(said)) = (keys::tenant(&key), value.first_chunk::<8>()) {
+                bytes.insert(tenant, i64::from_be_bytes(*said));
+            }
+        }
+        if bytes.is_empty() {
+            for kind in [vec![keys::EVENT], vec![keys::PIECE, keys::EVENT]] {
+                let mut after = kind.clone();
+                if let Some(last) = after.last_mut() {
+                    *last += 1;
+                }
+                for row in self.range(Bound::Included(kind), after) {
+                    let (key, value) = row?;
+                    if let Some(tenant) = keys::tenant_of_event(&key) {
+                        let more = (key.len() + value.len()) as i64;
+                        *bytes.entry(tenant).or_default() += more;
+                    }
+                }
+            }
+        }
+        self.set_events_bytes(bytes);
+        Ok(())
+    }
+
+    /// What these tenants' events take with so much more each.
+    pub(super) fn with_more(&self, mut more: HashMap<Name, i64>) -> HashMap<Name, i64> {
+        let bytes = self.events_bytes.read();
+        let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
+        for (tenant, more) in &mut more {
+            *more += bytes.get(tenant).copied().unwrap_or(0);
+        }
+        more
+    }
+
+    pub(super) fn set_events_bytes(&self, new: HashMap<Name, i64>) {
+        let bytes = self.events_bytes.write();
+        bytes.unwrap_or_else(PoisonError::into_inner).extend(new);
     }
 
     fn usage(&self) -> Result<Usage, Error> {

@@ -7,6 +7,7 @@
 //! ```text
 //! f                                  the store's format version, as text
 //! b                                  what all other rows take, in bytes (i64, big-endian)
+//! s {tenant} 0                       what a tenant's events take of that (i64, big-endian)
 //! e {tenant} 0 {event id}            an event
 //! c {tenant} 0                       the cursor: the last event id that was committed
 //! u {bucket} {hash 16}               the event id of a sender's delivery, to know duplicates by
@@ -35,6 +36,7 @@ use sled::IVec;
 
 pub(super) const FORMAT: &[u8] = b"f";
 pub(super) const LIVE_BYTES: &[u8] = b"b";
+pub(super) const EVENTS_BYTES: u8 = b's';
 pub(super) const EVENT: u8 = b'e';
 pub(super) const CURSOR: u8 = b'c';
 pub(super) const DUPLICATE: u8 = b'u';
@@ -66,6 +68,19 @@ pub(super) fn after_tenant(kind: u8, tenant: &Name) -> Vec<u8> {
 pub(super) fn tenant(key: &[u8]) -> Option<Name> {
     let name = key.get(1..)?.split(|&byte| byte == 0).next()?;
     std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+/// Whose event it is, where a key is one of an event or of a further piece of one.
+pub(super) fn tenant_of_event(key: &[u8]) -> Option<Name> {
+    match key.first() {
+        Some(&EVENT) => tenant(key),
+        Some(&PIECE) if key.get(1) == Some(&EVENT) => tenant(&key[1..]),
+        _ => None,
+    }
+}
+
+pub(super) fn events_bytes(tenant: &Name) -> Vec<u8> {
+    of_tenant(EVENTS_BYTES, tenant)
 }
 
 pub(super) fn event(tenant: &Name, id: EventId) -> Vec<u8> {

@@ -70,6 +70,14 @@ pub enum TransferError {
     Damaged { rows: u64, error: String },
     #[error("there is something at {0} already; an import makes a new store")]
     Exists(std::path::PathBuf),
+    #[error("another backup is being made; wait until it has ended")]
+    UnderWay,
+    #[error(
+        "too much was stored while the backup was made: it was taken too slowly; take it again at a quieter time or to a faster disk"
+    )]
+    Busy,
+    #[error("a store in memory has no backup")]
+    InMemory,
 }
 
 /// Writes everything that the store in a folder holds; gives the number of rows. `progress` is told it
@@ -101,6 +109,20 @@ fn export_from(
     exported_ms: i64,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, TransferError> {
+    let rows = shared.db.iter().map(|row| match row {
+        Ok((key, value)) => Ok((key.to_vec(), value)),
+        Err(error) => Err(TransferError::Store(shared.broken(error))),
+    });
+    export_rows(rows, to, exported_ms, progress)
+}
+
+/// Writes rows as an export.
+pub(super) fn export_rows(
+    all: impl Iterator<Item = Result<(Vec<u8>, IVec), TransferError>>,
+    to: &mut dyn Write,
+    exported_ms: i64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<u64, TransferError> {
     let header = Header {
         hooksieve_export: EXPORT,
         format: FORMAT,
@@ -108,10 +130,10 @@ fn export_from(
     };
     write(to, &header)?;
     let (mut rows, mut hash) = (0, Sha256::new());
-    for row in shared.db.iter() {
-        let (key, value) = row.map_err(|error| shared.broken(error))?;
+    for row in all {
+        let (key, value) = row?;
         add(&mut hash, &key, &value);
-        write(to, &Record::Row(key.to_vec(), value.to_vec()))?;
+        write(to, &Record::Row(key, value.to_vec()))?;
         rows += 1;
         if rows % BATCH_ROWS as u64 == 0 {
             progress(rows);
@@ -332,6 +354,7 @@ impl Shared {
             Some(&keys::PIECE) => ("further piece", self.piece_is_of(key)),
             _ if key == keys::FORMAT => ("format", Ok(())),
             _ if key == keys::LIVE_BYTES => ("size", Ok(())),
+            Some(&keys::EVENTS_BYTES) => ("size", Ok(())),
             _ => ("unknown", Err("there is no such kind of row".to_owned())),
         }
     }

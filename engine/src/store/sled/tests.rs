@@ -603,7 +603,7 @@ impl Run {
                 let before_ms = self.now_ms - behind_ms;
                 let (mut from, mut forgotten) = (None, 0);
                 loop {
-                    let swept = self.store.forget(before_ms, from).await.unwrap();
+                    let swept = self.store.forget(before_ms, None, from).await.unwrap();
                     forgotten += swept.forgotten;
                     from = swept.next;
                     if from.is_none() {

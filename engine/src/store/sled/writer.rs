@@ -563,27 +563,46 @@ impl Writer {
         let shared = &self.shared;
         let mut batch = Batch::default();
         let mut live_bytes = shared.live_bytes.load(Ordering::Relaxed);
+        let mut of_events: HashMap<Name, i64> = HashMap::new();
+        let mut copied = shared.copied();
         for (key, write) in group.rows.drain() {
-            live_bytes -= self.bytes_before(&key, &write)?;
+            let before = self.bytes_before(&key, &write)?;
+            let after = write.value.as_ref().map_or(0, |it| key.len() + it.len());
+            let more = after as i64 - before;
+            live_bytes += more;
+            if let Some(tenant) = keys::tenant_of_event(&key) {
+                *of_events.entry(tenant).or_default() += more;
+            }
+            copied
+                .keep(&shared.db, &key)
+                .map_err(|error| shared.broken(error))?;
             match write.value {
-                Some(value) => {
-                    live_bytes += (key.len() + value.len()) as i64;
-                    batch.insert(key, value);
-                }
+                Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
             }
         }
-        batch.insert(keys::LIVE_BYTES, &live_bytes.to_be_bytes());
+        let of_events = shared.with_more(of_events);
+        let sizes = of_events
+            .iter()
+            .map(|(tenant, bytes)| (keys::events_bytes(tenant), *bytes));
+        for (key, bytes) in sizes.chain([(keys::LIVE_BYTES.to_vec(), live_bytes)]) {
+            copied
+                .keep(&shared.db, &key)
+                .map_err(|error| shared.broken(error))?;
+            batch.insert(key, &bytes.to_be_bytes());
+        }
         shared
             .db
             .apply_batch(batch)
             .map_err(|error| shared.broken(error))?;
+        drop(copied);
         shared.db.flush().map_err(|error| shared.broken(error))?;
         shared
             .file
             .sync_data()
             .map_err(|error| shared.broken(error))?;
         shared.live_bytes.store(live_bytes, Ordering::Relaxed);
+        shared.set_events_bytes(of_events);
         shared.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
