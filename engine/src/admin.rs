@@ -19,7 +19,6 @@ mod once;
 mod openapi;
 mod rules;
 mod settings;
-mod share;
 mod tokens;
 mod trial;
 mod usage;
@@ -36,9 +35,8 @@ pub use rules::{
     RuleView, ShadowView, StageBody, VersionBody, VersionView,
 };
 pub use settings::{Removed, SettingView, SettingsBody, TenantSet};
-pub use share::Shares;
 pub use tokens::{NewTokenBody, Revoked, TenantView, TokenView, WhoView};
-pub use trial::{TrialAction, TrialBody, TrialView};
+pub use trial::{TrialAction, TrialBody, TrialInput, TrialView};
 pub use usage::{MinuteView, RateView, UsageView, UsedView};
 pub use view::{
     AttemptView, DecisionView, DeliveryView, EventView, OutcomeWord, StateWord, StoryView,
@@ -58,7 +56,9 @@ use crate::problem::Problem;
 use crate::quota::CallRates;
 use crate::registry::{self, Caller, Registry, Scope};
 use crate::secret::Secret;
+use crate::share::Shares;
 use crate::store::{self, Store};
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -66,6 +66,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,7 +168,7 @@ async fn authorised(
     let headers = request.headers();
     let given = match bearer(headers) {
         Some(given) => Some(given.to_owned()),
-        None => console::token(request.method(), headers),
+        None => console::token(request.method(), headers, admin.behind_https),
     };
     let caller = given.and_then(|given| admin.caller(&given));
     let Some(caller) = caller else {
@@ -194,8 +195,14 @@ async fn authorised(
     request.extensions_mut().insert(caller);
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD);
     let call = async move {
-        let _share = share;
-        next.run(request).await
+        let answered = next.run(request).await;
+        // It is taken until the answer is read: who does not read takes no more of it.
+        answered.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &share;
+                frame
+            }))
+        })
     };
     // A change is made to its end though the client goes away: one that is stored and not yet in effect
     // would stay so until the next start.
@@ -311,6 +318,7 @@ impl From<registry::Error> for Problem {
                 "Changed meanwhile",
             ),
             Error::Quota { .. } => (StatusCode::FORBIDDEN, "quota", "Limit reached"),
+            Error::Fuel(wait_s) => return held::no_fuel(&detail, wait_s),
             Error::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 return Problem::new(status, "busy", "Not now", detail).retry_after(2);

@@ -102,6 +102,7 @@ pub struct Decide {
 pub struct Uploads {
     pub rules_max: usize,
     pub versions_max: usize,
+    pub versions_bytes_max: usize,
     pub modules_bytes_max: u64,
     pub sources_max: usize,
     pub channels_max: usize,
@@ -114,7 +115,7 @@ pub struct Quotas {
     pub events_per_s: u32,
     pub fuel_per_s: u64,
     pub deliveries_per_s: u32,
-    pub events_bytes: u64,
+    pub stored_bytes: u64,
 }
 
 /// What one tenant's limits may be raised to.
@@ -442,7 +443,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 51] = [
+const RANGES: [(&str, &str, i64, i64); 52] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -466,13 +467,14 @@ const RANGES: [(&str, &str, i64, i64); 51] = [
     ("compile", "wall_clock_ms", 100, 3_600_000),
     ("uploads", "rules_max", 0, 1_000_000),
     ("uploads", "versions_max", 2, 10_000),
+    ("uploads", "versions_bytes_max", 0, 1 << 40),
     ("uploads", "modules_bytes_max", 0, 1 << 40),
     ("uploads", "sources_max", 0, 1_000_000),
     ("uploads", "channels_max", 0, 1_000_000),
     ("quotas", "events_per_s", 0, PER_S_MAX as i64),
     ("quotas", "fuel_per_s", 0, FUEL_PER_S_MAX as i64),
     ("quotas", "deliveries_per_s", 0, PER_S_MAX as i64),
-    ("quotas", "events_bytes", 0, EVENTS_BYTES_MAX as i64),
+    ("quotas", "stored_bytes", 0, STORED_BYTES_MAX as i64),
     ("quarantine", "last_events", 0, quarantine::LAST_EVENTS_MAX as i64),
     ("quarantine", "failed_percent", 1, 100),
     ("limits", "fuel", 1_000, 1 << 40),
@@ -499,7 +501,7 @@ const RANGES: [(&str, &str, i64, i64); 51] = [
 /// The largest quota that is taken.
 pub const PER_S_MAX: u32 = 1_000_000;
 pub const FUEL_PER_S_MAX: u64 = 1 << 50;
-pub const EVENTS_BYTES_MAX: u64 = 1 << 50;
+pub const STORED_BYTES_MAX: u64 = 1 << 50;
 /// The shortest operator token that is taken.
 const TOKEN_BYTES_MIN: usize = 16;
 /// The shortest key that seals secrets.

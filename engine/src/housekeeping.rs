@@ -210,15 +210,15 @@ impl Housekeeper {
         cancel: &CancellationToken,
     ) -> Result<bool, Error> {
         let mut crowded = false;
-        for (tenant, most) in self.live.events_bytes() {
-            let taken = self.store.events_bytes(&tenant);
+        for (tenant, most) in self.live.stored_bytes() {
+            let taken = self.store.stored_bytes(&tenant);
             crowded |= taken > most / 2;
             let rests = self.in_vain.get(&tenant);
             if taken <= most / 100 * 95 || rests.is_some_and(|until| Instant::now() < *until) {
                 continue;
             }
             let (began, mut from, mut forgotten) = (Instant::now(), None, 0);
-            while self.store.events_bytes(&tenant) > most / 10 * 9 && !cancel.is_cancelled() {
+            while self.store.stored_bytes(&tenant) > most / 10 * 9 && !cancel.is_cancelled() {
                 let swept = self
                     .store
                     .forget(clock_ms, Some(&tenant), from.take())
@@ -232,7 +232,7 @@ impl Housekeeper {
                 }
                 tokio::task::yield_now().await;
             }
-            tracing::info!(%tenant, forgotten, events_bytes = most, "the tenant's events nearly take what they may: its oldest are forgotten before their time");
+            tracing::info!(%tenant, forgotten, stored_bytes = most, "the tenant's events nearly take what they may: its oldest are forgotten before their time");
         }
         self.in_vain.retain(|_, until| Instant::now() < *until);
         Ok(crowded)

@@ -96,23 +96,18 @@ impl EventId {
         Self(hashed(&[b"event", bytes]))
     }
 
+    /// A greater one that nobody can guess from the one before: the 12 bits above the variant, and then the
+    /// time, take the step, and the 62 bits below are drawn anew.
     fn successor(last: Uuid) -> Uuid {
-        // The low 62 bits are the random part of a UUIDv7; carrying past them into the variant's
-        // bits is skipped by counting there alone.
-        const RANDOM: u128 = (1 << 62) - 1;
-        let bits = last.as_u128();
-        if bits & RANDOM < RANDOM {
-            return Uuid::from_u128(bits + 1);
-        }
-        // The 62 bits are full: the 12 bits above the variant and then the time take the carry.
-        let high = bits >> 64;
+        let high = last.as_u128() >> 64;
         let (time, rand_a) = (high >> 16, high & 0xfff);
         let (time, rand_a) = if rand_a < 0xfff {
             (time, rand_a + 1)
         } else {
             (time + 1, 0)
         };
-        Uuid::from_u128((((time << 16) | 0x7000 | rand_a) << 64) | (0b10 << 62))
+        let drawn = u128::from(rand::random::<u64>() >> 2);
+        Uuid::from_u128((((time << 16) | 0x7000 | rand_a) << 64) | (0b10 << 62) | drawn)
     }
 }
 

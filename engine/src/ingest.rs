@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
 use crate::registry::Registry;
+use crate::share::Shares;
 use crate::store::{self, EventLog, NewEvent};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
@@ -24,7 +25,6 @@ use axum::{Json, Router};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use verify::Rejected;
 
 /// What the ingest handlers share.
@@ -35,10 +35,14 @@ pub struct Ingest {
     watermark: Arc<Watermark>,
     metrics: Arc<Metrics>,
     registry: Arc<Registry>,
-    permits: Semaphore,
+    /// Requests that are being received.
+    requests: Arc<Shares>,
     body_bytes_max: usize,
     request_timeout: Duration,
 }
+
+/// One tenant's part of the requests that are received at once: an eighth.
+const REQUESTS_SHARE: usize = 8;
 
 /// The answer to a request that was taken.
 #[derive(Debug, Serialize)]
@@ -66,7 +70,10 @@ impl Ingest {
             pipeline,
             watermark,
             metrics,
-            permits: Semaphore::new(server.requests_max),
+            requests: Shares::new(
+                server.requests_max,
+                server.requests_max.div_ceil(REQUESTS_SHARE),
+            ),
             body_bytes_max: server.body_bytes_max,
             request_timeout: Duration::from_millis(server.request_timeout_ms),
         }
@@ -100,10 +107,6 @@ async fn taken(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    let Ok(_permit) = ingest.permits.try_acquire() else {
-        let detail = "too many requests are being received; send it again later";
-        return Err(busy(detail));
-    };
     if let Some(why) = ingest.watermark.refuses() {
         return Err(full(why));
     }
@@ -123,10 +126,15 @@ async fn taken(
             "there is no such tenant and source; the path is /in/{tenant}/{source}, with the names in the tenant's file",
         ));
     };
-    let (quota, bytes_max) = (&live.events, live.events_bytes);
-    if bytes_max > 0 && ingest.log.events_bytes(tenant) >= bytes_max {
+    let (quota, bytes_max) = (&live.events, live.stored_bytes);
+    if bytes_max > 0 && ingest.log.stored_bytes(tenant) >= bytes_max {
         return Err(no_room(bytes_max));
     }
+    // Whoever knows one source leaves room for all others, however slowly he sends.
+    let Some(_share) = ingest.requests.take(tenant) else {
+        let detail = "too many requests are being received; send it again later";
+        return Err(busy(detail));
+    };
     // Before the body is read, which a flood would otherwise cost.
     let over = |wait_s| over_quota(quota.per_s(), wait_s);
     quota.ready(now_ms()).map_err(over)?;
@@ -274,10 +282,10 @@ fn over_quota(per_s: u32, wait_s: u32) -> Problem {
 
 fn no_room(bytes_max: u64) -> Problem {
     let detail = format!(
-        "this tenant's events take {bytes_max} bytes, which is what they may (events_bytes of [quotas]), and nothing can be forgotten yet: they wait to be decided or delivered, are held or dead letters; send it again later"
+        "what this tenant stores takes {bytes_max} bytes, which is what it may (stored_bytes of [quotas]), and nothing can be forgotten yet: they wait to be decided or delivered, are held or dead letters; send it again later"
     );
     let status = StatusCode::TOO_MANY_REQUESTS;
-    Problem::new(status, "events-bytes-quota", "No room", detail).retry_after(10)
+    Problem::new(status, "stored-bytes-quota", "No room", detail).retry_after(10)
 }
 
 /// Nothing is taken until there is room again.

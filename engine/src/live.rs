@@ -28,7 +28,7 @@ pub struct OfTenant {
     /// Attempts to deliver that may begin in a second; 0 is no quota.
     pub deliveries_per_s: u32,
     /// What its events may take in the store; 0 is no quota.
-    pub events_bytes: u64,
+    pub stored_bytes: u64,
     pub(crate) events: Arc<EventsQuota>,
 }
 
@@ -41,7 +41,7 @@ impl OfTenant {
             channels: tenant.channels.clone(),
             paces: tenant.paces.clone(),
             deliveries_per_s: quotas.deliveries_per_s,
-            events_bytes: quotas.events_bytes,
+            stored_bytes: quotas.stored_bytes,
             events: Arc::new(EventsQuota::new(quotas.events_per_s)),
         }
     }
@@ -55,11 +55,11 @@ impl Live {
     }
 
     /// The tenants whose events may take so many bytes, and how many.
-    pub(crate) fn events_bytes(&self) -> Vec<(Name, u64)> {
+    pub(crate) fn stored_bytes(&self) -> Vec<(Name, u64)> {
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let bounded = tenants.iter().filter(|(_, of)| of.events_bytes > 0);
+        let bounded = tenants.iter().filter(|(_, of)| of.stored_bytes > 0);
         bounded
-            .map(|(name, of)| (name.clone(), of.events_bytes))
+            .map(|(name, of)| (name.clone(), of.stored_bytes))
             .collect()
     }
 

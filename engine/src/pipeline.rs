@@ -457,14 +457,7 @@ impl Rules {
         };
         let mut run = instances.run(program, &event.encoded, &event.index);
         let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
-        let outcome = outcome.map_err(Failure::from).and_then(|decision| {
-            let tenant = validate::Known {
-                allowed: &rule.allowed_channels,
-                channels: self.channels.as_deref(),
-            };
-            validate::decision(&decision, &tenant, event.received_ms)?;
-            Ok(decision)
-        });
+        let outcome = self.valid(rule, event, outcome);
         (run, outcome)
     }
 
@@ -475,6 +468,49 @@ impl Rules {
         let mut commit = empty(event);
         self.add(&mut commit, event, rule, &run, outcome, event.received_ms);
         Some((run, commit))
+    }
+
+    /// Whether the tenant has fuel, or after how many seconds it has some again.
+    pub(crate) fn fuel_paid(&self) -> Result<(), u32> {
+        self.fuel.paid(now_ms())
+    }
+
+    pub(crate) fn charge_fuel(&self, fuel: u64) {
+        self.fuel.charge(fuel, 1, now_ms());
+    }
+
+    /// What an answer would lead to that a module gave elsewhere: as [`Rules::replay`], but that nothing is
+    /// run.
+    pub(crate) fn answered(
+        &self,
+        event: &StoredEvent,
+        rule: &Rule,
+        answer: Result<Decision, sandbox::Error>,
+    ) -> Commit {
+        let elsewhere = sandbox::Error::Engine {
+            message: "it ran elsewhere".to_owned(),
+        };
+        let rule = ActiveRule::new(rule, None, Err(elsewhere.into()));
+        let outcome = self.valid(&rule, event, answer);
+        let mut commit = empty(event);
+        let run = Run::default();
+        self.add(&mut commit, event, &rule, &run, outcome, event.received_ms);
+        commit
+    }
+
+    fn valid(
+        &self,
+        rule: &ActiveRule,
+        event: &StoredEvent,
+        answer: Result<Decision, sandbox::Error>,
+    ) -> Result<Decision, Failure> {
+        let decision = answer?;
+        let tenant = validate::Known {
+            allowed: &rule.allowed_channels,
+            channels: self.channels.as_deref(),
+        };
+        validate::decision(&decision, &tenant, event.received_ms)?;
+        Ok(decision)
     }
 
     fn add(
@@ -861,8 +897,17 @@ impl Pipeline {
         // Numbers and texts: nothing that JSON has no form for.
         let record = serde_json::to_vec(quarantine).unwrap_or_default();
         let changes = vec![(quarantine.key(), Some(record))];
-        if let Err(error) = self.store.set_records(changes).await {
-            tracing::error!(%tenant, %rule, %error, "a quarantine is not kept; it ends with a restart");
+        let mut kept = self.store.set_records(changes).await;
+        // It may have been resumed, or its rule deleted, while it was written.
+        let still = self.rules(tenant).is_some_and(|rules| {
+            let mut deciding = rules.deciding(rule).into_iter().flatten();
+            deciding.any(|it| it.health.quarantine().as_deref() == Some(quarantine))
+        });
+        if kept.is_ok() && !still {
+            kept = self.store.set_records(vec![(quarantine.key(), None)]).await;
+        }
+        if let Err(error) = kept {
+            tracing::error!(%tenant, %rule, %error, "a quarantine is not kept as it is; a restart may change it");
         }
         let body = serde_json::json!({
             "rule": rule.as_str(),
@@ -931,12 +976,14 @@ impl Pipeline {
         event: EventId,
         rule: &Name,
     ) -> Result<DecisionRecord, ReleaseError> {
-        let stored = self
-            .store
-            .event(event)
-            .await?
-            .ok_or(ReleaseError::NotHeld)?;
+        // Before anything runs: a rule sees its own tenant's events alone, and those that it is held for.
+        let story = self.store.story(event).await?;
+        let held = |story: &crate::store::Story| story.held.iter().any(|held| held.rule == *rule);
+        let own = story.filter(|story| story.event.tenant == *tenant && held(story));
+        let stored = own.ok_or(ReleaseError::NotHeld)?.event;
         let rules = self.rules(tenant).ok_or(ReleaseError::NoRule)?;
+        let fuel = rules.fuel.clone();
+        fuel.paid(now_ms()).map_err(ReleaseError::Fuel)?;
         let name = rule.clone();
         let decided = self.workers.run(tenant, move |instances| {
             rules.decide_again(&name, &stored, now_ms(), instances)
@@ -946,6 +993,7 @@ impl Pipeline {
         })?;
         let mut commit = decided.ok_or(ReleaseError::NoRule)?;
         let decision = commit.decisions.pop().ok_or(ReleaseError::NoRule)?;
+        fuel.charge(decision.fuel, 1, now_ms());
         if let Outcome::Failed { error, .. } = decision.outcome {
             return Err(ReleaseError::FailedAgain(error));
         }
@@ -1000,6 +1048,10 @@ pub enum ReleaseError {
     NotHeld,
     #[error("the rule does not exist any more; drop the held event, or bring the rule back")]
     NoRule,
+    #[error(
+        "the tenant's fuel is used up for now (fuel_per_s of [quotas]); send it again in {0} s"
+    )]
+    Fuel(u32),
     #[error("the rule failed again, so the event stays held: {0}")]
     FailedAgain(String),
     #[error(transparent)]

@@ -142,6 +142,14 @@ impl FuelQuota {
         (fit as usize).clamp(1, most)
     }
 
+    /// Whether nothing is owed, or after how many whole seconds that is so.
+    pub(crate) fn paid(&self, now_ms: i64) -> Result<(), u32> {
+        match self.charge(0, 1, now_ms) {
+            Duration::ZERO => Ok(()),
+            wait => Err(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)),
+        }
+    }
+
     /// Charges what so many events used; how long the tenant then waits before its next ones.
     pub(crate) fn charge(&self, fuel: u64, events: usize, now_ms: i64) -> Duration {
         if self.per_s == 0 || events == 0 {
@@ -153,7 +161,9 @@ impl FuelQuota {
         let passed_s = (now_ms - state.at_ms).max(0) as f64 / 1_000.0;
         state.at_ms = now_ms;
         state.left = (state.left + passed_s * per_s).min(per_s) - fuel as f64;
-        state.each = fuel as f64 / events as f64;
+        if fuel > 0 {
+            state.each = fuel as f64 / events as f64;
+        }
         Duration::from_secs_f64((-state.left / per_s).max(0.0))
     }
 
@@ -219,5 +229,10 @@ mod tests {
         let free = FuelQuota::new(0);
         assert_eq!(free.charge(u64::MAX, 1, now_ms), Duration::ZERO);
         assert_eq!(free.at_once(64), 64);
+        assert_eq!(free.paid(now_ms), Ok(()));
+        let spent = FuelQuota::new(10);
+        assert_eq!(spent.paid(now_ms), Ok(()));
+        spent.charge(45, 1, now_ms);
+        assert_eq!(spent.paid(now_ms), Err(4));
     }
 }

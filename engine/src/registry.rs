@@ -81,6 +81,11 @@ pub enum Error {
     },
     #[error("{0}; send it again later")]
     Busy(&'static str),
+    /// So many seconds until there is some.
+    #[error(
+        "the tenant's fuel is used up for now (fuel_per_s of [quotas]); send it again in {0} s"
+    )]
+    Fuel(u32),
 }
 
 /// How many modules are compiled at once for those who upload them; others wait for a while.
@@ -631,6 +636,16 @@ impl Registry {
         Ok(modules
             .filter_map(|(key, bytes)| read(key, bytes))
             .collect())
+    }
+
+    /// The bytes of a module.
+    ///
+    /// # Errors
+    /// When the tenant has no such module, or the store fails.
+    pub async fn wasm(&self, tenant: &Name, sha256: Hash) -> Result<Vec<u8>, Error> {
+        self.fixed(tenant)?;
+        let wasm = self.store.record(&wasm_key(tenant, &sha256)).await?;
+        wasm.ok_or_else(|| not_found("module", sha256))
     }
 
     /// Deletes a module that no version has.

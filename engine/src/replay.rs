@@ -7,6 +7,7 @@
 use crate::id::{EventId, Name};
 use crate::ingest::verify::Verify;
 use crate::store::StoredEvent;
+use crate::tenant::Source;
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{EventHead, Value};
 use std::io::{BufRead, BufReader, Read};
@@ -144,6 +145,35 @@ fn stream<E: From<BadInput>>(
 /// When it is no JSON, or nests too deep.
 pub fn payload(json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInput> {
     one("the payload", json, defaults)
+}
+
+/// A payload as it would have come in at a source of the tenant's.
+///
+/// # Errors
+/// When it is not what the source takes.
+pub fn payload_at(
+    json: &[u8],
+    source: &Source,
+    kind: Option<&str>,
+    tenant: &Name,
+) -> Result<Recorded, BadInput> {
+    let incoming = source.verify.unproven(kind, json);
+    let incoming = incoming.map_err(|error| bad("the payload", error))?;
+    let id = EventId::from_bytes(json).to_string();
+    let head = EventHead {
+        id: &id,
+        source: source.name.as_str(),
+        kind: &incoming.kind,
+        subject: incoming.subject.as_deref(),
+        time: FIXED_TIME,
+        headers: &incoming.headers,
+    };
+    let defaults = Defaults {
+        tenant: tenant.clone(),
+        source: source.name.clone(),
+        kind: None,
+    };
+    Ok(join(&head, &incoming.data, &defaults))
 }
 
 fn one(place: &str, json: &[u8], defaults: &Defaults) -> Result<Recorded, BadInput> {

@@ -29,6 +29,8 @@ mod unwind;
 mod warm;
 mod watchdog;
 
+pub(crate) use instance::decision;
+
 pub use cache::Cache;
 pub use check::{Checked, Form};
 pub use child::{CompileLimits, compile_if_asked};

@@ -8,7 +8,7 @@ mod listener;
 mod tls;
 
 use crate::acknowledge::Links;
-use crate::admin::{self, Shares};
+use crate::admin;
 use crate::channel::Outgoing;
 use crate::channel::guard::Guard;
 use crate::clock::now_ms;
@@ -25,10 +25,12 @@ use crate::quota::CallRates;
 use crate::registry::{self, Registry};
 use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
+use crate::share::Shares;
 use crate::store::{self, SledStore, Store};
 use crate::tenant::Tenant;
 use axum::Router;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -465,7 +467,10 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         group_max: config.store.group_max,
         due_loaded_max: DUE_LOADED_MAX,
     };
-    std::fs::create_dir_all(&path).map_err(|error| StartError::File {
+    // Payloads stand there as they came: they are its owner's alone to read.
+    let mut folder = std::fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700);
+    folder.create(&path).map_err(|error| StartError::File {
         path: path.clone(),
         error: format!("the data folder cannot be made: {error}; name another with --data"),
     })?;

@@ -586,8 +586,8 @@ pub trait EventLog: Send + Sync {
     /// An event by its id, whoever owns it.
     async fn event(&self, id: EventId) -> Result<Option<StoredEvent>, Error>;
 
-    /// What a tenant's events take.
-    fn events_bytes(&self, tenant: &Name) -> u64;
+    /// What a tenant's events take, and all that became of them.
+    fn stored_bytes(&self, tenant: &Name) -> u64;
 }
 
 /// What is to be delivered, and what became of every event.

@@ -8,7 +8,7 @@ pub use described::Described;
 
 use crate::channel::{Channel, discord, email, lark, pagerduty, slack, sql, teams, voice, webhook};
 use crate::config::read::{Item, Located, Problem, Section, Source as File, did_you_mean, plain};
-use crate::config::{EVENTS_BYTES_MAX, FUEL_PER_S_MAX, LimitsMax, PER_S_MAX, Quotas};
+use crate::config::{FUEL_PER_S_MAX, LimitsMax, PER_S_MAX, Quotas, STORED_BYTES_MAX};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::{Hash, Name};
 use crate::ingest::verify::{Access, Verify};
@@ -116,7 +116,7 @@ pub struct OwnQuotas {
     pub deliveries_per_s: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(maximum = 1_125_899_906_842_624_i64)]
-    pub events_bytes: Option<u64>,
+    pub stored_bytes: Option<u64>,
 }
 
 impl OwnQuotas {
@@ -137,7 +137,7 @@ impl OwnQuotas {
                 self.deliveries_per_s.map(u64::from),
                 u64::from(PER_S_MAX),
             ),
-            ("events_bytes", self.events_bytes, EVENTS_BYTES_MAX),
+            ("stored_bytes", self.stored_bytes, STORED_BYTES_MAX),
         ];
         for (key, value, most) in given {
             if let Some(value) = value.filter(|value| *value > most) {
@@ -153,7 +153,7 @@ impl OwnQuotas {
             events_per_s: self.events_per_s.unwrap_or(defaults.events_per_s),
             fuel_per_s: self.fuel_per_s.unwrap_or(defaults.fuel_per_s),
             deliveries_per_s: self.deliveries_per_s.unwrap_or(defaults.deliveries_per_s),
-            events_bytes: self.events_bytes.unwrap_or(defaults.events_bytes),
+            stored_bytes: self.stored_bytes.unwrap_or(defaults.stored_bytes),
         }
     }
 }
@@ -397,7 +397,7 @@ fn quotas(section: &Section<'_>) -> Result<OwnQuotas, Problem> {
         events_per_s: per_s("events_per_s")?,
         fuel_per_s: read("fuel_per_s", FUEL_PER_S_MAX)?,
         deliveries_per_s: per_s("deliveries_per_s")?,
-        events_bytes: read("events_bytes", EVENTS_BYTES_MAX)?,
+        stored_bytes: read("stored_bytes", STORED_BYTES_MAX)?,
     })
 }
 

@@ -99,6 +99,8 @@ fn every_call() -> Vec<Asked> {
         asked("rule", 200),
         asked("shadow", 404),
         asked("try_module", 422).body(not_understood()),
+        asked("try_input", 422).body(not_understood()),
+        asked("module", 200),
         asked("add_version", 422).body(not_understood()),
         asked("promote", 422).body(not_understood()),
         asked("stage", 422).body(not_understood()),

@@ -1,9 +1,17 @@
 //! The console in a real browser.
 
 use super::uploads::{As, token};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hooksieve_tests::{PROBE, Receiver, Reply, Setup, browser, say};
 use reqwest::Method;
 use serde_json::json;
+
+/// A rule that never answers.
+const ENDLESS: &str = r#"(module
+    (memory (export "memory") 1)
+    (func (export "hooksieve_abi_1"))
+    (func (export "hooksieve_reserve") (param i32) (result i32) (i32.const 1024))
+    (func (export "hooksieve_decide") (param i32 i32 i32 i32) (result i64) (loop (br 0)) (i64.const 0)))"#;
 
 /// The flows are in `tests/js/console.js`. `HOOKSIEVE_SCREENSHOTS=FOLDER` keeps its pictures.
 #[tokio::test(flavor = "multi_thread")]
@@ -38,10 +46,12 @@ async fn everything_in_the_console_works_in_a_browser() {
     };
     std::fs::create_dir_all(&pictures).unwrap();
     let mut script = browser.script("console.js");
+    let endless = wat::parse_str(ENDLESS).unwrap();
     script
         .args([&server.base, &token])
         .arg(&wasm)
-        .arg(&pictures);
+        .arg(&pictures)
+        .arg(BASE64_STANDARD.encode(endless));
     let done = tokio::task::spawn_blocking(move || script.output().unwrap());
     let done = done.await.unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

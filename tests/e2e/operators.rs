@@ -238,7 +238,7 @@ async fn a_tenant_has_limits_of_its_own_within_the_operator_s() {
 async fn a_tenant_s_oldest_events_make_room_and_what_waits_is_kept() {
     let tenant = "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n\
         [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n\
-        [quotas]\nevents_bytes = 200000\n";
+        [quotas]\nstored_bytes = 200000\n";
     let setup = Setup::new()
         .config("[quarantine]\nlast_events = 0\n")
         .tenant("acme", tenant)
@@ -261,9 +261,9 @@ async fn a_tenant_s_oldest_events_make_room_and_what_waits_is_kept() {
     let kept = server.get(&format!("/v1/events/{bystander}")).await;
     assert_eq!(kept.status, 200, "another tenant's stay");
     let used = server.get("/v1/tenants/acme/usage").await.json();
-    let taken = used["events_bytes"]["used"].as_u64().unwrap();
+    let taken = used["stored_bytes"]["used"].as_u64().unwrap();
     assert!((1..=210_000).contains(&taken), "{taken}");
-    assert_eq!(used["events_bytes"]["max"], 200_000);
+    assert_eq!(used["stored_bytes"]["max"], 200_000);
 
     // What is held waits for somebody: then its sender does, too.
     let no_room = async |server: &Server| {
@@ -275,7 +275,7 @@ async fn a_tenant_s_oldest_events_make_room_and_what_waits_is_kept() {
     };
     let refused = no_room(&server).await;
     assert_eq!(refused.header("retry-after"), "10");
-    let told = refused.problem(429, "events-bytes-quota");
+    let told = refused.problem(429, "stored-bytes-quota");
     assert!(told.contains("200000 bytes"), "{told}");
     server
         .post_json("/in/other/open", &event("drop"))
@@ -286,10 +286,10 @@ async fn a_tenant_s_oldest_events_make_room_and_what_waits_is_kept() {
     let server = setup.start().await;
     let used = server.get("/v1/tenants/acme/usage").await.json();
     assert!(
-        used["events_bytes"]["used"].as_u64().unwrap() > 150_000,
+        used["stored_bytes"]["used"].as_u64().unwrap() > 150_000,
         "{used}"
     );
-    no_room(&server).await.problem(429, "events-bytes-quota");
+    no_room(&server).await.problem(429, "stored-bytes-quota");
     server.stop().await;
 }
 
@@ -479,5 +479,118 @@ async fn a_backup_is_whole_though_events_come_in() {
     for id in before {
         assert_eq!(server.get(&format!("/v1/events/{id}")).await.status, 200);
     }
+    server.stop().await;
+}
+
+/// A rule that is asked again about a held event sees its own tenant's events, and of these the held ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_his_rule_look_at_another_s_event() {
+    let source = "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n";
+    let setup = Setup::new().tenant("acme", source).tenant("other", source);
+    let server = setup.start().await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    author.upload("acme", PROBE).await;
+    assert_eq!(
+        author.version("x", json!({ "as": "live" })).await.status,
+        201
+    );
+    // What the rule fails with is what the event says.
+    let telling = json!({ "do": "error", "message": "a planted secret" }).to_string();
+    let foreign = server.post_json("/in/other/open", &telling).await.id();
+    let decided = json!({ "do": "drop", "message": "x" }).to_string();
+    let decided = server.post_json("/in/acme/open", &decided).await.id();
+    let held = server.post_json("/in/acme/open", &telling).await.id();
+    for id in [&decided, &held] {
+        server.settled(id).await;
+    }
+    let release = async |event: &str| {
+        let path = format!("/v1/held/acme/{event}/own/release");
+        author.call(Method::POST, &path, None).await
+    };
+    for event in [
+        foreign.as_str(),
+        &decided,
+        "01a2082f-661b-7943-959e-eb1db2475184",
+    ] {
+        let told = release(event).await;
+        assert!(!told.body.contains("planted"), "{}", told.body);
+        told.problem(404, "not-found");
+    }
+    let told = release(&held).await;
+    assert!(
+        told.problem(409, "not-released")
+            .contains("a planted secret")
+    );
+    // One id says nothing of the next.
+    let mut last = None;
+    for _ in 0..20 {
+        let id = server.post_json("/in/other/open", "{}").await.id();
+        let low = u64::from_str_radix(&id.replace('-', "")[16..], 16).unwrap();
+        if let Some(last) = last.replace(low) {
+            assert!(low.abs_diff(last) > 1 << 20, "{low} after {last}");
+        }
+    }
+    server.stop().await;
+}
+
+/// Who connects and says nothing, and who sends slowly, leave room for others.
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_and_slow_clients_do_not_keep_others_out() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    let source = "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n";
+    let setup = Setup::new()
+        .config("[server]\nconnections_max = 8\nrequests_max = 16\nrequest_timeout_ms = 1500\n")
+        .tenant("acme", source)
+        .tenant("other", source);
+    let server = setup.start().await;
+    let address = server.base.strip_prefix("http://").unwrap().to_owned();
+    let mut silent = Vec::new();
+    for begin in ["", "PRI * HT", "GET /he"].iter().cycle().take(8) {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        silent.push(stream);
+    }
+    assert_eq!(server.get("/healthz").await.status, 200);
+    for mut stream in silent {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    }
+    // Two of sixteen are one tenant's.
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let head = "POST /in/acme/open HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    until("its share is used up", || async {
+        let answer = server.post_json("/in/acme/open", "{}").await;
+        (answer.status == 503).then(|| answer.problem(503, "busy"))
+    })
+    .await;
+    server.post_json("/in/other/open", "{}").await.id();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_have_room_for_so_much_and_no_more() {
+    let setup = Setup::new()
+        .config("[uploads]\nversions_bytes_max = 20000\n")
+        .tenant("acme", "");
+    let server = setup.start().await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    author.upload("acme", PROBE).await;
+    let many: Vec<&str> = vec!["*"; 101];
+    let told = author.version("x", json!({ "events": many })).await;
+    assert!(told.problem(422, "invalid").contains("the limit is 100"));
+    let told = author.version("x", json!({ "channels": ["a", "a"] })).await;
+    told.problem(422, "invalid");
+    let large = json!({ "config": { "greeting": "x".repeat(8_000) } });
+    for _ in 0..2 {
+        assert_eq!(author.version("x", large.clone()).await.status, 201);
+    }
+    let told = author.version("x", large).await.problem(403, "quota");
+    assert!(told.contains("versions_bytes_max"), "{told}");
     server.stop().await;
 }

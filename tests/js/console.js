@@ -108,11 +108,41 @@ await page.getByLabel("Event", { exact: true }).selectOption(first);
 await page.getByRole("button", { name: "Try it" }).click();
 await page.getByRole("heading", { name: "It would have been notified" }).waitFor();
 await page.getByLabel("Event", { exact: true }).selectOption("");
+await page.getByLabel("Payload").fill("{");
+await page.getByRole("button", { name: "Try it" }).click();
+await page.getByText("That is no JSON").waitFor();
 await page.getByLabel("Payload").fill(JSON.stringify({ do: "notify", channel: "mail", title: HOSTILE, text: HOSTILE }));
 await page.getByRole("button", { name: "Try it" }).click();
 await page.frameLocator("iframe").getByText(HOSTILE).first().waitFor();
 assert.equal(await page.locator("main img, main b").count(), 0);
 await look("try");
+// The same in the browser itself; then a module that nobody has uploaded, with a configuration, and one that
+// never ends, which is ended.
+const where = page.getByLabel("Where it runs");
+await where.selectOption("here");
+await page.getByRole("button", { name: "Try it" }).click();
+await page.getByText("in this browser", { exact: false }).filter({ hasText: "µs" }).waitFor();
+await page.frameLocator("iframe").getByText(HOSTILE).first().waitFor();
+await page.getByLabel("Event", { exact: true }).selectOption(first);
+await page.getByLabel("Version", { exact: true }).selectOption({ label: "A module of mine that is not uploaded" });
+await page.getByRole("button", { name: "Try it" }).click();
+await page.getByText("Choose the module's .wasm file.").waitFor();
+await page.getByLabel("Its .wasm file").setInputFiles(wasm);
+await page.getByLabel("Configuration").fill('{"greeting": "from here"}');
+await page.getByRole("button", { name: "Try it" }).click();
+await page.getByText('"from here"').first().waitFor();
+await look("try-here");
+await page.getByLabel("Event", { exact: true }).selectOption("");
+for (const [payload, expected] of [[{ do: "panic", code: 7 }, "It panicked: asked to panic: 7"], [{ do: "error", message: HOSTILE }, HOSTILE]]) {
+  await page.getByLabel("Payload").fill(JSON.stringify(payload));
+  await page.getByRole("button", { name: "Try it" }).click();
+  await page.getByText(expected).last().waitFor();
+}
+const endless = Buffer.from(process.argv[6] ?? "", "base64");
+await page.getByLabel("Its .wasm file").setInputFiles({ name: "endless.wasm", mimeType: "application/wasm", buffer: endless });
+await page.getByRole("button", { name: "Try it" }).click();
+await page.getByText("It ran for more than 5 s and was ended.").waitFor();
+assert.equal(await page.locator("main img, main b").count(), 0);
 
 // A second version in the shadow, then live, then back.
 await open("Upload", "Upload a module");
@@ -122,8 +152,7 @@ await page.getByLabel("Configuration").fill('{"greeting": "two", "broken": true}
 await page.getByRole("button", { name: "Make the version" }).click();
 await page.getByText("shadow 2").first().waitFor();
 await send({ do: "post", subject: "second", payload: 1 });
-await page.waitForTimeout(1_000);
-await page.reload();
+// The count follows.
 await page.getByText("Of 1 events it would have decided 1 differently").waitFor();
 await look("rule");
 await page.getByRole("button", { name: "Canary …" }).click();

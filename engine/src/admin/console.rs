@@ -20,9 +20,12 @@ use std::sync::Arc;
 
 const PAGE: &str = include_str!("console/index.html");
 const SCRIPT: &str = include_str!("console/console.js");
+const WORKER: &str = include_str!("console/worker.js");
 const STYLE: &str = include_str!("console/console.css");
 
 const COOKIE: &str = "hooksieve_token";
+/// The same over HTTPS, in a form that no other host of the domain can set.
+const HOST_COOKIE: &str = "__Host-hooksieve_token";
 
 /// Only what this engine serves is run, loaded or called.
 const HEADERS: [(HeaderName, &str); 4] = [
@@ -49,15 +52,28 @@ pub(super) fn router() -> Router<Arc<Admin>> {
             "/console/console.css",
             asset("text/css; charset=utf-8", STYLE),
         )
+        .route("/console/worker.js", get(worker))
         .route("/console/session", post(sign_in).delete(sign_out))
 }
 
+/// The script that runs a rule in a thread of its own: it may compile WebAssembly, and call nobody.
+async fn worker() -> impl axum::response::IntoResponse {
+    let kind = (header::CONTENT_TYPE, "text/javascript; charset=utf-8");
+    let mut headers = HEADERS;
+    headers[0].1 = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'";
+    ([kind], headers, WORKER)
+}
+
 /// The token in a browser's cookie, unless the request may be another site's doing.
-pub(super) fn token(method: &Method, headers: &HeaderMap) -> Option<String> {
+pub(super) fn token(method: &Method, headers: &HeaderMap, https: bool) -> Option<String> {
     let cookies = headers.get_all(header::COOKIE).into_iter();
     let cookies = cookies.filter_map(|it| it.to_str().ok());
     let mut cookies = cookies.flat_map(Cookie::split_parse_encoded).flatten();
-    let token = cookies.find(|it| it.name() == COOKIE)?;
+    let token = cookies.find(|it| it.name() == cookie_name(https))?;
+    // Of two, one is somebody else's.
+    if cookies.any(|it| it.name() == cookie_name(https)) {
+        return None;
+    }
     let changes = !matches!(*method, Method::GET | Method::HEAD);
     (!changes || same_origin(headers)).then(|| token.value().to_owned())
 }
@@ -117,8 +133,12 @@ async fn sign_out(State(admin): Shared) -> Response {
     answered(cookie, Json(serde_json::json!({})).into_response())
 }
 
+fn cookie_name(https: bool) -> &'static str {
+    if https { HOST_COOKIE } else { COOKIE }
+}
+
 fn cookie(token: String, secure: bool) -> Cookie<'static> {
-    Cookie::build((COOKIE, token))
+    Cookie::build((cookie_name(secure), token))
         .http_only(true)
         .same_site(SameSite::Strict)
         .secure(secure)
@@ -147,7 +167,7 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             (name, value.parse().unwrap())
         });
-        token(&method, &headers.collect())
+        token(&method, &headers.collect(), false)
     }
 
     #[test]
@@ -156,6 +176,8 @@ mod tests {
         let good = Some("t".to_owned());
         assert_eq!(given(Method::GET, &[cookie]), good);
         assert_eq!(given(Method::GET, &[("cookie", "a=b")]), None);
+        let two = "hooksieve_token=t; hooksieve_token=other";
+        assert_eq!(given(Method::GET, &[("cookie", two)]), None);
         for (headers, counts) in [
             (&[("sec-fetch-site", "same-origin")][..], true),
             (&[("sec-fetch-site", "same-site")], false),

@@ -182,29 +182,44 @@ async fn release_all(
         let page = admin.store.held(Some(&tenant), after.as_ref(), PAGE_MAX);
         let page = page.await.map_err(store_problem)?;
         for held in &page {
-            after = Some((held.event, held.rule.clone()));
-            if held.rule != rule {
-                continue;
-            }
-            match admin.pipeline.release(&tenant, held.event, &rule).await {
-                Ok(_) => done.released += 1,
-                // Somebody else was quicker.
-                Err(ReleaseError::NotHeld) => {}
-                Err(ReleaseError::Store(error)) => return Err(store_problem(error)),
-                Err(error) => {
-                    done.failed += 1;
-                    done.error = Some(error.to_string());
+            let told = format!("{}.{}", held.event, held.rule);
+            let over = began.elapsed() >= RELEASING_FOR;
+            if held.rule == rule {
+                match admin.pipeline.release(&tenant, held.event, &rule).await {
+                    Ok(_) => done.released += 1,
+                    // Somebody else was quicker.
+                    Err(ReleaseError::NotHeld) => {}
+                    Err(ReleaseError::Store(error)) => return Err(store_problem(error)),
+                    Err(error @ ReleaseError::Fuel(wait_s)) => {
+                        let Some((event, rule)) = &after else {
+                            return Err(no_fuel(&error, wait_s));
+                        };
+                        done.next = Some(format!("{event}.{rule}"));
+                        done.error = Some(error.to_string());
+                        return Ok(Json(done));
+                    }
+                    Err(error) => {
+                        done.failed += 1;
+                        done.error = Some(error.to_string());
+                    }
                 }
             }
-            if done.released + done.failed == RELEASED_MAX || began.elapsed() >= RELEASING_FOR {
-                done.next = Some(format!("{}.{}", held.event, held.rule));
+            if over || done.released + done.failed == RELEASED_MAX {
+                done.next = Some(told);
                 return Ok(Json(done));
             }
+            after = Some((held.event, held.rule.clone()));
         }
         if page.len() < PAGE_MAX {
             return Ok(Json(done));
         }
     }
+}
+
+/// Until the tenant's fuel is paid for.
+pub(super) fn no_fuel(error: &dyn std::fmt::Display, wait_s: u32) -> Problem {
+    let status = StatusCode::TOO_MANY_REQUESTS;
+    Problem::new(status, "fuel-quota", "No fuel", error.to_string()).retry_after(wait_s)
 }
 
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -277,6 +292,7 @@ async fn release_held(
         Ok(decision) => Ok(Json(decision_view(&decision))),
         Err(ReleaseError::NotHeld) => Err(not_found("held event", &event.to_string())),
         Err(ReleaseError::Store(error)) => Err(store_problem(error)),
+        Err(error @ ReleaseError::Fuel(wait_s)) => Err(no_fuel(&error, wait_s)),
         Err(error) => Err(Problem::new(
             StatusCode::CONFLICT,
             "not-released",

@@ -8,7 +8,7 @@ use crate::problem::Problem;
 use crate::registry::{Caller, Module, Scope};
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use utoipa_axum::routes;
 pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
     OpenApiRouter::new()
         .routes(routes!(list_modules, add_module))
-        .routes(routes!(upload_module, delete_module))
+        .routes(routes!(module, upload_module, delete_module))
 }
 
 /// A module with what its check found.
@@ -145,6 +145,24 @@ async fn list_modules(
     caller.may(Scope::ReadOnly, &tenant)?;
     let modules = admin.registry.modules(&tenant).await?;
     Ok(Json(modules.iter().map(view).collect()))
+}
+
+/// A module's bytes
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/modules/{sha256}", tag = "modules",
+    responses((status = 200, content_type = "application/wasm", body = Vec<u8>)),
+    security(("token" = ["author"])),
+)]
+async fn module(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path((tenant, sha256)): Path<(String, String)>,
+) -> Result<Response, Problem> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    let named = parse::<Hash>(&sha256, "a module, which is its SHA-256")?;
+    caller.may(Scope::Author, &tenant)?;
+    let wasm = admin.registry.wasm(&tenant, named).await?;
+    Ok(([(header::CONTENT_TYPE, "application/wasm")], wasm).into_response())
 }
 
 /// A module that is gone.

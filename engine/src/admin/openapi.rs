@@ -5,6 +5,7 @@
 
 use super::Admin;
 use axum::Router;
+use axum::body::Bytes;
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -34,17 +35,22 @@ pub(super) fn router(described: utoipa::openapi::OpenApi) -> Router<Arc<Admin>> 
     };
     let page = page(&document).into_string();
     let json = document.to_string();
-    let typed = |kind: &'static str, text: String| {
+    // Whoever asks, and does not read what he is answered, shares it with all others.
+    let typed = |kind: &'static str, text: Bytes| {
         get(async move || ([(header::CONTENT_TYPE, kind)], text).into_response())
     };
+    let page = Bytes::from(page);
     let page = get(async move || {
         let html = (header::CONTENT_TYPE, "text/html; charset=utf-8");
         ([html, POLICY], page).into_response()
     });
     Router::new()
         .route("/v1", page)
-        .route("/v1/openapi.json", typed("application/json", json))
-        .route("/v1/openapi.css", typed("text/css", STYLE.to_owned()))
+        .route("/v1/openapi.json", typed("application/json", json.into()))
+        .route(
+            "/v1/openapi.css",
+            typed("text/css", Bytes::from_static(STYLE.as_bytes())),
+        )
 }
 
 /// Completes what the calls say of themselves.

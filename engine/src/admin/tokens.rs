@@ -188,7 +188,7 @@ async fn make_token(
         label: body.label,
         expires_ms: expires.transpose()?.map(|it| it.as_millisecond()),
     };
-    let (token, text) = admin.registry.make_token(new).await?;
+    let (token, text) = admin.registry.make_token(new, &caller).await?;
     tracing::info!(id = token.id, scope = %token.scope, by = caller.who, "a token is made");
     let view = TokenView {
         token: Some(text.expose().to_owned()),

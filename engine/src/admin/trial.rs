@@ -12,7 +12,8 @@ use crate::store::{Outcome, StoredEvent};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use hooksieve_sdk::wire::{Payload, Timing};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use hooksieve_sdk::wire::{Event, Payload, SkipIndex, Timing};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -20,7 +21,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
-    OpenApiRouter::new().routes(routes!(try_module))
+    OpenApiRouter::new()
+        .routes(routes!(try_module))
+        .routes(routes!(try_input))
 }
 
 /// What is to be tried, and on what.
@@ -38,6 +41,10 @@ pub struct TrialBody {
     #[serde(default)]
     #[schema(value_type = Object)]
     pub config: serde_json::Map<String, serde_json::Value>,
+    /// Or what a module answered that was run elsewhere, in base64; with `rule` it is judged as if that had
+    /// answered it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
     /// The id of an event that came in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
@@ -46,7 +53,8 @@ pub struct TrialBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub payload: Option<serde_json::Value>,
-    /// The sender's event name of the payload, such as `issues`; its action is added to it.
+    /// The sender's event name of the payload, such as `issues`; its action is added to it. A source of JSON
+    /// knows the type itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +64,9 @@ pub struct TrialBody {
 /// What it decided, and what would have been sent.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TrialView {
+    /// What the event was.
+    pub r#type: String,
+    pub subject: Option<String>,
     pub outcome: OutcomeWord,
     pub reason: Option<String>,
     pub error: Option<String>,
@@ -105,14 +116,22 @@ async fn try_module(
     let tenant = parse::<Name>(&tenant, "tenant")?;
     caller.may(Scope::Author, &tenant)?;
     let Sent(body) = body?;
-    let turn = admin.registry.turn(&tenant)?;
     let event = event(&admin, &tenant, &body).await?;
-    let tried = match (body.rule, body.module) {
-        (Some(rule), None) => Tried::Version(rule, body.version),
-        (None, Some(module)) => Tried::Module(module, body.config),
-        _ => return Err(invalid("it needs either `rule` or `module`")),
+    let (kind, subject) = (event.kind.clone(), subject(&event));
+    let trial = if let Some(answer) = &body.answer {
+        if body.module.is_some() {
+            return Err(invalid("an `answer` goes with a `rule` or alone"));
+        }
+        let answer = BASE64_STANDARD.decode(answer);
+        let answer = answer.map_err(|error| invalid(format!("`answer` is no base64: {error}")))?;
+        let version = body.rule.clone().map(|rule| (rule, body.version));
+        let registry = &admin.registry;
+        registry.answered(&tenant, version, &answer, event).await?
+    } else {
+        let turn = admin.registry.turn(&tenant)?;
+        let tried = tried(body)?;
+        admin.registry.try_out(&turn, tried, event).await?
     };
-    let trial = admin.registry.try_out(&turn, tried, event).await?;
     let Some(decision) = trial.commit.decisions.into_iter().next() else {
         return Err(invalid("the module was not asked"));
     };
@@ -131,6 +150,8 @@ async fn try_module(
         }
     });
     Ok(Json(TrialView {
+        r#type: kind,
+        subject,
         outcome: outcome_word(&decision.outcome),
         reason,
         error,
@@ -143,6 +164,62 @@ async fn try_module(
     }))
 }
 
+/// What a module is given that runs elsewhere, in base64.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct TrialInput {
+    /// What the event is.
+    pub r#type: String,
+    /// As the contract with a rule has them: an event with its skip index, and a configuration.
+    pub event: String,
+    pub index: String,
+    pub config: String,
+}
+
+/// What a module would be given, for whoever runs it elsewhere
+///
+/// The console runs modules in the browser with it, before they are uploaded.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/try/input", tag = "rules",
+    request_body = TrialBody,
+    responses((status = 200, body = TrialInput)),
+    security(("token" = ["author"])),
+)]
+async fn try_input(
+    State(admin): Shared,
+    Extension(caller): Who,
+    Path(tenant): Path<String>,
+    body: Result<Sent<TrialBody>, Problem>,
+) -> Answer<TrialInput> {
+    let tenant = parse::<Name>(&tenant, "tenant")?;
+    caller.may(Scope::Author, &tenant)?;
+    let Sent(mut body) = body?;
+    let event = event(&admin, &tenant, &body).await?;
+    if body.rule.is_none() && body.module.is_none() {
+        // It is not uploaded, and its configuration needs nothing of it.
+        body.module = Some(Hash::of(&[]));
+    }
+    let config = admin.registry.config_of(&tenant, tried(body)?).await?;
+    Ok(Json(TrialInput {
+        r#type: event.kind.clone(),
+        event: BASE64_STANDARD.encode(&event.encoded),
+        index: BASE64_STANDARD.encode(&event.index),
+        config: BASE64_STANDARD.encode(config),
+    }))
+}
+
+fn tried(body: TrialBody) -> Result<Tried, Problem> {
+    match (body.rule, body.module) {
+        (Some(rule), None) => Ok(Tried::Version(rule, body.version)),
+        (None, Some(module)) => Ok(Tried::Module(module, body.config)),
+        _ => Err(invalid("it needs either `rule` or `module`")),
+    }
+}
+
+fn subject(event: &StoredEvent) -> Option<String> {
+    let decoded = Event::decode(&event.encoded, SkipIndex::new(&event.index)).ok()?;
+    decoded.subject().map(str::to_owned)
+}
+
 async fn event(admin: &Admin, tenant: &Name, body: &TrialBody) -> Result<StoredEvent, Problem> {
     match (&body.event, &body.payload) {
         (Some(id), None) => {
@@ -152,8 +229,22 @@ async fn event(admin: &Admin, tenant: &Name, body: &TrialBody) -> Result<StoredE
             own.ok_or_else(|| not_found("event", &id.to_string()))
         }
         (None, Some(payload)) => {
-            let (Some(kind), Some(source)) = (&body.r#type, &body.source) else {
-                return Err(invalid("a `payload` needs its `type` and its `source`"));
+            let Some(source) = &body.source else {
+                return Err(invalid(
+                    "a `payload` needs the `source` that it would come in at",
+                ));
+            };
+            let live = admin.live.get(tenant);
+            if let Some(source) = live.as_ref().and_then(|live| live.sources.get(source)) {
+                let payload = payload.to_string();
+                let kind = body.r#type.as_deref();
+                let recorded = replay::payload_at(payload.as_bytes(), source, kind, tenant);
+                return Ok(recorded.map_err(|error| invalid(error.to_string()))?.event);
+            }
+            let Some(kind) = &body.r#type else {
+                return Err(invalid(
+                    "a `payload` needs its `type`, or a `source` that knows it",
+                ));
             };
             let defaults = Defaults {
                 tenant: tenant.clone(),

@@ -30,8 +30,8 @@ pub struct UsageView {
     pub sources: UsedView,
     pub channels: UsedView,
     pub tokens: UsedView,
-    /// What its events take in the store; 0 in `max` is no quota.
-    pub events_bytes: UsedView,
+    /// What its events take in the store, and all that became of them; 0 in `max` is no quota.
+    pub stored_bytes: UsedView,
     /// In the last whole minute, on average; 0 in `max` is no quota.
     pub events_per_s: RateView,
     pub fuel_per_s: RateView,
@@ -116,9 +116,9 @@ async fn usage(
         sources: each(used.sources),
         channels: each(used.channels),
         tokens: each(used.tokens),
-        events_bytes: UsedView {
-            used: admin.store.events_bytes(&tenant),
-            max: used.quotas.events_bytes,
+        stored_bytes: UsedView {
+            used: admin.store.stored_bytes(&tenant),
+            max: used.quotas.stored_bytes,
         },
         events_per_s: rate(whole.accepted, used.quotas.events_per_s.into()),
         fuel_per_s: rate(whole.fuel, used.quotas.fuel_per_s),

@@ -22,6 +22,7 @@
 //! whatever the code: it is about the server or the settings, not about this message, and the
 //! schedule gives people the time to mend it.
 
+mod bounded;
 pub mod dkim;
 pub(super) mod message;
 mod session;

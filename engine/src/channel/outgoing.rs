@@ -8,15 +8,16 @@
 use super::guard::{Guard, Refused};
 use super::{Failure, Retry};
 use lettre::transport::smtp::client as smtp;
+use lru::LruCache;
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls_platform_verifier::Verifier;
-use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use url::Url;
@@ -34,7 +35,7 @@ pub struct Outgoing {
     guard: Guard,
     ca: Option<smtp::Certificate>,
     /// By host: each holds the parsed roots, so making one costs milliseconds.
-    smtp_tls: Mutex<HashMap<String, smtp::TlsParameters>>,
+    smtp_tls: Mutex<LruCache<String, smtp::TlsParameters>>,
     /// The operator's extra roots.
     extra: Vec<CertificateDer<'static>>,
     /// Made when a database first needs it: reading the platform's roots takes milliseconds.
@@ -95,7 +96,7 @@ impl Outgoing {
             http,
             guard,
             ca,
-            smtp_tls: Mutex::default(),
+            smtp_tls: Mutex::new(LruCache::new(SMTP_HOSTS_KEPT)),
             extra,
             tls: OnceLock::new(),
         })
@@ -198,8 +199,8 @@ impl Outgoing {
 
     /// The TLS settings for a mail server.
     pub(super) fn smtp_tls(&self, host: &str) -> Result<smtp::TlsParameters, Failure> {
-        let mut known = self.smtp_tls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(parameters) = known.get(host) {
+        let known = || self.smtp_tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(parameters) = known().get(host) {
             return Ok(parameters.clone());
         }
         let mut builder = smtp::TlsParameters::builder(host.to_owned());
@@ -209,10 +210,13 @@ impl Outgoing {
         let parameters = builder.build().map_err(|error| {
             Failure::later(format!("no TLS for {host}: {}", Cause::of(&error).text))
         })?;
-        known.insert(host.to_owned(), parameters.clone());
+        known().put(host.to_owned(), parameters.clone());
         Ok(parameters)
     }
 }
+
+/// For how many mail servers the TLS settings are kept: each holds all the roots.
+const SMTP_HOSTS_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 impl Answer {
     /// The failure that this answer is, for a channel that knows it is one. A receiver that is busy

@@ -193,7 +193,7 @@ enum TenantCommand {
         deliveries_per_s: Option<u32>,
         /// What its events may take in the store
         #[arg(long, value_name = "BYTES")]
-        events_bytes: Option<u64>,
+        stored_bytes: Option<u64>,
         /// Fuel that its rules may burn for one event
         #[arg(long, value_name = "N")]
         fuel: Option<u64>,
@@ -223,7 +223,7 @@ pub(crate) fn tenants(args: Tenants) -> Result<(), Failure> {
             events_per_s,
             fuel_per_s,
             deliveries_per_s,
-            events_bytes,
+            stored_bytes,
             fuel,
             memory_bytes,
             actions,
@@ -234,7 +234,7 @@ pub(crate) fn tenants(args: Tenants) -> Result<(), Failure> {
                     events_per_s,
                     fuel_per_s,
                     deliveries_per_s,
-                    events_bytes,
+                    stored_bytes,
                 },
                 limits: OwnLimits {
                     fuel,

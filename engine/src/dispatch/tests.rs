@@ -99,7 +99,7 @@ async fn stage(in_flight_max: usize, per_channel_max: usize, lease_ms: i64) -> S
         channels: BTreeMap::from(channels),
         paces: BTreeMap::new(),
         deliveries_per_s: 0,
-        events_bytes: 0,
+        stored_bytes: 0,
         events: Arc::new(EventsQuota::new(0)),
     };
     live.put(&name("octo"), octo);

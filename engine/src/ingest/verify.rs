@@ -9,7 +9,8 @@ pub(crate) mod json;
 mod shopify;
 
 use crate::secret::Secret;
-use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
 use hmac::{Hmac, KeyInit, Mac};
 use hooksieve_sdk::wire::Value;
 use hooksieve_sdk::wire::json::Data;
@@ -120,6 +121,36 @@ impl Verify {
             data,
             verified: "recorded",
         }
+    }
+
+    /// A payload as if its sender had sent it here, without the proof. `kind` is the sender's event name,
+    /// for a source that has it from a header.
+    ///
+    /// # Errors
+    /// When it is not what such a sender sends.
+    pub fn unproven(&self, kind: Option<&str>, body: &[u8]) -> Result<Incoming, Rejected> {
+        let Verify::Json {
+            kind: own,
+            kind_from,
+            id_from,
+            subject_from,
+            ..
+        } = self
+        else {
+            let needs = "the payload needs its `type`, which its sender says in a header";
+            let kind = kind.ok_or_else(|| Rejected::Body(needs.to_owned()))?;
+            return Ok(Self::recorded(kind, data(body)?));
+        };
+        let open = Verify::Json {
+            access: Access::Open,
+            kind: kind.unwrap_or(own).to_owned(),
+            kind_from: kind_from.clone(),
+            id_from: id_from.clone(),
+            subject_from: subject_from.clone(),
+        };
+        let json = HeaderValue::from_static("application/json");
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, json)]);
+        open.read(&headers, body, &|_| false)
     }
 
     /// The name of this kind in a tenant's file.

@@ -143,7 +143,7 @@ impl Registry {
     ///
     /// # Errors
     /// When it would belong to nobody or to too many, its label is too long, or the store fails.
-    pub async fn make_token(&self, new: NewToken) -> Result<(Token, Secret), Error> {
+    pub async fn make_token(&self, new: NewToken, by: &Caller) -> Result<(Token, Secret), Error> {
         match (&new.tenant, new.scope) {
             (Some(_), Scope::Operator) => {
                 return Err(Error::Invalid(
@@ -169,6 +169,15 @@ impl Registry {
         }
         // One change at a time, so that what is counted is what there is.
         let _rules = self.rules.lock().await;
+        // Both may have gone while this waited.
+        if let Some(tenant) = &new.tenant {
+            self.fixed(tenant)?;
+        }
+        if !self.still_good(by) {
+            return Err(Error::Conflict(
+                "the token that makes it is not good any more".to_owned(),
+            ));
+        }
         let of_tenant = self.tokens(new.tenant.as_ref());
         if of_tenant.len() >= TOKENS_MAX {
             return Err(Error::Conflict(format!(

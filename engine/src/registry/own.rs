@@ -109,11 +109,30 @@ fn masked(settings: &Settings, secrets: &[String]) -> Settings {
     open.map(|(key, value)| {
         let value = match value.as_object() {
             Some(inner) => masked(inner, secrets).into(),
+            None if key == "url" => shown_url(value),
             None => value.clone(),
         };
         (key.clone(), value)
     })
     .collect()
+}
+
+/// An address without what may be a credential in it: its user, password and query.
+fn shown_url(value: &serde_json::Value) -> serde_json::Value {
+    let url = value.as_str().and_then(|it| url::Url::parse(it).ok());
+    let Some(mut url) = url else {
+        return value.clone();
+    };
+    let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    if bare {
+        return value.clone();
+    }
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    if url.query().is_some() {
+        url.set_query(Some("…"));
+    }
+    url.to_string().replace("?%E2%80%A6", "?…").into()
 }
 
 fn shown<T>(name: &Name, kept: &Kept<T>) -> Shown {

@@ -1,8 +1,8 @@
 //! A rule as a history of versions, and which of them are in use.
 
 use super::{
-    AUDIT_MAX, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry, Thing, not_found,
-    read, rule_key, version_key, written,
+    AUDIT_MAX, COMPILE_PATIENCE, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry,
+    Thing, not_found, read, rule_key, version_key, written,
 };
 use crate::clock::now_ms;
 use crate::config::read::did_you_mean;
@@ -33,7 +33,17 @@ pub struct Version {
     pub by: String,
 }
 
+/// How many patterns a version subscribes with.
+const EVENTS_MAX: usize = 100;
+
 impl Version {
+    /// About what it takes, in the store and in memory.
+    fn bytes(&self) -> usize {
+        let lists = self.sources.len() + self.channels.len();
+        let events: usize = self.events.iter().map(String::len).sum();
+        written(&self.config).len() + events + 64 * lists + 256
+    }
+
     /// Its configuration as its module reads it.
     pub(super) fn config_bytes(&self) -> Result<Vec<u8>, String> {
         config_bytes(&self.config)
@@ -263,6 +273,17 @@ impl Registry {
         entry.state.last = number;
         version.number = number;
         let active = Arc::new(started.version(number));
+        let of_tenant = own.values().flat_map(|entry| entry.versions.values());
+        let taken: usize = of_tenant.map(Version::bytes).sum();
+        if taken + version.bytes() > self.limits.versions_bytes_max {
+            return Err(Error::Quota {
+                what: format!(
+                    "the versions of its rules would take {taken} bytes and more; delete rules that nobody needs"
+                ),
+                limit: self.limits.versions_bytes_max as u64,
+                key: "versions_bytes_max",
+            });
+        }
         let mut changes = vec![(version_key(tenant, name, number), Some(written(&version)))];
         entry.versions.insert(number, version);
         entry.active.insert(number, active);
@@ -538,6 +559,10 @@ impl Registry {
         self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
         let sandbox = self.sandbox_of(tenant)?;
+        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.compiles.acquire());
+        let Ok(_permit) = permit.await else {
+            return Err(Error::Busy("other versions are being started"));
+        };
         let started = tokio::task::spawn_blocking(move || {
             let program = programs(&[(&rule, &sandbox)]).pop();
             program.map(|it| it.map(|program| Started { rule, program }))
@@ -564,10 +589,23 @@ impl Registry {
                 "`events` is empty; write [\"*\"] for all".to_owned(),
             ));
         }
+        if new.events.len() > EVENTS_MAX {
+            return Err(Error::Invalid(format!(
+                "`events` has {} patterns, the limit is {EVENTS_MAX}",
+                new.events.len()
+            )));
+        }
         for pattern in &new.events {
             Pattern::new(pattern).map_err(Error::Invalid)?;
         }
         let known = |what: &str, given: &[Name], all: Vec<&Name>| {
+            if given.len() > all.len() {
+                return Err(Error::Invalid(format!(
+                    "{} {what}s are named, and the tenant has {}",
+                    given.len(),
+                    all.len()
+                )));
+            }
             let wrong = given.iter().find(|it| !all.contains(it));
             wrong.map_or(Ok(()), |wrong| {
                 let mean = did_you_mean(wrong.as_str(), all.iter().map(|it| it.as_str()));

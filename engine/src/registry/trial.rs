@@ -5,9 +5,10 @@ use super::{COMPILE_PATIENCE, Error, Registry, Turn, not_found};
 use crate::clock::now_ms;
 use crate::id::{Hash, Name};
 use crate::pipeline::Asked;
-use crate::sandbox::{Instances, Kept, Run};
+use crate::sandbox::{self, Instances, Kept, Run};
 use crate::store::{Commit, StoredEvent, Then};
-use crate::tenant::Pattern;
+use crate::tenant::{ModuleRef, Pattern, Rule};
+use std::sync::Arc;
 
 /// How many modules are tried at once; others wait for a while.
 pub(super) const TRIALS_MAX: usize = 2;
@@ -41,27 +42,14 @@ impl Registry {
         event: StoredEvent,
     ) -> Result<Trial, Error> {
         let tenant = &turn.tenant;
+        let rules = self.fixed(tenant)?.rules.clone();
+        rules.fuel_paid().map_err(Error::Fuel)?;
         let permit = tokio::time::timeout(COMPILE_PATIENCE, self.trials.acquire());
         let Ok(_permit) = permit.await else {
             return Err(Error::Busy("other modules are being tried"));
         };
-        let (name, version) = match tried {
-            Tried::Version(name, number) => {
-                let rule = self.rule(tenant, &name).await?;
-                let mut versions = rule.versions.into_iter().rev();
-                let version = match number {
-                    Some(number) => versions.find(|it| it.number == number),
-                    None => versions.next(),
-                };
-                let version = version.ok_or_else(|| not_found("version", "of it"))?;
-                (name, version)
-            }
-            // What the rule is called shows nowhere.
-            Tried::Module(module, config) => (tenant.clone(), alone(module, config)),
-        };
-        let subscribed = version.events.is_empty()
-            || (version.events.iter().filter_map(|it| Pattern::new(it).ok()))
-                .any(|it| it.matches(&event.kind));
+        let (name, version) = self.tried(tenant, tried).await?;
+        let subscribed = subscribes(&version, &event);
         // It is asked whatever it subscribes to.
         let asked = Version {
             events: Vec::new(),
@@ -70,25 +58,99 @@ impl Registry {
         };
         let started = self.start(tenant, &name, &asked).await?;
         let rule = started.version(asked.number);
-        let rules = self.fixed(tenant)?.rules.only(Asked::of_file(rule));
+        let asked = rules.only(Asked::of_file(rule));
         let tried = tokio::task::spawn_blocking(move || {
             let one = Kept {
                 count_max: 1,
                 bytes_max: usize::MAX,
             };
-            rules.replay(&event, &mut Instances::new(one))
+            asked.replay(&event, &mut Instances::new(one))
         });
         match tried.await {
-            Ok(Some((run, commit))) => Ok(Trial {
-                run,
-                commit,
-                subscribed,
-            }),
+            Ok(Some((run, commit))) => {
+                rules.charge_fuel(run.fuel);
+                Ok(Trial {
+                    run,
+                    commit,
+                    subscribed,
+                })
+            }
             _ => Err(Error::Conflict(
                 "the engine panicked over this module; its log says where".to_owned(),
             )),
         }
     }
+}
+
+impl Registry {
+    /// The version that is meant. What a module alone is called shows nowhere.
+    async fn tried(&self, tenant: &Name, tried: Tried) -> Result<(Name, Version), Error> {
+        match tried {
+            Tried::Version(name, number) => {
+                let rule = self.rule(tenant, &name).await?;
+                let mut versions = rule.versions.into_iter().rev();
+                let version = match number {
+                    Some(number) => versions.find(|it| it.number == number),
+                    None => versions.next(),
+                };
+                let version = version.ok_or_else(|| not_found("version", "of it"))?;
+                Ok((name, version))
+            }
+            Tried::Module(module, config) => Ok((tenant.clone(), alone(module, config))),
+        }
+    }
+
+    /// The configuration with which a module is tried, as the module reads it.
+    ///
+    /// # Errors
+    /// When there is no such version.
+    pub async fn config_of(&self, tenant: &Name, tried: Tried) -> Result<Vec<u8>, Error> {
+        let (_, version) = self.tried(tenant, tried).await?;
+        version.config_bytes().map_err(Error::Invalid)
+    }
+
+    /// What a module's answer would lead to that was run elsewhere, in a browser; `version` says which
+    /// channels it may name, and all of the tenant's may be where there is none.
+    ///
+    /// # Errors
+    /// When there is no such version.
+    pub async fn answered(
+        &self,
+        tenant: &Name,
+        version: Option<(Name, Option<u32>)>,
+        answer: &[u8],
+        event: StoredEvent,
+    ) -> Result<Trial, Error> {
+        let tried = match version {
+            Some((name, number)) => Tried::Version(name, number),
+            None => Tried::Module(Hash::of(&[]), serde_json::Map::new()),
+        };
+        let (name, version) = self.tried(tenant, tried).await?;
+        let subscribed = subscribes(&version, &event);
+        let rule = Rule {
+            name,
+            module: ModuleRef::Uploaded(version.module),
+            wasm: Arc::new([]),
+            events: Vec::new(),
+            sources: Vec::new(),
+            channels: version.channels,
+            config: Vec::new(),
+            on_error: version.on_error,
+            place: String::new(),
+        };
+        let answer = sandbox::decision(answer, self.sandbox_of(tenant)?.limits());
+        let commit = self.fixed(tenant)?.rules.answered(&event, &rule, answer);
+        Ok(Trial {
+            run: Run::default(),
+            commit,
+            subscribed,
+        })
+    }
+}
+
+fn subscribes(version: &Version, event: &StoredEvent) -> bool {
+    let mut patterns = version.events.iter().filter_map(|it| Pattern::new(it).ok());
+    version.events.is_empty() || patterns.any(|it| it.matches(&event.kind))
 }
 
 fn alone(module: Hash, config: serde_json::Map<String, serde_json::Value>) -> Version {

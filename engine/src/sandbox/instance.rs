@@ -421,7 +421,7 @@ pub(super) fn cut_off(limits: &Limits) -> LogLine {
 }
 
 /// Reads what a rule answered.
-pub(super) fn decision(answered: &[u8], limits: &Limits) -> Result<Decision, Error> {
+pub(crate) fn decision(answered: &[u8], limits: &Limits) -> Result<Decision, Error> {
     let decision = match Decision::decode(answered) {
         Ok(Ok(decision)) => decision,
         Ok(Err(message)) => return Err(Error::Rule { message }),

@@ -7,13 +7,15 @@
 use super::tls::Tls;
 use axum::Router;
 use axum::body::Body;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -84,9 +86,26 @@ async fn serve_one(
     headers_timeout: Duration,
     cancel: CancellationToken,
 ) {
+    let activity = Arc::new(Activity::new());
+    let seen = activity.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let under_way = UnderWay::new(&seen);
         // A router is always ready.
-        app.clone().call(request.map(Body::new))
+        let answered = app.clone().call(request.map(Body::new));
+        let seen = seen.clone();
+        async move {
+            let answered = answered.await;
+            drop(under_way);
+            // What is read of the answer counts; what is not read does not.
+            answered.map(|answer| {
+                answer.map(|body| {
+                    Body::new(body.map_frame(move |frame| {
+                        seen.touch();
+                        frame
+                    }))
+                })
+            })
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -96,11 +115,16 @@ async fn serve_one(
     builder
         .http2()
         .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(headers_timeout)
         .keep_alive_timeout(headers_timeout);
     let mut serving = pin!(builder.serve_connection(TokioIo::new(connection), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
+        () = activity.idle(headers_timeout) => {
+            tracing::debug!("a connection on which nothing happened is closed");
+            return;
+        }
         () = cancel.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -109,5 +133,70 @@ async fn serve_one(
     if let Err(error) = ended {
         // Clients break off all day; that is no fault of ours.
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Requests that one connection has under way.
+const STREAMS_MAX: u32 = 64;
+/// How long a connection is kept on which no request begins, and of no answer is anything read.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// What happens on a connection. Pings, which cost nothing, do not count.
+struct Activity {
+    accepted: Instant,
+    /// When something happened last, in milliseconds since then; 0 before the first request.
+    last_ms: AtomicU64,
+    under_way: AtomicUsize,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            accepted: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+        }
+    }
+
+    fn touch(&self) {
+        let now_ms = self.accepted.elapsed().as_millis() as u64;
+        self.last_ms.store(now_ms.max(1), Ordering::Relaxed);
+    }
+
+    /// Returns when nothing has happened for too long. What is under way has time limits of its own.
+    async fn idle(&self, first_timeout: Duration) {
+        loop {
+            let until = match self.last_ms.load(Ordering::Relaxed) {
+                0 => first_timeout,
+                last_ms => Duration::from_millis(last_ms) + IDLE,
+            };
+            let left = until.saturating_sub(self.accepted.elapsed());
+            if left.is_zero() {
+                if self.under_way.load(Ordering::Relaxed) == 0 {
+                    return;
+                }
+                tokio::time::sleep(first_timeout).await;
+            } else {
+                tokio::time::sleep(left).await;
+            }
+        }
+    }
+}
+
+/// A request that is being answered.
+struct UnderWay(Arc<Activity>);
+
+impl UnderWay {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.touch();
+        activity.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -110,7 +110,7 @@ impl EventLog for MemoryStore {
         Ok(self.rows().event(id))
     }
 
-    fn events_bytes(&self, tenant: &Name) -> u64 {
+    fn stored_bytes(&self, tenant: &Name) -> u64 {
         let rows = self.rows();
         let own = rows.events.iter().filter(|((of, _), _)| of == tenant);
         own.map(|(_, event)| event.encoded.len() as u64).sum()

@@ -115,8 +115,8 @@ struct Shared {
     changed: Arc<Notify>,
     /// What the rows take: keys and values, as in the row that says so.
     live_bytes: AtomicI64,
-    /// What each tenant's events take, as in the rows that say so.
-    events_bytes: RwLock<HashMap<Name, i64>>,
+    /// What each tenant stores, as in the rows that say so.
+    stored_bytes: RwLock<HashMap<Name, i64>>,
     /// A copy that is being made of everything.
     copy: Mutex<Copied>,
     /// How many groups became durable.
@@ -136,7 +136,7 @@ impl SledStore {
         shared
             .live_bytes
             .store(shared.counted_bytes()?, Ordering::Relaxed);
-        shared.load_events_bytes()?;
+        shared.load_stored_bytes()?;
         let last = shared.greatest_id()?;
         *shared.due() = Due::new(loaded_max, shared.lines()?);
         let (commands, queue) = mpsc::channel(options.queue_max.max(1));
@@ -233,8 +233,8 @@ impl EventLog for SledStore {
         self.read(move |shared| shared.event(id)).await
     }
 
-    fn events_bytes(&self, tenant: &Name) -> u64 {
-        let bytes = self.shared.events_bytes.read();
+    fn stored_bytes(&self, tenant: &Name) -> u64 {
+        let bytes = self.shared.stored_bytes.read();
         let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
         bytes.get(tenant).copied().unwrap_or(0).max(0) as u64
     }
@@ -798,7 +798,7 @@ fn open_folder(
         fresh: Mutex::new(LruCache::new(FRESH_MAX)),
         changed: Arc::new(Notify::new()),
         live_bytes: AtomicI64::new(0),
-        events_bytes: RwLock::default(),
+        stored_bytes: RwLock::default(),
         copy: Mutex::default(),
         flushes: AtomicU64::new(0),
         _lock: lock,

@@ -111,7 +111,11 @@ mod tests {
     #[test]
     fn secrets_are_read_and_names_are_not_taken_for_them() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("k"), "from-a-file\n").unwrap();
+        std::fs::write(
+            folder.path().join("k"),
+            "whsec_cGxhbnRlZC1zZWNyZXQtb2YtMjQtYnl0ZXM=\n",
+        )
+        .unwrap();
         let path = folder.path().join("acme.toml");
         let text = "[[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = 'https://a.example/'\n\
             secret = { file = 'k' }\nheaders = { env = 'plain', x-key = { env = 'KEY' } }\n\
@@ -122,7 +126,7 @@ mod tests {
         let described = Described::load(&path, &env, 1_000).unwrap();
         let (_, hook) = &described.channels[0];
         let expected = serde_json::json!({
-            "kind": "webhook", "url": "https://a.example/", "secret": "from-a-file",
+            "kind": "webhook", "url": "https://a.example/", "secret": "whsec_cGxhbnRlZC1zZWNyZXQtb2YtMjQtYnl0ZXM=",
             "headers": { "env": "plain", "x-key": "from-the-environment" },
         });
         assert_eq!(Value::from(hook.clone()), expected);

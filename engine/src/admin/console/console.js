@@ -189,12 +189,33 @@ async function rulePage(tenant, name) {
   const minutes = await get(`${path}/minutes`);
   const stage = (version, as, percent) => call("POST", `${path}/stage`, { version, as, ...(percent && { percent }) });
   const promote = (version) => button(`Make version ${version} live`, () => call("POST", `${path}/promote`, { version }),
-    { kind: "main", done: `Version ${version} is live from the next event on.` });
+    { kind: "main", ask: `Have version ${version} decide from the next event on?`, done: `Version ${version} is live from the next event on.` });
   const canary = (version) => button("Canary …", () => {
     const percent = Number(prompt(`Of how many percent of all subjects should version ${version} decide?`, "5"));
     if (!percent) throw new Error("It was not changed: a canary needs a share, in percent.");
     return stage(version, "canary", percent);
   }, { done: `Version ${version} decides for its share of the subjects.` });
+  const compared = el("div", { "aria-live": "polite" });
+  const here = shown;
+  function compare(it) {
+    compared.replaceChildren(
+      it.compared === 0
+        ? el("p", {}, "It was not asked about any event yet, since ", time(it.since), ".")
+        : el("p", {}, `Of ${it.compared} events it would have decided ${it.differed} differently, since `, time(it.since), "."),
+      it.differences.length > 0 ? table(["Event", "Live", "Shadow"], it.differences.map((it) => [
+        el("a", { href: link(tenant, "events", it.event) }, it.event), short(it.live), short(it.shadow),
+      ])) : "");
+  }
+  if (shadow) {
+    compare(shadow);
+    const again = setInterval(async () => {
+      if (here !== shown) return clearInterval(again);
+      try {
+        const now = await get(`${path}/shadow`);
+        if (here === shown && now.compared !== shadow.compared) compare(Object.assign(shadow, now));
+      } catch { clearInterval(again); }
+    }, 2000);
+  }
   return [
     el("h1", {}, "Rule ", name),
     el("p", {}, roleTags(rule)),
@@ -212,17 +233,14 @@ async function rulePage(tenant, name) {
       })),
     may("author") && !rule.in_file && el("div", { class: "row" },
       rule.before != null && button(`Roll back to version ${rule.before}`, () => call("POST", `${path}/rollback`),
-        { kind: "main", done: `Version ${rule.before} is live again.` }),
+        { kind: "main", ask: `Have version ${rule.before} decide again, in place of ${rule.live}?`, done: `Version ${rule.before} is live again.` }),
       (rule.shadow != null || rule.canary) && button("End shadow and canary", () => call("POST", `${path}/stop`), { done: "Ended." }),
       el("a", { href: link(tenant, "upload", name) }, "Upload a new version"),
       button("Delete the rule", () => call("DELETE", path).then(() => (location.hash = link(tenant, "rules"))),
         { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false })),
     shadow && el("section", {},
       el("h2", {}, `Version ${shadow.version} in the shadow`),
-      el("p", {}, `Of ${shadow.compared} events it would have decided ${shadow.differed} differently, since `, time(shadow.since), "."),
-      shadow.differences.length > 0 && table(["Event", "Live", "Shadow"], shadow.differences.map((it) => [
-        el("a", { href: link(tenant, "events", it.event) }, it.event), short(it.live), short(it.shadow),
-      ])),
+      compared,
       may("author") && promote(shadow.version)),
     rule.versions.map((version) => el("section", {},
       el("h2", {}, `Version ${version.version} `,
@@ -239,11 +257,11 @@ async function rulePage(tenant, name) {
       Object.keys(version.config).length > 0
         ? el("pre", {}, JSON.stringify(version.config, null, 2))
         : el("p", { class: "soft" }, "It has no configuration."),
-      may("author") && version.version !== rule.live && el("div", { class: "row" },
-        promote(version.version),
+      may("author") && el("div", { class: "row" },
+        version.version !== rule.live && promote(version.version),
         el("a", { href: link(tenant, "try", name, version.version) }, "Try it"),
-        version.version !== rule.shadow && button("Shadow", () => stage(version.version, "shadow"), { done: `Version ${version.version} is asked as well, without effect.` }),
-        version.version !== rule.canary?.version && canary(version.version)))),
+        version.version !== rule.live && version.version !== rule.shadow && button("Shadow", () => stage(version.version, "shadow"), { done: `Version ${version.version} is asked as well, without effect.` }),
+        version.version !== rule.live && version.version !== rule.canary?.version && canary(version.version)))),
   ];
 }
 
@@ -282,8 +300,14 @@ async function uploadPage(tenant, rule = "") {
     const config = el("textarea", { id: "config", spellcheck: "false" }, JSON.stringify(newest?.config ?? {}, null, 2));
     const named = newest?.channels.length ? newest.channels : about.channels;
     const boxes = about.channels.map((it) => el("input", { type: "checkbox", name: "channel", value: it, checked: named.includes(it) }));
-    const role = el("select", { id: "role" },
+    const listens = about.sources.map((it) => el("input", { type: "checkbox", name: "source", value: it, checked: !newest?.sources.length || newest.sources.includes(it) }));
+    const fails = el("select", { id: "fails" }, [["hold", "Hold it until somebody has looked"], ["pass", "Pass it on to the default channel"], ["drop", "Drop it"]]
+      .map(([value, text]) => el("option", { value, selected: newest?.on_error === value }, text)));
+    const percent = el("input", { id: "percent", type: "number", min: "0.01", max: "100", step: "0.01", value: "5" });
+    const share = el("div", { class: "fields", hidden: true }, el("label", { for: "percent" }, "Of how many percent of all subjects it decides"), percent);
+    const role = el("select", { id: "role", onchange: () => (share.hidden = role.value !== "canary") },
       el("option", { value: "shadow" }, "Shadow: asked as well, without effect"),
+      el("option", { value: "canary" }, "Canary: it decides for a share of the subjects"),
       el("option", { value: "kept" }, "Nothing yet"),
       el("option", { value: "live" }, "Live: it decides from the next event on"));
     const form = el("form", {
@@ -296,8 +320,11 @@ async function uploadPage(tenant, rule = "") {
             config: JSON.parse(config.value || "{}"),
             events: events.value.split(/[\s,]+/).filter(Boolean),
             channels: boxes.filter((it) => it.checked).map((it) => it.value),
-            ...(newest && { sources: newest.sources, on_error: newest.on_error }),
+            // All of them, and those to come, where all are checked.
+            sources: listens.every((it) => it.checked) ? [] : listens.filter((it) => it.checked).map((it) => it.value),
+            on_error: fails.value,
             as: role.value,
+            ...(role.value === "canary" && { percent: Number(percent.value) }),
           });
           location.hash = link(tenant, "rules", made.name);
           say(`Version ${made.versions[0].version} of ${made.name} is made.`);
@@ -309,8 +336,10 @@ async function uploadPage(tenant, rule = "") {
       el("label", { for: "rule" }, "Rule"), name,
       el("label", { for: "events" }, "Types of events, such as issues.opened or issues.*"), events,
       el("fieldset", {}, el("legend", {}, "Channels that it may use"), boxes.map((box) => el("label", {}, box, box.value))),
+      listens.length > 1 && el("fieldset", {}, el("legend", {}, "Sources that it listens to"), listens.map((box) => el("label", {}, box, box.value))),
+      el("label", { for: "fails" }, "What happens to an event that it fails on"), fails,
       el("label", { for: "config" }, "Configuration, as JSON"), config,
-      el("label", { for: "role" }, "What it is used for"), role,
+      el("label", { for: "role" }, "What it is used for"), role, share,
       el("div", {}, el("button", { class: "main" }, "Make the version")));
     return [
       el("section", {},
@@ -340,47 +369,103 @@ function eventRow(tenant, story) {
   ];
 }
 
+const OWN = "a file of one's own";
+/** How long a rule may run in the browser before its thread is ended. */
+const RUN_MS = 5000;
+
+const unpacked = (text) => Uint8Array.from(atob(text), (it) => it.charCodeAt(0));
+const packed = (bytes) => btoa(Array.from(bytes, (it) => String.fromCharCode(it)).join(""));
+
+/** Runs a module on an event in a thread of its own, which is ended afterwards whatever it does. */
+function runHere(wasm, input) {
+  const worker = new Worker("/console/worker.js");
+  return new Promise((resolve, reject) => {
+    const late = setTimeout(() => reject(new Error(`It ran for more than ${RUN_MS / 1000} s and was ended.`)), RUN_MS);
+    const settle = (end, value) => { clearTimeout(late); end(value); };
+    worker.onmessage = ({ data }) => data.error == null ? settle(resolve, data.ran) : settle(reject, new Error(data.error));
+    worker.onerror = () => settle(reject, new Error("The thread that runs it did not start."));
+    worker.postMessage({ wasm, event: unpacked(input.event), index: unpacked(input.index), config: unpacked(input.config) });
+  }).finally(() => worker.terminate());
+}
+
 async function tryPage(tenant, rule = "", version = "") {
   const about = tenants.find((it) => it.name === tenant);
   const rules = (await get(`${base(tenant)}/rules`)).filter((it) => !it.in_file);
   const recorded = (await get(`${base(tenant)}/events?limit=50`)).items;
-  if (rules.length === 0) return [el("h1", {}, "Try a rule"), el("p", {}, "Upload a module first.")];
-  const versions = rules.flatMap((it) => it.versions.map((version) => [it.name, version.version]));
-  const which = el("select", { id: "which" }, versions.map(([name, number]) =>
-    el("option", { value: `${name}/${number}`, selected: name === rule && String(number) === version }, `${name}, version ${number}`)));
+  const versions = rules.flatMap((it) => it.versions.map((version) => [it.name, version.version, version.module]));
+  const which = el("select", { id: "which", onchange: choose },
+    versions.map(([name, number]) =>
+      el("option", { value: `${name}/${number}`, selected: name === rule && String(number) === version }, `${name}, version ${number}`)),
+    el("option", { value: OWN }, "A module of mine that is not uploaded"));
+  const where = el("select", { id: "where" }, el("option", { value: "server" }, "On the server, with its limits"), el("option", { value: "here" }, "In this browser"));
+  const file = el("input", { type: "file", id: "file", accept: ".wasm,application/wasm" });
+  const config = el("textarea", { id: "config", spellcheck: "false" }, "{}");
+  const own = el("div", { class: "fields" },
+    el("label", { for: "file" }, "Its .wasm file, which stays in this browser"), file,
+    el("label", { for: "config" }, "Configuration, as JSON"), config);
   const event = el("select", { id: "event", onchange: () => (pasted.hidden = event.value !== "") },
     el("option", { value: "" }, "One that is pasted below"),
     recorded.map((it) => el("option", { value: it.event.id }, `${it.event.type} ${it.event.subject ?? ""} ${it.event.time}`)));
-  const type = el("input", { id: "type", value: "issues" });
+  const type = el("input", { id: "type", placeholder: "issues" });
   const source = el("select", { id: "source" }, about.sources.map((it) => el("option", {}, it)));
   const payload = el("textarea", { id: "payload", spellcheck: "false" }, "{}");
   const pasted = el("div", { class: "fields" },
-    el("label", { for: "type" }, "The sender's name of the event"), type,
-    el("label", { for: "source" }, "Source"), source,
+    el("label", { for: "source" }, "Source that it would come in at"), source,
+    el("label", { for: "type" }, "The sender's name of the event; a source of JSON knows it itself"), type,
     el("label", { for: "payload" }, "Payload, as JSON"), payload);
   const result = el("div", { "aria-live": "polite" });
+  function choose() {
+    const mine = which.value === OWN;
+    own.hidden = !mine;
+    if (mine) where.value = "here";
+    where.disabled = mine;
+  }
+  choose();
+
+  async function tried() {
+    const on = event.value ? { event: event.value } : { payload: JSON.parse(payload.value), source: source.value, ...(type.value && { type: type.value }) };
+    const mine = which.value === OWN;
+    const [name, number] = which.value.split("/");
+    const what = mine ? { config: JSON.parse(config.value || "{}") } : { rule: name, version: Number(number) };
+    if (where.value === "server") return trial(await call("POST", `${base(tenant)}/try`, { ...what, ...on }));
+    if (mine && !file.files[0]) throw new Error("Choose the module's .wasm file.");
+    const module = versions.find((it) => it[0] === name && String(it[1]) === number)?.[2];
+    const wasm = await (mine ? file.files[0].arrayBuffer() : fetched(`${base(tenant)}/modules/${module}`));
+    const input = await call("POST", `${base(tenant)}/try/input`, { ...what, ...on });
+    const ran = await runHere(wasm, input);
+    // What it would lead to is the engine's to say.
+    const judged = await call("POST", `${base(tenant)}/try`, { ...(!mine && what), ...on, answer: packed(ran.answer) });
+    return trial({ ...judged, log: ran.log, memory_bytes: ran.memory, duration_us: Math.round(ran.took * 1000), fuel: null });
+  }
+
   return [
     el("h1", {}, "Try a rule"),
-    el("p", { class: "soft" }, "With the limits of real events; nothing is stored and nothing is sent."),
+    el("p", { class: "soft" }, "Nothing is stored and nothing is sent."),
     el("form", {
       class: "fields card",
       async onsubmit(submitted) {
         submitted.preventDefault();
-        const [name, number] = which.value.split("/");
+        result.replaceChildren(el("p", { class: "soft" }, "It runs …"));
         try {
-          const on = event.value ? { event: event.value } : { payload: JSON.parse(payload.value), type: type.value, source: source.value };
-          const tried = await call("POST", `${base(tenant)}/try`, { rule: name, version: Number(number), ...on });
-          result.replaceChildren(...trial(tried));
+          result.replaceChildren(...(await tried()).flat().filter(Boolean));
         } catch (error) {
-          say(error instanceof SyntaxError ? `The payload is no JSON: ${error.message}` : error.message, true);
+          const text = error instanceof SyntaxError ? `That is no JSON: ${error.message}` : error.message;
+          result.replaceChildren(el("section", {}, el("h2", {}, "It could not be tried"), el("p", { class: "bad" }, text)));
         }
       },
     },
-      el("label", { for: "which" }, "Version"), which,
+      el("label", { for: "which" }, "Version"), which, own,
+      el("label", { for: "where" }, "Where it runs"), where,
       el("label", { for: "event" }, "Event"), event, pasted,
       el("div", {}, el("button", { class: "main" }, "Try it"))),
     result,
   ];
+}
+
+async function fetched(path) {
+  const response = await fetch(path);
+  if (!response.ok) throw new Error((await response.json().catch(() => null))?.detail ?? `The engine answered ${response.status}.`);
+  return response.arrayBuffer();
 }
 
 /** A mail without its inline styles, which this page's policy does not let pass. Its texts have no bare quotes. */
@@ -393,7 +478,10 @@ function trial(it) {
       el("h2", {}, "It would have been ", tag(it.outcome)),
       el("p", { class: it.error ? "bad" : "" }, it.reason ?? it.error ?? ""),
       !it.subscribed && el("p", { class: "warn" }, "The version has not subscribed to such events, so it would not have been asked."),
-      facts([["Used", `${it.fuel.toLocaleString()} fuel, ${bytes(it.memory_bytes)}, ${it.duration_us} µs`]]),
+      facts([
+        ["Event", `${it.type}${it.subject ? `, ${it.subject}` : ""}`],
+        ["Used", `${it.fuel == null ? "" : `${it.fuel.toLocaleString()} fuel, `}${bytes(it.memory_bytes)}, ${it.duration_us.toLocaleString()} µs${it.fuel == null ? ", in this browser" : ""}`],
+      ]),
       it.log.length > 0 && el("pre", {}, it.log.join("\n"))),
     ...it.actions.map((action) => el("section", {},
       el("h2", {}, `${action.channel} `, tag(action.kind)),
@@ -484,6 +572,14 @@ function deliveryCard(tenant, it) {
 async function eventPage(tenant, id) {
   const story = await get(`/v1/events/${encodeURIComponent(id)}?data=true`);
   const { event } = story;
+  // What a version in the shadow would have decided is no part of the story.
+  const rules = await get(`${base(tenant)}/rules`);
+  const shadows = new Map();
+  for (const rule of rules.filter((it) => it.shadow != null && story.decisions.some((d) => d.rule === it.name))) {
+    const shadow = await get(`${base(tenant)}/rules/${encodeURIComponent(rule.name)}/shadow`);
+    const other = shadow.differences.find((it) => it.event === event.id);
+    if (other) shadows.set(rule.name, el("p", {}, `Version ${shadow.version} in the shadow: `, short(other.shadow)));
+  }
   return [
     el("h1", {}, event.type, " ", !story.decided && tag("waits")),
     facts([
@@ -494,6 +590,7 @@ async function eventPage(tenant, id) {
       el("h2", {}, `Rule ${it.rule}${it.version ? `, version ${it.version}` : ""} `, tag(it.outcome), it.then ? [" ", tag(it.then)] : ""),
       el("p", { class: it.error ? "bad" : "" }, it.reason ?? it.error ?? ""),
       facts([["Used", `${it.fuel.toLocaleString()} fuel, ${bytes(it.memory_bytes)}, ${it.duration_us} µs`]]),
+      shadows.get(it.rule),
       it.log.length > 0 && el("pre", {}, it.log.join("\n")))),
     story.deliveries.map((it) => deliveryCard(tenant, it)),
     el("h2", {}, "Data"), el("pre", { tabindex: "0" }, JSON.stringify(event.data, null, 2)),
@@ -641,6 +738,7 @@ async function usagePage(tenant) {
       row("Deliveries a second, in the last minute", usage.deliveries_per_s),
       row("Rules", usage.rules), row("Modules", usage.modules_bytes, bytes), row("Sources", usage.sources),
       row("Channels", usage.channels), row("Tokens", usage.tokens),
+      row("Stored, its events and what became of them", usage.stored_bytes, bytes),
     ].map((it) => it.map(cells))),
   ];
 }

@@ -1,17 +1,22 @@
 //! The conversation with a mail server: one transaction over a connection that waited or a new one.
 
+use super::bounded::Bounded;
 use super::{Email, IDLE, IDLE_MAX, Idle, REPLY_CHARS_MAX, Recipients, Tls};
 use crate::channel::outgoing::{Cause, Outgoing};
 use crate::channel::{Failure, Retry, text};
 use lettre::message::Mailbox;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
-use lettre::transport::smtp::client::AsyncSmtpConnection;
+use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::ClientId;
+use rustls::pki_types::ServerName;
 use std::error::Error as _;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::time::Instant;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 
 impl Email {
     /// One SMTP transaction, over a connection that waited or a new one. `sent` is set before the
@@ -52,24 +57,14 @@ impl Email {
                 None => failure,
             }
         };
-        let tls = match self.tls {
-            Tls::None => None,
-            Tls::StartTls | Tls::Tls => Some(client.smtp_tls(&self.host)?),
+        let upgrade = match self.tls {
+            Tls::StartTls => Some(client.smtp_tls(&self.host)?),
+            Tls::Tls | Tls::None => None,
         };
-        let (wrapper, upgrade) = match self.tls {
-            Tls::StartTls => (None, tls),
-            Tls::Tls | Tls::None => (tls, None),
-        };
-        let addresses = client.resolve(&self.host, self.port).await?;
-        let mut connection = AsyncSmtpConnection::connect_tokio1(
-            addresses.as_slice(),
-            Some(self.timeout),
-            &me,
-            wrapper,
-            None,
-        )
-        .await
-        .map_err(|error| failed("turned the connection away", &error))?;
+        let stream = self.stream(client).await?;
+        let mut connection = AsyncSmtpConnection::connect_with_transport(stream, &me)
+            .await
+            .map_err(|error| failed("turned the connection away", &error))?;
         if let Some(tls) = upgrade {
             if !connection.can_starttls() {
                 return Err(Failure::later(format!(
@@ -96,6 +91,54 @@ impl Email {
                 })?;
         }
         Ok(connection)
+    }
+
+    /// A connection to the server, in TLS where that comes first.
+    async fn stream(&self, client: &Outgoing) -> Result<Box<dyn AsyncTokioStream>, Failure> {
+        let broken = |error: &dyn std::error::Error| {
+            Failure::later(format!("no connection to {}: {error}", self.host))
+        };
+        let addresses = client.resolve(&self.host, self.port).await?;
+        let connecting = async {
+            let stream = TcpStream::connect(addresses.as_slice()).await?;
+            let peer = stream.peer_addr()?;
+            Ok::<_, io::Error>((stream, peer))
+        };
+        let connected = timeout(self.timeout, connecting).await;
+        let late = || {
+            let within = self.timeout;
+            Failure::later(format!("no connection to {} within {within:?}", self.host))
+        };
+        let (stream, peer) = match connected {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => {
+                let text = text::one_line(&Cause::of(&error).text, REPLY_CHARS_MAX);
+                return Err(broken(&io::Error::other(text)));
+            }
+            Err(_) => return Err(late()),
+        };
+        if self.tls != Tls::Tls {
+            return Ok(Box::new(Bounded::new(stream, peer)));
+        }
+        let config = client.tls().map_err(Failure::later)?;
+        let name = ServerName::try_from(self.host.clone());
+        let name = name.map_err(|error| Failure::never(format!("{}: {error}", self.host)))?;
+        let shaking = TlsConnector::from(config).connect(name, stream);
+        match timeout(self.timeout, shaking).await {
+            Ok(Ok(stream)) => Ok(Box::new(Bounded::new(stream, peer))),
+            Ok(Err(error)) => {
+                let cause = Cause::of(&error);
+                let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
+                Err(match cause.certificate {
+                    true => Failure::later(format!(
+                        "the certificate of {} is not trusted: {text}",
+                        self.host
+                    )),
+                    false => broken(&io::Error::other(text)),
+                })
+            }
+            Err(_) => Err(late()),
+        }
     }
 
     async fn converse(

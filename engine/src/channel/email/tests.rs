@@ -463,6 +463,27 @@ async fn a_server_that_falls_silent_over_the_message_may_have_it() {
     assert_eq!(heard.lock().unwrap().messages.len(), 1);
 }
 
+#[tokio::test]
+async fn a_server_that_never_ends_its_line_is_left() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let talking = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut said = 0_u64;
+        while socket.write_all(&[b'x'; 4_096]).await.is_ok() {
+            said += 4_096;
+            assert!(said < 1 << 30, "nobody stops it");
+        }
+    });
+    let email = Email::new(settings(port, &["ann@example.com"])).unwrap();
+    let failure = send(&email, &hostile()).await.unwrap_err();
+    assert!(
+        failure.error.contains("1048576 bytes at once"),
+        "{failure:?}"
+    );
+    talking.await.unwrap();
+}
+
 #[test]
 fn a_reader_can_say_that_he_wants_no_more() {
     let head = |address: &str| {

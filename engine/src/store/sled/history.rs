@@ -70,12 +70,18 @@ impl History for SledStore {
     }
 }
 
+/// As much of a delivery's row as says whose it is.
+#[derive(Deserialize)]
+struct Whose {
+    tenant: Name,
+}
+
 /// What can be removed.
 #[derive(Default)]
 struct Over {
     seen: usize,
     events: usize,
-    rows: Vec<Vec<u8>>,
+    rows: Vec<(Name, Vec<u8>)>,
     next: Option<Mark>,
 }
 
@@ -113,8 +119,9 @@ impl Shared {
                 over.seen += 1;
                 if self.add_over(&mut over.rows, &tenant, event)? {
                     over.events += 1;
-                    keys::pieces(&key, &value, |piece| over.rows.push(piece));
-                    over.rows.push(key.to_vec());
+                    let rows = &mut over.rows;
+                    keys::pieces(&key, &value, |piece| rows.push((tenant.clone(), piece)));
+                    rows.push((tenant.clone(), key.to_vec()));
                 }
                 over.next = Some(Mark {
                     tenant: tenant.clone(),
@@ -129,7 +136,7 @@ impl Shared {
     /// Adds the rows of what was made of an event; `false`, and none, when something can still change.
     fn add_over(
         &self,
-        rows: &mut Vec<Vec<u8>>,
+        rows: &mut Vec<(Name, Vec<u8>)>,
         tenant: &Name,
         event: EventId,
     ) -> Result<bool, Error> {
@@ -149,8 +156,8 @@ impl Shared {
         let made: Deliveries = self.decode(&key, &value)?;
         let before = rows.len();
         let add = |rows: &mut Vec<_>, key: Vec<u8>, value: &IVec| {
-            keys::pieces(&key, value, |piece| rows.push(piece));
-            rows.push(key);
+            keys::pieces(&key, value, |piece| rows.push((tenant.clone(), piece)));
+            rows.push((tenant.clone(), key));
         };
         for delivery in made.deliveries {
             let key = keys::delivery(delivery);
@@ -183,7 +190,7 @@ impl Shared {
         let mut counted = 0;
         for row in self.db.iter() {
             let (key, value) = row.map_err(|error| self.broken(error))?;
-            let size = key.first() == Some(&keys::EVENTS_BYTES);
+            let size = key.first() == Some(&keys::STORED_BYTES);
             if *key != *keys::FORMAT && !size {
                 counted += (key.len() + value.len()) as i64;
             }
@@ -191,38 +198,36 @@ impl Shared {
         Ok(counted)
     }
 
-    /// What tenants' events take, as the rows say; where none does and there are events, they are read once.
-    pub(super) fn load_events_bytes(&self) -> Result<(), Error> {
+    /// What each tenant stores, as the rows say; where none does, all are read once.
+    pub(super) fn load_stored_bytes(&self) -> Result<(), Error> {
         let mut bytes: HashMap<Name, i64> = HashMap::new();
-        let said = Bound::Included(vec![keys::EVENTS_BYTES]);
-        for row in self.range(said, vec![keys::EVENTS_BYTES + 1]) {
+        let said = Bound::Included(vec![keys::STORED_BYTES]);
+        for row in self.range(said, vec![keys::STORED_BYTES + 1]) {
             let (key, value) = row?;
             if let (Some(tenant), Some(said)) = (keys::tenant(&key), value.first_chunk::<8>()) {
                 bytes.insert(tenant, i64::from_be_bytes(*said));
             }
         }
         if bytes.is_empty() {
-            for kind in [vec![keys::EVENT], vec![keys::PIECE, keys::EVENT]] {
-                let mut after = kind.clone();
-                if let Some(last) = after.last_mut() {
-                    *last += 1;
-                }
-                for row in self.range(Bound::Included(kind), after) {
-                    let (key, value) = row?;
-                    if let Some(tenant) = keys::tenant_of_event(&key) {
-                        let more = (key.len() + value.len()) as i64;
-                        *bytes.entry(tenant).or_default() += more;
-                    }
+            for row in self.db.iter() {
+                let (key, value) = row.map_err(|error| self.broken(error))?;
+                // Decisions do not say whose they are; those of an older store are not counted.
+                let of = match key.first() {
+                    Some(&keys::DELIVERY) => Some(self.decode::<Whose>(&key, &value)?.tenant),
+                    _ => None,
+                };
+                if let Some(tenant) = keys::owner(&key, of.as_ref()) {
+                    *bytes.entry(tenant).or_default() += (key.len() + value.len()) as i64;
                 }
             }
         }
-        self.set_events_bytes(bytes);
+        self.set_stored_bytes(bytes);
         Ok(())
     }
 
-    /// What these tenants' events take with so much more each.
+    /// What these tenants store with so much more each.
     pub(super) fn with_more(&self, mut more: HashMap<Name, i64>) -> HashMap<Name, i64> {
-        let bytes = self.events_bytes.read();
+        let bytes = self.stored_bytes.read();
         let bytes = bytes.unwrap_or_else(PoisonError::into_inner);
         for (tenant, more) in &mut more {
             *more += bytes.get(tenant).copied().unwrap_or(0);
@@ -230,8 +235,8 @@ impl Shared {
         more
     }
 
-    pub(super) fn set_events_bytes(&self, new: HashMap<Name, i64>) {
-        let bytes = self.events_bytes.write();
+    pub(super) fn set_stored_bytes(&self, new: HashMap<Name, i64>) {
+        let bytes = self.stored_bytes.write();
         bytes.unwrap_or_else(PoisonError::into_inner).extend(new);
     }
 

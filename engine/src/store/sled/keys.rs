@@ -7,7 +7,7 @@
 //! ```text
 //! f                                  the store's format version, as text
 //! b                                  what all other rows take, in bytes (i64, big-endian)
-//! s {tenant} 0                       what a tenant's events take of that (i64, big-endian)
+//! s {tenant} 0                       what a tenant's events and all that became of them take (i64, big-endian)
 //! e {tenant} 0 {event id}            an event
 //! c {tenant} 0                       the cursor: the last event id that was committed
 //! u {bucket} {hash 16}               the event id of a sender's delivery, to know duplicates by
@@ -36,7 +36,7 @@ use sled::IVec;
 
 pub(super) const FORMAT: &[u8] = b"f";
 pub(super) const LIVE_BYTES: &[u8] = b"b";
-pub(super) const EVENTS_BYTES: u8 = b's';
+pub(super) const STORED_BYTES: u8 = b's';
 pub(super) const EVENT: u8 = b'e';
 pub(super) const CURSOR: u8 = b'c';
 pub(super) const DUPLICATE: u8 = b'u';
@@ -70,17 +70,21 @@ pub(super) fn tenant(key: &[u8]) -> Option<Name> {
     std::str::from_utf8(name).ok()?.parse().ok()
 }
 
-/// Whose event it is, where a key is one of an event or of a further piece of one.
-pub(super) fn tenant_of_event(key: &[u8]) -> Option<Name> {
-    match key.first() {
-        Some(&EVENT) => tenant(key),
-        Some(&PIECE) if key.get(1) == Some(&EVENT) => tenant(&key[1..]),
+/// To whose `stored_bytes` a row counts, if to anybody's: `of` where its key does not say whose it is.
+pub(super) fn owner(key: &[u8], of: Option<&Name>) -> Option<Name> {
+    let first = match key {
+        [PIECE, first @ ..] => first,
+        first => first,
+    };
+    match first.first()? {
+        &EVENT | &HELD | &DUE | &DEAD | &MEMORY => tenant(first),
+        &DECISIONS | &DELIVERY => of.cloned(),
         _ => None,
     }
 }
 
-pub(super) fn events_bytes(tenant: &Name) -> Vec<u8> {
-    of_tenant(EVENTS_BYTES, tenant)
+pub(super) fn stored_bytes(tenant: &Name) -> Vec<u8> {
+    of_tenant(STORED_BYTES, tenant)
 }
 
 pub(super) fn event(tenant: &Name, id: EventId) -> Vec<u8> {

@@ -354,7 +354,7 @@ impl Shared {
             Some(&keys::PIECE) => ("further piece", self.piece_is_of(key)),
             _ if key == keys::FORMAT => ("format", Ok(())),
             _ if key == keys::LIVE_BYTES => ("size", Ok(())),
-            Some(&keys::EVENTS_BYTES) => ("size", Ok(())),
+            Some(&keys::STORED_BYTES) => ("size", Ok(())),
             _ => ("unknown", Err("there is no such kind of row".to_owned())),
         }
     }

@@ -71,7 +71,7 @@ pub(super) enum Command {
     },
     /// Rows that nothing changes any more.
     Remove {
-        rows: Vec<Vec<u8>>,
+        rows: Vec<(Name, Vec<u8>)>,
         answer: Answer<()>,
     },
     Acknowledge {
@@ -167,7 +167,9 @@ impl Writer {
                 group.answer(answer, done);
             }
             Command::Remove { rows, answer } => {
-                rows.into_iter().for_each(|key| group.remove(key));
+                for (tenant, key) in rows {
+                    change(&mut group.rows, key, None, false, Some(&tenant));
+                }
                 group.answer(answer, Ok(()));
             }
             Command::Acknowledge { id, now_ms, answer } => {
@@ -183,7 +185,7 @@ impl Writer {
 
     fn append(&mut self, group: &mut Group, event: NewEvent) -> Result<Appended, Error> {
         let id = EventId::next(event.received_ms, self.last);
-        let mut rows = Staged::default();
+        let mut rows = Staged::of(&event.tenant);
         if let Some(sender_id) = &event.sender_id {
             let print =
                 keys::fingerprint(&event.tenant, &event.source, sender_id, &event.body_hash);
@@ -237,7 +239,7 @@ impl Writer {
             .and_then(|row| keys::last_id(&row))
             .map(EventId);
         let before = cursor;
-        let mut rows = Staged::default();
+        let mut rows = Staged::of(tenant);
         for commit in commits {
             if cursor.is_some_and(|cursor| commit.event <= cursor) {
                 continue;
@@ -281,6 +283,7 @@ impl Writer {
         let State::Pending { due_ms } = row.state else {
             return Ok(());
         };
+        rows.tenant = Some(row.tenant.clone());
         let at_ms = attempt.at_ms;
         row.attempts.push(attempt);
         rows.no_longer_due(row.line(), (due_ms, id));
@@ -335,7 +338,7 @@ impl Writer {
         if self.get(group, &held)?.is_none() {
             return Ok(false);
         }
-        let mut rows = Staged::default();
+        let mut rows = Staged::of(tenant);
         rows.remove(held);
         let key = keys::decisions(decision.event);
         let mut made: Made = self.read(group, &rows, &key)?.unwrap_or_default();
@@ -367,6 +370,7 @@ impl Writer {
         let State::Dead { at_ms, .. } = row.state else {
             return Ok(None);
         };
+        rows.tenant = Some(row.tenant.clone());
         let key = keys::decisions(row.event);
         let mut made: Made = self.read(group, &rows, &key)?.unwrap_or_default();
         let mut dead = row.into_delivery(id, &made);
@@ -391,6 +395,7 @@ impl Writer {
             let (State::Dead { at_ms, .. }, Some(state)) = (&row.state, row.state.purged()) else {
                 continue;
             };
+            rows.tenant = Some(row.tenant.clone());
             rows.remove(keys::dead(&row.tenant, *at_ms, *id));
             row.state = state;
             self.encode(&mut rows, keys::delivery(*id), &row)?;
@@ -440,6 +445,7 @@ impl Writer {
         if !self.freeze(group, escalation) {
             return Ok(Acknowledgement::TooLate);
         }
+        rows.tenant = Some(row.tenant.clone());
         rows.no_longer_due(row.line(), (due_ms, escalation));
         row.state = State::Acknowledged { at_ms: now_ms };
         self.encode(&mut rows, keys::delivery(escalation), &row)?;
@@ -563,15 +569,15 @@ impl Writer {
         let shared = &self.shared;
         let mut batch = Batch::default();
         let mut live_bytes = shared.live_bytes.load(Ordering::Relaxed);
-        let mut of_events: HashMap<Name, i64> = HashMap::new();
+        let mut of_tenants: HashMap<Name, i64> = HashMap::new();
         let mut copied = shared.copied();
         for (key, write) in group.rows.drain() {
             let before = self.bytes_before(&key, &write)?;
             let after = write.value.as_ref().map_or(0, |it| key.len() + it.len());
             let more = after as i64 - before;
             live_bytes += more;
-            if let Some(tenant) = keys::tenant_of_event(&key) {
-                *of_events.entry(tenant).or_default() += more;
+            if let Some(tenant) = keys::owner(&key, write.tenant.as_ref()) {
+                *of_tenants.entry(tenant).or_default() += more;
             }
             copied
                 .keep(&shared.db, &key)
@@ -581,10 +587,8 @@ impl Writer {
                 None => batch.remove(key),
             }
         }
-        let of_events = shared.with_more(of_events);
-        let sizes = of_events
-            .iter()
-            .map(|(tenant, bytes)| (keys::events_bytes(tenant), *bytes));
+        let of_tenants = shared.with_more(of_tenants);
+        let sizes = (of_tenants.iter()).map(|(tenant, bytes)| (keys::stored_bytes(tenant), *bytes));
         for (key, bytes) in sizes.chain([(keys::LIVE_BYTES.to_vec(), live_bytes)]) {
             copied
                 .keep(&shared.db, &key)
@@ -602,7 +606,7 @@ impl Writer {
             .sync_data()
             .map_err(|error| shared.broken(error))?;
         shared.live_bytes.store(live_bytes, Ordering::Relaxed);
-        shared.set_events_bytes(of_events);
+        shared.set_stored_bytes(of_tenants);
         shared.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -768,6 +772,8 @@ enum Change {
 
 /// A change of a row.
 struct Write {
+    /// Whose row it is, where its key does not say so.
+    tenant: Option<Name>,
     /// `None` removes it.
     value: Option<IVec>,
     /// There is no such row on disk.
@@ -777,23 +783,34 @@ struct Write {
 /// What one command writes; it joins the group only when all of the command went well.
 #[derive(Default)]
 struct Staged {
+    /// Whose decisions and deliveries it is about.
+    tenant: Option<Name>,
     writes: HashMap<Vec<u8>, Write>,
     due: Vec<Change>,
     fresh: Vec<Delivery>,
 }
 
 impl Staged {
+    fn of(tenant: &Name) -> Self {
+        Self {
+            tenant: Some(tenant.clone()),
+            ..Self::default()
+        }
+    }
+
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        change(&mut self.writes, key, Some(value.into()), false);
+        let tenant = self.tenant.as_ref();
+        change(&mut self.writes, key, Some(value.into()), false, tenant);
     }
 
     /// A row that is not there yet.
     fn put_new(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        change(&mut self.writes, key, Some(value.into()), true);
+        let tenant = self.tenant.as_ref();
+        change(&mut self.writes, key, Some(value.into()), true, tenant);
     }
 
     fn remove(&mut self, key: Vec<u8>) {
-        change(&mut self.writes, key, None, false);
+        change(&mut self.writes, key, None, false, self.tenant.as_ref());
     }
 
     fn due(&mut self, line: Line, key: (i64, DeliveryId)) {
@@ -808,11 +825,18 @@ impl Staged {
 }
 
 /// Changes a row once more. What was new before the group, or is there since before it, stays so.
-fn change(rows: &mut HashMap<Vec<u8>, Write>, key: Vec<u8>, value: Option<IVec>, new: bool) {
+fn change(
+    rows: &mut HashMap<Vec<u8>, Write>,
+    key: Vec<u8>,
+    value: Option<IVec>,
+    new: bool,
+    tenant: Option<&Name>,
+) {
     match rows.entry(key) {
         Entry::Occupied(mut before) => before.get_mut().value = value,
         Entry::Vacant(place) => {
-            place.insert(Write { value, new });
+            let tenant = tenant.cloned();
+            place.insert(Write { tenant, value, new });
         }
     }
 }
@@ -837,14 +861,20 @@ struct Group {
 impl Group {
     fn take(&mut self, staged: Staged) {
         for (key, write) in staged.writes {
-            change(&mut self.rows, key, write.value, write.new);
+            change(
+                &mut self.rows,
+                key,
+                write.value,
+                write.new,
+                write.tenant.as_ref(),
+            );
         }
         self.due.extend(staged.due);
         self.fresh.extend(staged.fresh);
     }
 
     fn remove(&mut self, key: Vec<u8>) {
-        change(&mut self.rows, key, None, false);
+        change(&mut self.rows, key, None, false, None);
     }
 
     /// Keeps the answer until the group is durable. A caller that is gone misses it; what it asked
