@@ -35,6 +35,7 @@ pub struct Config {
     pub limits_max: LimitsMax,
     pub dispatch: Dispatch,
     pub egress: Egress,
+    pub telemetry: Telemetry,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -143,6 +144,15 @@ pub struct Dispatch {
 pub struct Egress {
     pub allow: Vec<Network>,
     pub ca_file: PathBuf,
+}
+
+/// Where traces and logs go.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Empty for nowhere.
+    pub otlp_endpoint: String,
+    pub traces_percent: u64,
 }
 
 impl Config {
@@ -407,12 +417,15 @@ impl Settings {
             );
             return Err(self.problem("dispatch", "retry_ms", message));
         }
-        let public = self.table.get("server").and_then(|it| it.get("public_url"));
-        let public = public.and_then(Value::as_str).unwrap_or_default();
-        let web = url::Url::parse(public).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        if !public.is_empty() && !web {
-            let message = format!("{public:?} is no http or https address");
-            return Err(self.problem("server", "public_url", message));
+        for (section, key) in [("server", "public_url"), ("telemetry", "otlp_endpoint")] {
+            let address = self.table.get(section).and_then(|it| it.get(key));
+            let address = address.and_then(Value::as_str).unwrap_or_default();
+            let web = url::Url::parse(address);
+            let web = web.is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+            if !address.is_empty() && !web {
+                let message = format!("{address:?} is no http or https address");
+                return Err(self.problem(section, key, message));
+            }
         }
         let given = |key: &str| {
             let path = self.table.get("server").and_then(|it| it.get(key));
@@ -443,7 +456,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 52] = [
+const RANGES: [(&str, &str, i64, i64); 53] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -496,6 +509,7 @@ const RANGES: [(&str, &str, i64, i64); 52] = [
     ("dispatch", "disable_after_ms", 1, 31_536_000_000),
     ("dispatch", "lease_ms", 1_000, 86_400_000),
     ("dispatch", "timeout_ms", 100, 600_000),
+    ("telemetry", "traces_percent", 0, 100),
 ];
 
 /// The largest quota that is taken.

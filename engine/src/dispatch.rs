@@ -34,10 +34,11 @@ pub use switches::{Switches, Wake};
 use self::pace::Breaker;
 use crate::acknowledge::Links;
 use crate::channel::{Failure, Outgoing, Retry, Sent};
-use crate::id::{DeliveryId, Name};
+use crate::id::{DeliveryId, EventId, Name};
 use crate::live::Live;
 use crate::metrics::{Attempted, Metrics};
 use crate::store::{self, Attempt, Delivery, Disabled, Line, Settlement, State, Store};
+use crate::telemetry::{Kind, Span};
 use crate::timing;
 use std::collections::HashMap;
 use std::pin::pin;
@@ -124,6 +125,7 @@ struct Lane {
 /// An attempt in flight: all that is needed when it has ended.
 struct Begun {
     id: DeliveryId,
+    event: EventId,
     line: Line,
     /// Of the delivery's attempts, from 1.
     number: u32,
@@ -313,6 +315,7 @@ impl Dispatcher {
     fn begin(&self, work: &mut Work, delivery: Delivery) {
         work.in_hand.insert(delivery.id, false);
         let begun = Begun {
+            event: delivery.event,
             id: delivery.id,
             line: delivery.line(),
             number: delivery.attempts.len() as u32 + 1,
@@ -387,7 +390,13 @@ impl Dispatcher {
         }
     }
 
-    fn count(&self, line: &Line, ended: &Ended, settlement: &Settlement) {
+    /// What an attempt came to, for who counts and who follows single events.
+    fn count(
+        &self,
+        (event, id, line, number): (EventId, DeliveryId, &Line, u32),
+        ended: &Ended,
+        settlement: &Settlement,
+    ) {
         let channel = self.shared.live.channel(line);
         let attempted = match settlement {
             Settlement::Delivered => Attempted::Delivered,
@@ -398,6 +407,33 @@ impl Dispatcher {
         let channel = channel.map_or("none", |it| it.kind());
         let metrics = &self.settings.metrics;
         metrics.attempted(&line.tenant, channel, attempted, took);
+        if !metrics.traces.traces(event) {
+            return;
+        }
+        let outcome = match attempted {
+            Attempted::Delivered => "delivered",
+            Attempted::Retried => "retried",
+            Attempted::Dead => "dead",
+        };
+        let attributes = [
+            ("hooksieve.tenant", line.tenant.as_str().into()),
+            ("hooksieve.channel", line.channel.as_str().into()),
+            ("hooksieve.channel.kind", channel.into()),
+            ("hooksieve.delivery.id", id.to_string().into()),
+            ("hooksieve.outcome", outcome.into()),
+            ("hooksieve.attempt", number.into()),
+            // Of an HTTP answer, or of a mail server's.
+            ("hooksieve.answer.status", ended.attempt.status.into()),
+        ];
+        let span = Span {
+            kind: Kind::Client,
+            name: format!("deliver {}", line.channel),
+            began_ms: ended.attempt.at_ms,
+            took,
+            attributes: &attributes,
+            failed: attempted != Attempted::Delivered,
+        };
+        metrics.traces.did(event, &span);
     }
 
     /// Frees what an attempt held, and has its outcome recorded.
@@ -409,7 +445,12 @@ impl Dispatcher {
         let Some(begun) = work.running.remove(&id) else {
             return;
         };
-        let Begun { id, line, number } = begun;
+        let Begun {
+            id,
+            event,
+            line,
+            number,
+        } = begun;
         work.free(&line);
         let now_ms = (self.shared.clock)();
         let ended = match ended {
@@ -461,7 +502,7 @@ impl Dispatcher {
         let schedule = schedule.unwrap_or(&self.settings.schedule);
         let settlement = settlement(&ended, schedule, number, now_ms, rand::random());
         log(id, &line, number, &ended, &settlement);
-        self.count(&line, &ended, &settlement);
+        self.count((event, id, &line, number), &ended, &settlement);
         let settle = Arc::clone(&self.shared).settle(id, ended.attempt, settlement);
         work.settling.spawn(settle);
     }

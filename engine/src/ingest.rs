@@ -17,6 +17,7 @@ use crate::problem::Problem;
 use crate::registry::Registry;
 use crate::share::Shares;
 use crate::store::{self, EventLog, NewEvent};
+use crate::telemetry::{Kind, Span};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -24,7 +25,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use verify::Rejected;
 
 /// What the ingest handlers share.
@@ -110,6 +111,7 @@ async fn taken(
     if let Some(why) = ingest.watermark.refuses() {
         return Err(full(why));
     }
+    let began = Instant::now();
     let names = tenant.parse::<Name>().ok().zip(source.parse::<Name>().ok());
     let live = names
         .as_ref()
@@ -145,6 +147,7 @@ async fn taken(
     let incoming = incoming.map_err(rejected)?;
     let received_ms = now_ms();
     quota.take(received_ms).map_err(over)?;
+    let kind = incoming.kind.clone();
     let appended = ingest.log.append(NewEvent {
         tenant: tenant.clone(),
         source: source.name.clone(),
@@ -160,6 +163,25 @@ async fn taken(
     });
     let appended = appended.await.map_err(not_stored)?;
     ingest.metrics.taken(tenant, appended.duplicate);
+    let traces = &ingest.metrics.traces;
+    if !appended.duplicate && traces.traces(appended.id) {
+        let took = began.elapsed();
+        let attributes = [
+            ("hooksieve.tenant", tenant.as_str().into()),
+            ("hooksieve.source", source.name.as_str().into()),
+            ("hooksieve.event.type", kind.into()),
+            ("http.request.body.size", body.len().into()),
+        ];
+        let span = Span {
+            kind: Kind::Server,
+            name: format!("receive {}", source.name),
+            began_ms: now_ms() - took.as_millis() as i64,
+            took,
+            attributes: &attributes,
+            failed: false,
+        };
+        traces.received(appended.id, &span, &headers);
+    }
     if !appended.duplicate {
         ingest.pipeline.wake(tenant);
     }

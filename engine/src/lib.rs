@@ -22,7 +22,8 @@
 //! | [`dispatch`], [`channel`] | commits to receivers |
 //! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
 //! | [`live`] | what each tenant has at this moment: sources, channels, quotas |
-//! | [`metrics`], [`stats`] | what is counted, for Prometheus; the last hour, for people |
+//! | [`metrics`], [`stats`], [`telemetry`] | what is counted, for Prometheus; the last hour, for people; traces and logs, for a collector |
+//! | [`share`] | how much one tenant takes of what all share |
 //! | [`clock`] | the one clock, which does not jump |
 //! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`registry`] | access tokens, uploaded modules, rules as histories of versions; tenants, sources and channels set up by calls |
@@ -68,5 +69,6 @@ pub mod serve;
 pub mod share;
 pub mod stats;
 pub mod store;
+pub mod telemetry;
 pub mod tenant;
 pub mod timing;

@@ -8,6 +8,7 @@ use crate::clock::now_ms;
 use crate::id::Name;
 use crate::stats::{Made, Stats};
 use crate::store::{Commit, Outcome, Usage};
+use crate::telemetry::Traces;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -38,6 +39,8 @@ pub struct Metrics {
     families: Families,
     /// The last hour, for people.
     pub stats: Stats,
+    /// What is told of single events.
+    pub(crate) traces: Traces,
     refused: Family<Label<1>, Counter>,
     failures: Family<Label<1>, Counter>,
     attempts: Family<Label<2>, Counter>,
@@ -50,6 +53,7 @@ pub struct Metrics {
     oldest: Gauge,
     resident: Gauge,
     cpu: Counter<f64, AtomicU64>,
+    spans_dropped: Counter,
 }
 
 #[derive(Debug, Default)]
@@ -141,6 +145,7 @@ impl Metrics {
         // From 1 ms to 16 s, beyond the default timeout.
         let attempt_seconds = Histogram::new(exponential_buckets(1e-3, 4.0, 8));
         let metrics = Self {
+            traces: Traces::default(),
             tenants: RwLock::default(),
             other: OnceLock::new(),
             families,
@@ -157,6 +162,7 @@ impl Metrics {
             oldest: Gauge::default(),
             resident: Gauge::default(),
             cpu: Counter::default(),
+            spans_dropped: Counter::default(),
             registry: Registry::default(),
         };
         let r = registry.sub_registry_with_prefix("hooksieve");
@@ -228,6 +234,11 @@ impl Metrics {
             "When the oldest event came in that is kept",
             Unit::Seconds,
             metrics.oldest.clone(),
+        );
+        r.register(
+            "spans_dropped",
+            "Spans of traces that the collector did not take",
+            metrics.spans_dropped.clone(),
         );
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         r.register("build", "What runs", Info::new(version));
@@ -359,6 +370,8 @@ impl Metrics {
         self.store_file.set(usage.file_bytes as i64);
         self.disk_free.set(disk_free_bytes as i64);
         self.oldest.set(usage.oldest_ms.unwrap_or(0) / 1_000);
+        let dropped = self.traces.dropped();
+        self.spans_dropped.inner().store(dropped, Ordering::Relaxed);
         if let Some((resident_bytes, cpu_s)) = process() {
             self.resident.set(resident_bytes);
             self.cpu.inner().store(cpu_s.to_bits(), Ordering::Relaxed);

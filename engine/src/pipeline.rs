@@ -12,7 +12,7 @@ mod versions;
 mod workers;
 
 pub use validate::{Invalid, MESSAGE_LIMITS};
-pub(crate) use versions::{Asked, Canary, Shadow};
+pub(crate) use versions::{Asked, Canary, KeptTally, Shadow};
 pub use versions::{Difference, Share, Short, Tally};
 pub use workers::Workers;
 
@@ -29,6 +29,7 @@ use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
 use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, Store, StoredEvent, Then,
 };
+use crate::telemetry::{Kind, Span};
 use crate::tenant::{Pattern, Rule, Tenant};
 use hooksieve_sdk::wire::{Decision, Event, Field, Message, Payload, SkipIndex, Timing};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -960,9 +961,40 @@ impl Pipeline {
             };
             for decision in &commit.decisions {
                 report(tenant, decision);
+                self.trace(tenant, decision);
             }
             batch.commits.push(commit);
         }
+    }
+
+    fn trace(&self, tenant: &Name, decision: &DecisionRecord) {
+        let traces = &self.metrics.traces;
+        if !traces.traces(decision.event) {
+            return;
+        }
+        let (outcome, kind) = match &decision.outcome {
+            Outcome::Decided(decided) if decided.actions.is_empty() => ("dropped", None),
+            Outcome::Decided(_) => ("notified", None),
+            Outcome::Failed { kind, .. } => ("failed", Some(kind.to_string())),
+        };
+        let attributes = [
+            ("hooksieve.tenant", tenant.as_str().into()),
+            ("hooksieve.rule", decision.rule.as_str().into()),
+            ("hooksieve.rule.version", decision.version.into()),
+            ("hooksieve.outcome", outcome.into()),
+            ("hooksieve.fuel", decision.fuel.into()),
+            ("error.type", kind.into()),
+        ];
+        let took = Duration::from_micros(decision.duration_us);
+        let span = Span {
+            kind: Kind::Internal,
+            name: format!("decide {}", decision.rule),
+            began_ms: decision.decided_ms - took.as_millis() as i64,
+            took,
+            attributes: &attributes,
+            failed: outcome == "failed",
+        };
+        traces.did(decision.event, &span);
     }
 
     /// Asks a rule again about an event it was held for, and commits what it decides. An event that

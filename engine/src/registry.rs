@@ -21,6 +21,7 @@
 //! version/{tenant}/{rule}/{number, 10 digits}    a version
 //! audit/{tenant}/{UUIDv7}                 a change: who, when, what
 //! quarantine/{tenant}/{rule}/{number}     why a version is not asked any more
+//! shadow/{tenant}/{rule}                  what a version in the shadow was found to decide
 //! once/{tenant, or a dot}/{ms}-{hash}     what a call with an Idempotency-Key was answered, sealed
 //! ```
 
@@ -44,7 +45,9 @@ use crate::clock::now_ms;
 use crate::config::Uploads;
 use crate::id::{Hash, Name};
 use crate::live::{Live, OfTenant};
-use crate::pipeline::{ActiveRule, Asked, Canary, Pipeline, Rules, Shadow, Tally, programs};
+use crate::pipeline::{
+    ActiveRule, Asked, Canary, KeptTally, Pipeline, Rules, Shadow, Tally, programs,
+};
 use crate::sandbox::{Form, Refused, Sandbox};
 use crate::seal::Seal;
 use crate::secret::Secret;
@@ -288,8 +291,44 @@ impl Registry {
                 entry.versions.insert(version.number, version);
             }
         }
+        let mut gone = Changes::new();
+        for (key, bytes) in self.store.records("shadow/").await? {
+            let kept = parts(&key).zip(read::<KeptTally>(&key, &bytes));
+            let entry = kept.as_ref().and_then(|((tenant, rule, _), kept)| {
+                let entry = all.get_mut(tenant)?.get_mut(rule)?;
+                (entry.state.shadow == Some(kept.version)).then_some(entry)
+            });
+            match (entry, kept) {
+                (Some(entry), Some((_, kept))) => entry.tally = Arc::new(kept.into()),
+                _ => gone.push((key, None)),
+            }
+        }
+        if !gone.is_empty() {
+            self.store.set_records(gone).await?;
+        }
         *self.rules.lock().await = all;
         Ok(())
+    }
+
+    /// Keeps what shadows were found to decide, for after a restart.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn keep_tallies(&self) -> Result<(), store::Error> {
+        let rules = self.rules.lock().await;
+        let mut changes = Changes::new();
+        for (tenant, rules) in &*rules {
+            for (rule, entry) in rules {
+                let shadow = entry.state.shadow;
+                if let Some(kept) = shadow.and_then(|version| entry.tally.keep(version)) {
+                    changes.push((format!("shadow/{tenant}/{rule}"), Some(written(&kept))));
+                }
+            }
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.store.set_records(changes).await
     }
 
     /// Takes over what the tenants' files say by now. Nothing that was set up by calls changes.

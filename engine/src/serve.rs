@@ -27,6 +27,7 @@ use crate::sandbox::{Cache, Kept, Sandbox};
 use crate::secret::Secret;
 use crate::share::Shares;
 use crate::store::{self, SledStore, Store};
+use crate::telemetry;
 use crate::tenant::Tenant;
 use axum::Router;
 use std::net::SocketAddr;
@@ -83,6 +84,7 @@ pub struct Engine {
     ingest: Stage,
     pipeline: Stage,
     dispatch: Stage,
+    telemetry: Stage,
     drain: Duration,
     store: Arc<dyn Store>,
     tenants: Tenants,
@@ -127,6 +129,18 @@ impl Engine {
     /// # Errors
     /// The first thing that is wrong; then nothing runs.
     pub async fn start(config: &Config, tenants: Vec<Tenant>) -> Result<Self, StartError> {
+        Self::start_told(config, tenants, None).await
+    }
+
+    /// The same, and what the log says goes to the collector as well.
+    ///
+    /// # Errors
+    /// The first thing that is wrong; then nothing runs.
+    pub async fn start_told(
+        config: &Config,
+        tenants: Vec<Tenant>,
+        logs: Option<telemetry::Logs>,
+    ) -> Result<Self, StartError> {
         let listen = config.server.listen;
         if config.server.operator_token.is_none() && !listen.ip().is_loopback() {
             return Err(StartError::NeedsToken { listen });
@@ -159,7 +173,14 @@ impl Engine {
         };
         let workers = Workers::start(config.decide.threads, kept).map_err(StartError::Threads)?;
 
-        let metrics = Arc::new(Metrics::new(tenants.iter().map(|tenant| &tenant.name)));
+        let (traces, exporter) =
+            telemetry::start(&config.telemetry).map_err(|error| StartError::File {
+                path: "otlp_endpoint".into(),
+                error,
+            })?;
+        let mut metrics = Metrics::new(tenants.iter().map(|tenant| &tenant.name));
+        metrics.traces = traces;
+        let metrics = Arc::new(metrics);
         let pipeline = Pipeline::new(
             store.clone(),
             Arc::new(workers),
@@ -229,6 +250,7 @@ impl Engine {
             ingest: ingest_stage,
             pipeline: Stage::new(),
             dispatch: Stage::new(),
+            telemetry: Stage::new(),
             drain: Duration::from_millis(config.server.drain_ms),
             store: store.clone(),
             tenants: Tenants {
@@ -239,6 +261,10 @@ impl Engine {
                 changing: tokio::sync::Mutex::default(),
             },
         };
+        if let Some(exporter) = exporter {
+            let exported = exporter.run(logs, engine.telemetry.cancel.clone());
+            engine.telemetry.tasks.spawn(exported);
+        }
         let housekeeper = Housekeeper::new(
             store.clone(),
             pipeline.clone(),
@@ -267,6 +293,21 @@ impl Engine {
             .pipeline
             .tasks
             .spawn(pipeline.run(engine.pipeline.cancel.clone()));
+        let (registry, cancel) = (
+            engine.tenants.registry.clone(),
+            engine.pipeline.cancel.clone(),
+        );
+        engine.pipeline.tasks.spawn(async move {
+            loop {
+                let ends = tokio::time::timeout(TALLIES_EVERY, cancel.cancelled()).await;
+                if let Err(error) = registry.keep_tallies().await {
+                    tracing::error!(%error, "what shadows decide is not kept");
+                }
+                if ends.is_ok() {
+                    return;
+                }
+            }
+        });
         let cancel = engine.ingest.cancel.clone();
         let connections_max = config.server.connections_max;
         let headers_timeout = Duration::from_millis(config.server.request_timeout_ms);
@@ -333,7 +374,12 @@ impl Engine {
     /// store and goes on at the next start. Returns whether everything ended in time.
     pub async fn stop(self) -> bool {
         let mut in_time = true;
-        for stage in [&self.ingest, &self.pipeline, &self.dispatch] {
+        for stage in [
+            &self.ingest,
+            &self.pipeline,
+            &self.dispatch,
+            &self.telemetry,
+        ] {
             in_time &= stage.end(self.drain).await;
         }
         in_time
@@ -484,6 +530,9 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         }),
     }
 }
+
+/// How often it is kept what shadows were found to decide.
+const TALLIES_EVERY: Duration = Duration::from_secs(20);
 
 /// Due deliveries of one channel that are kept in memory; what waits beyond them waits on disk.
 const DUE_LOADED_MAX: usize = 1_024;

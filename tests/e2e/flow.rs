@@ -451,7 +451,7 @@ async fn slow_and_broken_senders_are_let_go() {
 async fn too_many_requests_at_once_are_sent_away() {
     let hook = Receiver::start().await;
     let server = setup(&hook, ONE)
-        .config("[server]\nrequests_max = 2\n")
+        .config("[server]\nrequests_max = 16\n")
         .start()
         .await;
     let body = r#"{"do": "drop"}"#;

@@ -102,3 +102,104 @@ async fn what_happens_is_counted_and_nothing_told() {
     );
     server.end().await;
 }
+
+/// Spans and lines of the log, read as OpenTelemetry's own messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_one_trace_from_its_request_to_its_last_attempt() {
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::trace::v1::Span;
+    let collector = Receiver::start().await;
+    let hook = Receiver::answering(|n, _| Reply::status(if n == 0 { 503 } else { 200 })).await;
+    let tenant = format!(
+        "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\nsubject_from = '/subject'\n\
+         [[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = '{}'\nretry_ms = [10]\n\
+         [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\n",
+        hook.url("/planted-path")
+    );
+    let setup = Setup::new()
+        .config(&format!(
+            "[telemetry]\notlp_endpoint = '{}'\n[log]\nlevel = 'debug'\n",
+            collector.url("")
+        ))
+        .tenant("acme", &tenant);
+    let server = setup.start().await;
+    let parent = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
+    let traced = format!("00-{parent}-01");
+    let headers = [
+        ("content-type", "application/json"),
+        ("traceparent", traced.as_str()),
+    ];
+    let body = json!({ "do": "post", "subject": "planted-subject", "payload": "planted-text" });
+    let body = body.to_string();
+    let sent = server.post("/in/acme/open", &headers, body.as_bytes());
+    let event = sent.await.id();
+    server.settled(&event).await;
+    let failed = json!({ "do": "panic", "code": 5, "subject": "planted-subject" }).to_string();
+    let failed = server.post_json("/in/acme/open", &failed).await.id();
+    server.settled(&failed).await;
+    // What waits is sent before it ends.
+    server.stop().await;
+
+    let (mut spans, mut lines): (Vec<Span>, Vec<_>) = (Vec::new(), Vec::new());
+    for got in collector.received() {
+        let text = String::from_utf8(got.body.clone()).unwrap();
+        assert!(!text.contains("planted"), "{text}");
+        assert_eq!(got.header("content-type"), "application/json");
+        match got.path.as_str() {
+            "/v1/traces" => {
+                let told: ExportTraceServiceRequest = serde_json::from_str(&text).unwrap();
+                let scopes = told
+                    .resource_spans
+                    .into_iter()
+                    .flat_map(|it| it.scope_spans);
+                spans.extend(scopes.flat_map(|it| it.spans));
+            }
+            "/v1/logs" => {
+                let told: ExportLogsServiceRequest = serde_json::from_str(&text).unwrap();
+                let scopes = told.resource_logs.into_iter().flat_map(|it| it.scope_logs);
+                lines.extend(scopes.flat_map(|it| it.log_records));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|it| format!("{it:02x}")).collect() };
+    let trace = |id: &str| -> Vec<&Span> {
+        let id = id.replace('-', "");
+        spans.iter().filter(|it| hex(&it.trace_id) == id).collect()
+    };
+    let own = trace(&event);
+    let mut names: Vec<_> = own.iter().map(|it| it.name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        ["decide one", "deliver hook", "deliver hook", "receive open"]
+    );
+    let root = own.iter().find(|it| it.name == "receive open").unwrap();
+    assert!(root.parent_span_id.is_empty());
+    let link = &root.links[0];
+    assert_eq!(
+        format!("{}-{}", hex(&link.trace_id), hex(&link.span_id)),
+        parent
+    );
+    for span in &own {
+        assert!(
+            span.end_time_unix_nano >= span.start_time_unix_nano,
+            "{span:?}"
+        );
+        if span.name != "receive open" {
+            assert_eq!(span.parent_span_id, root.span_id, "{span:?}");
+        }
+    }
+    let failures = own
+        .iter()
+        .filter(|it| it.status.as_ref().is_some_and(|it| it.code == 2));
+    assert_eq!(failures.count(), 1, "the first attempt");
+    let second = trace(&failed);
+    assert_eq!(second.len(), 2, "{second:?}");
+    let line = lines
+        .iter()
+        .find(|it| hex(&it.trace_id) == failed.replace('-', ""));
+    let line = line.expect("the failure is in the log, under its trace");
+    assert_eq!(line.severity_text, "WARN");
+}

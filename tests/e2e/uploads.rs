@@ -622,3 +622,28 @@ async fn the_command_line_does_all_of_it() {
     assert_eq!(run(&["rules", "delete", "own"]).code, 1);
     server.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shadow_was_found_to_decide_outlasts_the_engine() {
+    let (_receiver, setup, server) = start("").await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    author.upload("acme", PROBE).await;
+    author.version("one", json!({ "as": "live" })).await;
+    author.version("two", json!({ "as": "shadow" })).await;
+    let event = json!({ "do": "post", "payload": 1 }).to_string();
+    let event = server.post_json("/in/acme/open", &event).await.id();
+    server.settled(&event).await;
+    let path = "/v1/tenants/acme/rules/own/shadow";
+    let before = author.call(Method::GET, path, None).await.json();
+    assert_eq!(before["differences"][0]["event"], json!(event));
+    let As(_, text) = author;
+    server.stop().await;
+    let server = setup.start().await;
+    let author = As(&server, text);
+    assert_eq!(author.call(Method::GET, path, None).await.json(), before);
+    // Another shadow begins anew.
+    author.version("three", json!({ "as": "shadow" })).await;
+    let now = author.call(Method::GET, path, None).await.json();
+    assert_eq!((&now["version"], &now["compared"]), (&json!(3), &json!(0)));
+    server.stop().await;
+}

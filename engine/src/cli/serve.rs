@@ -1,15 +1,18 @@
 //! `hooksieve serve`: runs the engine until it is told to stop.
 
 use super::{Failure, block_on, environment};
-use hooksieve::config::{Config, Log, LogFormat};
+use hooksieve::config::{Config, Log, LogFormat, Telemetry};
 use hooksieve::serve::Engine;
+use hooksieve::telemetry::{self, Logs};
 use hooksieve::tenant::Tenant;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,7 +42,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if let Some(listen) = args.listen {
         config.server.listen = listen;
     }
-    start_log(&config.log)?;
+    let logs = start_log(&config.log, &config.telemetry)?;
     allow_open_files();
     let tenants = Tenant::load_all(&config.server.tenants, &env, config.dispatch.timeout_ms)?;
     block_on(async {
@@ -47,7 +50,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let engine = Engine::start(&config, tenants).await?;
+        let engine = Engine::start_told(&config, tenants, logs).await?;
         let (tenants, rules) = engine.counts;
         anstream::println!(
             "hooksieve {} listens on {} (tenants: {tenants}, rules: {rules}, data: {})",
@@ -114,16 +117,22 @@ fn allow_open_files() {
     }
 }
 
-pub(super) fn start_log(log: &Log) -> Result<(), Failure> {
+/// The log goes to standard error, and to the collector where one is named.
+pub(super) fn start_log(log: &Log, telemetry: &Telemetry) -> Result<Option<Logs>, Failure> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| Failure::Input(format!("`level` of [log]: {error}")))?;
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (layer, logs) = telemetry::logs(telemetry).unzip();
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    match log.format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
-    Ok(())
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .with(layer)
+        .init();
+    Ok(logs)
 }

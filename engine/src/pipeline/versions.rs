@@ -101,7 +101,7 @@ impl Asked {
 /// How many differences of a shadow are listed: the last ones.
 const DIFFERENCES_MAX: usize = 100;
 
-/// How often a shadow would have decided otherwise since it began, or since the engine started.
+/// How often a shadow would have decided otherwise since it began.
 #[derive(Debug)]
 pub struct Tally {
     pub since_ms: i64,
@@ -110,6 +110,18 @@ pub struct Tally {
 
 #[derive(Debug, Default)]
 struct Noted {
+    /// Whether something was noted since it was kept.
+    more: bool,
+    compared: u64,
+    differed: u64,
+    last: VecDeque<Difference>,
+}
+
+/// A tally as it outlasts the engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct KeptTally {
+    pub version: u32,
+    since_ms: i64,
     compared: u64,
     differed: u64,
     last: VecDeque<Difference>,
@@ -155,6 +167,7 @@ impl Tally {
         };
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         noted.compared += 1;
+        noted.more = true;
         if same {
             return;
         }
@@ -169,11 +182,37 @@ impl Tally {
         });
     }
 
+    /// What is to be kept of it, where something was noted since it was kept last.
+    pub(crate) fn keep(&self, version: u32) -> Option<KeptTally> {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut noted.more).then(|| KeptTally {
+            version,
+            since_ms: self.since_ms,
+            compared: noted.compared,
+            differed: noted.differed,
+            last: noted.last.clone(),
+        })
+    }
+
     /// How many events were compared, of how many they differ, and the last of these, newest first.
     pub fn counts(&self) -> (u64, u64, Vec<Difference>) {
         let noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let last = noted.last.iter().rev().cloned();
         (noted.compared, noted.differed, last.collect())
+    }
+}
+
+impl From<KeptTally> for Tally {
+    fn from(kept: KeptTally) -> Self {
+        Self {
+            since_ms: kept.since_ms,
+            noted: Mutex::new(Noted {
+                more: false,
+                compared: kept.compared,
+                differed: kept.differed,
+                last: kept.last,
+            }),
+        }
     }
 }
 

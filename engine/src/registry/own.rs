@@ -479,6 +479,7 @@ impl Registry {
             "audit",
             "quarantine",
             "once",
+            "shadow",
         ] {
             let records = self.store.records(&format!("{kind}/{name}/")).await?;
             changes.extend(records.into_iter().map(|(key, _)| (key, None)));
