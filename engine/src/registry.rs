@@ -69,7 +69,7 @@ pub enum Error {
     NotFound { what: &'static str, name: String },
     #[error("{0}")]
     Invalid(String),
-    #[error("the module is refused: {0}; {fix}", fix = .0.fix())]
+    #[error("{0}; {fix}", fix = .0.fix())]
     Refused(Refused),
     #[error("{0}")]
     Conflict(String),

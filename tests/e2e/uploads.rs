@@ -283,11 +283,8 @@ async fn what_is_wrong_is_said_and_changes_nothing() {
     let other = server.client.put(other).bearer_auth(&author.1);
     answer(other.body(PROBE)).await.problem(422, "other-module");
     let broken = author.upload("acme", b"\0asm\x01\0\0\0\xff").await;
-    assert!(
-        broken
-            .problem(422, "module-refused")
-            .contains("the module is refused")
-    );
+    let told = broken.problem(422, "module-refused");
+    assert!(told.contains("; "), "what to do is said, too: {told}");
     let large = author.upload("acme", &vec![0; 150_001]).await;
     assert!(
         large
@@ -571,6 +568,13 @@ async fn the_command_line_does_all_of_it() {
         shown.stdout.contains("version 2: 1 of 1 events differ"),
         "{}",
         shown.stdout
+    );
+    let shadow = server.get("/v1/tenants/acme/rules/own/shadow").await.json();
+    let event = shadow["differences"][0]["event"].as_str().unwrap();
+    let explained = run(&["explain", event]).stdout;
+    assert!(
+        explained.contains("shadow    version 2 would have: notified"),
+        "{explained}"
     );
     assert_eq!(
         run(&["promote", "own"]).stdout,

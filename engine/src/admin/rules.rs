@@ -501,7 +501,7 @@ async fn delete_rule(
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ShadowView {
     pub version: u32,
-    /// Since when: it began, or the engine was started.
+    /// When it began.
     pub since: String,
     /// Events that either of the two was asked about.
     pub compared: u64,

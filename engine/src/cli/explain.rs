@@ -2,7 +2,7 @@
 
 use super::client::Remote;
 use super::{Failure, style};
-use hooksieve::admin::{DeliveryView, StateWord, StoryView};
+use hooksieve::admin::{DecisionView, DeliveryView, ShadowView, StateWord, StoryView};
 use reqwest::Method;
 
 #[derive(clap::Args)]
@@ -69,6 +69,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         if let Some(then) = decision.then {
             anstream::println!("  then      {}", format!("{then:?}").to_lowercase());
         }
+        if let Some(other) = shadow(&args.remote, &story, decision) {
+            anstream::println!("  shadow    {other}");
+        }
         anstream::println!(
             "  used      {} fuel, {}, {} µs",
             style::grouped(decision.fuel),
@@ -93,6 +96,29 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What a version in the shadow would have decided, where that is other and is known still.
+fn shadow(remote: &Remote, story: &StoryView, decision: &DecisionView) -> Option<String> {
+    let (tenant, rule) = (&story.event.tenant, &decision.rule);
+    decision.version?;
+    let path = format!("/v1/tenants/{tenant}/rules/{rule}/shadow");
+    // Most rules have none, which is answered 404.
+    let shadow: ShadowView = remote.call(Method::GET, &path).ok()?;
+    let differences = shadow.differences.into_iter();
+    let other = differences
+        .map(|it| (it.event, it.shadow))
+        .find(|(event, _)| *event == story.event.id)?;
+    let channels = match other.1.channels.is_empty() {
+        true => String::new(),
+        false => format!(", to {}", style::clean(&other.1.channels.join(", "))),
+    };
+    Some(format!(
+        "version {} would have: {}, {}{channels}",
+        shadow.version,
+        style::clean(&other.1.outcome),
+        style::clean(&other.1.reason)
+    ))
 }
 
 /// How a delivery hangs together with others.
