@@ -3,6 +3,7 @@
 
 mod apply;
 mod backup;
+mod build;
 mod channels;
 mod check;
 mod client;
@@ -12,6 +13,7 @@ mod events;
 mod explain;
 mod held;
 mod login;
+mod new;
 mod policies;
 mod replay;
 mod rules;
@@ -46,7 +48,11 @@ enum Command {
     Serve(serve::Args),
     /// Show the whole of it in one command, with real parts on this machine
     Demo(demo::Args),
-    /// Run events through a rule, sending nothing
+    /// Begin a rule: a crate that builds, with tests and sample events
+    New(new::Args),
+    /// Compile a rule's crate to a module, and check it
+    Build(build::Args),
+    /// Run events through a rule, sending nothing; compare what it decides
     Replay(replay::Args),
     /// Say whether a module is accepted, and if not, why and what to do
     Check(check::Args),
@@ -143,6 +149,8 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::New(args) => new::run(args),
+        Command::Build(args) => build::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Check(args) => check::run(args),
         Command::Policies(args) => policies::run(args),

@@ -13,6 +13,7 @@ mod fuel;
 mod guest;
 mod hostile;
 mod housekeeping;
+mod kit;
 mod load;
 mod mail;
 mod operations;

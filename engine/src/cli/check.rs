@@ -4,7 +4,7 @@ use super::{Failure, environment, style};
 use hooksieve::config::Config;
 use hooksieve::id::Hash;
 use hooksieve::sandbox::{Checked, Refused, Sandbox};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -22,8 +22,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), &environment())?;
-    let wasm = std::fs::read(&args.module).map_err(|error| {
-        Failure::Input(format!("{} cannot be read: {error}", args.module.display()))
+    examine(&args.module, config, args.json)
+}
+
+/// Says of a module whether it is accepted.
+pub(super) fn examine(module: &Path, config: Config, as_json: bool) -> Result<(), Failure> {
+    let wasm = std::fs::read(module).map_err(|error| {
+        Failure::Input(format!("{} cannot be read: {error}", module.display()))
     })?;
     let sandbox = Sandbox::new(config.limits).compile_in_child(config.compile);
     let started = Instant::now();
@@ -31,11 +36,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let checked = sandbox.check(&wasm);
     let outcome = checked.and_then(|checked| sandbox.compile(wasm.as_slice()).map(|_| checked));
     let took = started.elapsed();
-    if args.json {
+    if as_json {
         anstream::println!("{}", json(&wasm, &outcome));
         return outcome.map(|_| ()).map_err(|_| Failure::Outcome(None));
     }
-    let file = args.module.display();
+    let file = module.display();
     match outcome {
         Ok(checked) => {
             let (good, dim) = (style::GOOD, style::DIM);

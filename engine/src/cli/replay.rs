@@ -1,13 +1,16 @@
 //! `hooksieve replay`: events through a rule, with the limits and the code of `serve`, sending
-//! nothing.
+//! nothing; and how what it decides differs from what was expected.
 
-use super::{Failure, environment, style};
+mod differ;
+
+use self::differ::{Blessed, Expected, Made};
+use super::{Failure, build, environment, style};
 use hooksieve::config::Config;
 use hooksieve::config::read::did_you_mean;
 use hooksieve::id::Name;
 use hooksieve::pipeline::{ActiveRule, Rules};
 use hooksieve::replay::{BadInput, Defaults, Recorded, read};
-use hooksieve::sandbox::{Instances, Kept, Limits, Program, Sandbox};
+use hooksieve::sandbox::{Instances, Kept, Limits, Program, Run, Sandbox};
 use hooksieve::store::{Delivery, Outcome, State};
 use hooksieve::tenant::encode_config;
 use hooksieve::timing::{Rehearsal, Suppressed};
@@ -18,9 +21,9 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The rule: a module, or policy:NAME
+    /// The rule: a module, or policy:NAME [default: what `hooksieve build` made here last]
     #[arg(long, value_name = "FILE.wasm|policy:NAME")]
-    rule: String,
+    rule: Option<String>,
     /// The rule's configuration, as TOML (the keys of [rule.config]) or JSON
     #[arg(long, value_name = "FILE")]
     rule_config: Option<PathBuf>,
@@ -33,6 +36,15 @@ pub(crate) struct Args {
     /// A configuration file, for limits that differ from the defaults
     #[arg(long, value_name = "FILE", env = "HOOKSIEVE_CONFIG")]
     config: Option<PathBuf>,
+    /// Compare with what this file says of the events, field by field; exit code 1 where they differ
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    expect: Option<PathBuf>,
+    /// Write what the rule makes of the events now to the file of --expect
+    #[arg(long, requires = "expect")]
+    bless: bool,
+    /// Tell on which events this rule decides otherwise: an older module, or policy:NAME
+    #[arg(long, value_name = "FILE.wasm|policy:NAME")]
+    compare: Option<String>,
     /// One JSON object a line instead of text
     #[arg(long)]
     json: bool,
@@ -44,36 +56,136 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), &environment())?;
     let limits = config.limits.clone();
-    let rules = rules(&args, config)?;
+    let name = match &args.rule {
+        Some(rule) => rule.clone(),
+        None => built_here()?,
+    };
+    let mut session = Session {
+        rule: Asked::new(&name, &args, &config)?,
+        before: match &args.compare {
+            Some(other) => Some(Asked::new(other, &args, &config)?),
+            None => None,
+        },
+        expected: match &args.expect {
+            Some(path) if !args.bless => Some(Expected::open(path)?),
+            _ => None,
+        },
+        blessed: match &args.expect {
+            Some(path) if args.bless => Some(Blessed::new(path)?),
+            _ => None,
+        },
+        report: Report::default(),
+        differ: 0,
+        json: args.json,
+        out: std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout())),
+    };
     let defaults = Defaults {
-        tenant: rules.tenant.clone(),
+        tenant: session.rule.rules.tenant.clone(),
         source: args.source.clone(),
         kind: args.kind.clone(),
     };
-    let mut report = Report::default();
-    let mut instances = Instances::new(ONE);
-    let mut out = std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout()));
     for path in &args.events {
-        read::<Stop>(path, &defaults, &mut |recorded| {
-            let report = &mut report;
-            replay(
-                &rules,
-                &mut instances,
-                &recorded,
-                report,
-                args.json,
-                &mut out,
-            )?;
-            Ok(())
-        })?;
+        read::<Stop>(path, &defaults, &mut |recorded| Ok(session.event(&recorded)?))?;
     }
-    if !args.json {
-        report.summary(&limits, &mut out)?;
+    session.end(&limits)
+}
+
+/// The module that `hooksieve build` put here.
+fn built_here() -> Result<String, Failure> {
+    let built = build::last(Path::new("."));
+    let built = built.ok_or_else(|| {
+        Failure::Input(
+            "name the rule with --rule FILE.wasm, or run `hooksieve build` here first".to_owned(),
+        )
+    })?;
+    Ok(built.display().to_string())
+}
+
+/// A rule, with the instance that decides.
+struct Asked {
+    rules: Rules,
+    instances: Instances,
+    rehearsal: Rehearsal,
+}
+
+/// All that one run goes through events with.
+struct Session<W: Write> {
+    rule: Asked,
+    /// What it is compared with.
+    before: Option<Asked>,
+    expected: Option<Expected>,
+    blessed: Option<Blessed>,
+    report: Report,
+    /// How many events come to something else.
+    differ: u64,
+    json: bool,
+    out: W,
+}
+
+impl<W: Write> Session<W> {
+    fn event(&mut self, recorded: &Recorded) -> Result<(), Stop> {
+        let Some(seen) = self.rule.see(recorded) else {
+            return Ok(());
+        };
+        self.report.add(&seen);
+        let made = seen.made(recorded);
+        if let Some(blessed) = &mut self.blessed {
+            blessed.add(&made)?;
+        }
+        let before = match (&mut self.expected, &mut self.before) {
+            (Some(expected), _) => Some(expected.next()?),
+            (None, Some(before)) => before.see(recorded).map(|it| {
+                let mut before = it.made(recorded);
+                // Other code burns other fuel.
+                before["fuel"] = made["fuel"].clone();
+                before
+            }),
+            (None, None) => None,
+        };
+        let found = before.map(|before| differ::differences(&before, &made));
+        self.differ += u64::from(found.as_ref().is_some_and(|it| !it.is_empty()));
+        if self.json {
+            let mut line = seen.line(recorded);
+            if let Some(found) = found {
+                line["differences"] = serde_json::json!(found);
+            }
+            return Ok(writeln!(self.out, "{line}")?);
+        }
+        match found {
+            None => Ok(seen.tell(recorded, &mut self.out)?),
+            Some(found) if found.is_empty() => Ok(()),
+            Some(found) => Ok(differ::show(&made, &found, &mut self.out)?),
+        }
     }
-    out.flush()?;
-    match report.failed {
-        0 => Ok(()),
-        _ => Err(Failure::Outcome(None)),
+
+    fn end(mut self, limits: &Limits) -> Result<(), Failure> {
+        let compared = self.expected.is_some() || self.before.is_some();
+        let missing = self.expected.map_or(0, Expected::rest);
+        if !self.json {
+            self.report.summary(limits, &mut self.out)?;
+            if compared {
+                let colour = match self.differ {
+                    0 => style::GOOD,
+                    _ => style::BAD,
+                };
+                let (differ, all) = (self.differ, self.report.fuel.len());
+                writeln!(self.out, "  {colour}differ   {differ} of {all}{colour:#}")?;
+            }
+            if missing > 0 {
+                let bad = style::BAD;
+                writeln!(self.out, "  {bad}missing  {missing} more events are expected{bad:#}")?;
+            }
+        }
+        self.out.flush()?;
+        if let Some(blessed) = self.blessed {
+            blessed.keep()?;
+        }
+        // What fails as it is expected to is as it should be.
+        let failed = self.report.failed > 0 && !compared;
+        match failed || self.differ > 0 || missing > 0 {
+            false => Ok(()),
+            true => Err(Failure::Outcome(None)),
+        }
     }
 }
 
@@ -87,6 +199,13 @@ const ONE: Kept = Kept {
 enum Stop {
     Input(BadInput),
     Output(std::io::Error),
+    Expected(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Stop::Expected(failure)
+    }
 }
 
 impl From<BadInput> for Stop {
@@ -106,12 +225,46 @@ impl From<Stop> for Failure {
         match stop {
             Stop::Input(bad) => Failure::input(bad),
             Stop::Output(error) => error.into(),
+            Stop::Expected(failure) => failure,
         }
     }
 }
 
-fn rules(args: &Args, config: Config) -> Result<Rules, Failure> {
-    let wasm = match args.rule.strip_prefix("policy:") {
+impl Asked {
+    fn new(rule: &str, args: &Args, config: &Config) -> Result<Self, Failure> {
+        Ok(Self {
+            rules: rules(rule, args, config)?,
+            instances: Instances::new(ONE),
+            rehearsal: Rehearsal::default(),
+        })
+    }
+
+    /// What the rule makes of an event.
+    fn see(&mut self, recorded: &Recorded) -> Option<Seen> {
+        let (run, commit) = self.rules.replay(&recorded.event, &mut self.instances)?;
+        let received_ms = recorded.event.received_ms;
+        let timed = commit.deliveries.into_iter();
+        let timed = timed
+            .map(|delivery| self.rehearsal.admit(delivery, received_ms))
+            .flat_map(|(delivery, escalation)| [Some(delivery), escalation])
+            .flatten()
+            .map(|delivery| Timed::of(&delivery, received_ms))
+            .collect();
+        let (decision, error) = match commit.decisions.into_iter().next()?.outcome {
+            Outcome::Decided(decision) => (Some(decision), None),
+            Outcome::Failed { kind, error, .. } => (None, Some((kind, error))),
+        };
+        Some(Seen {
+            run,
+            decision,
+            error,
+            timed,
+        })
+    }
+}
+
+fn rules(rule: &str, args: &Args, config: &Config) -> Result<Rules, Failure> {
+    let wasm = match rule.strip_prefix("policy:") {
         Some(name) => match hooksieve_policies::get(name) {
             Some(policy) => policy.wasm.to_vec(),
             None => {
@@ -120,26 +273,25 @@ fn rules(args: &Args, config: Config) -> Result<Rules, Failure> {
                 return Err(Failure::Input(format!("there is no policy `{name}`{mean}")));
             }
         },
-        None => std::fs::read(&args.rule)
-            .map_err(|error| Failure::Input(format!("the rule {}: {error}", args.rule)))?,
+        None => std::fs::read(rule)
+            .map_err(|error| Failure::Input(format!("the rule {rule}: {error}")))?,
     };
     let settings = match &args.rule_config {
         Some(path) => rule_config(path)?,
         None => vec![0x80],
     };
-    let limits = config.limits;
+    let limits = config.limits.clone();
     let module = Sandbox::new(limits.clone())
         .compile_in_child(config.compile)
         .compile(wasm)
         .map_err(|refused| {
             Failure::Input(format!(
-                "the rule {} is refused: {refused}; {}",
-                args.rule,
+                "the rule {rule} is refused: {refused}; {}",
                 refused.fix()
             ))
         })?;
     let program = Program::new(module, settings, limits)
-        .map_err(|error| Failure::Input(format!("the rule {}: {error}", args.rule)))?;
+        .map_err(|error| Failure::Input(format!("the rule {rule}: {error}")))?;
     let name = |text: &str| text.parse::<Name>().map_err(Failure::input);
     Ok(Rules::one(
         name("replay")?,
@@ -163,98 +315,83 @@ fn rule_config(path: &Path) -> Result<Vec<u8>, Failure> {
     encode_config(&value).map_err(failed)
 }
 
-fn replay(
-    rules: &Rules,
-    instances: &mut Instances,
-    recorded: &Recorded,
-    report: &mut Report,
-    json: bool,
-    out: &mut impl Write,
-) -> std::io::Result<()> {
-    let Some((run, commit)) = rules.replay(&recorded.event, instances) else {
-        return Ok(());
-    };
-    let timed: Vec<_> = commit
-        .deliveries
-        .into_iter()
-        .map(|delivery| report.rehearsal.admit(delivery, recorded.event.received_ms))
-        .flat_map(|(delivery, escalation)| [Some(delivery), escalation])
-        .flatten()
-        .map(|delivery| Timed::of(&delivery, recorded.event.received_ms))
-        .collect();
-    report.fuel.push(run.fuel);
-    report.memory_bytes_max = report.memory_bytes_max.max(run.memory_bytes);
-    let kind = &recorded.event.kind;
-    let outcome = commit.decisions.into_iter().next().map(|it| it.outcome);
-    let (decision, error) = match outcome {
-        Some(Outcome::Decided(decision)) => (Some(decision), None),
-        Some(Outcome::Failed { kind, error, .. }) => (None, Some((kind, error))),
-        None => return Ok(()),
-    };
-    for timed in &timed {
-        *report.timed.entry(timed.state).or_default() += 1;
+/// What a rule made of one event.
+struct Seen {
+    run: Run,
+    decision: Option<Decision>,
+    /// The kind of failure, and its text.
+    error: Option<(String, String)>,
+    timed: Vec<Timed>,
+}
+
+impl Seen {
+    fn failure(&self) -> Option<serde_json::Value> {
+        let (kind, message) = self.error.as_ref()?;
+        Some(serde_json::json!({ "kind": kind, "message": message }))
     }
-    match (&decision, &error) {
-        (Some(decision), _) if decision.actions.is_empty() => report.dropped += 1,
-        (Some(decision), _) => {
-            report.notified += 1;
-            for action in &decision.actions {
-                *report.channels.entry(action.channel.clone()).or_default() += 1;
+
+    /// What is the same in every run on every machine.
+    fn made(&self, recorded: &Recorded) -> Made {
+        serde_json::json!({
+            "event": {
+                "id": recorded.id,
+                "source": recorded.source,
+                "type": recorded.event.kind,
+            },
+            "decision": self.decision,
+            "error": self.failure(),
+            "deliveries": self.timed,
+            "fuel": self.run.fuel,
+        })
+    }
+
+    /// All of it.
+    fn line(&self, recorded: &Recorded) -> serde_json::Value {
+        let mut line = self.made(recorded);
+        line["memory_bytes"] = self.run.memory_bytes.into();
+        line["duration_us"] = (self.run.duration.as_micros() as u64).into();
+        line["log"] = serde_json::json!(self.run.log);
+        line
+    }
+
+    fn tell(&self, recorded: &Recorded, out: &mut impl Write) -> std::io::Result<()> {
+        let run = &self.run;
+        let (good, bad, dim) = (style::GOOD, style::BAD, style::DIM);
+        let used = format!(
+            "{dim}{:>9} fuel {:>8} {:>7} µs{dim:#}",
+            style::grouped(run.fuel),
+            style::bytes(run.memory_bytes),
+            run.duration.as_micros()
+        );
+        let kind = style::clean(&recorded.event.kind);
+        match (&self.decision, &self.error) {
+            (Some(decision), _) if decision.actions.is_empty() => {
+                let reason = style::clean(&decision.reason);
+                writeln!(out, "{used}  {kind:<36} drop    {reason}")?;
+            }
+            (Some(decision), _) => {
+                let to = channels(decision);
+                let reason = style::clean(&decision.reason);
+                writeln!(
+                    out,
+                    "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}"
+                )?;
+            }
+            (None, error) => {
+                let error = error.as_ref().map(|(_, error)| style::clean(error));
+                let error = error.unwrap_or_default();
+                writeln!(out, "{used}  {kind:<36} {bad}failed{bad:#}  {error}")?;
             }
         }
-        (None, _) => report.failed += 1,
-    }
-    if json {
-        let line = serde_json::json!({
-            "event": { "id": recorded.id, "source": recorded.source, "type": kind },
-            "decision": decision,
-            "error": error.map(|(kind, message)| serde_json::json!({
-                "kind": kind,
-                "message": message,
-            })),
-            "deliveries": timed,
-            "fuel": run.fuel,
-            "memory_bytes": run.memory_bytes,
-            "duration_us": run.duration.as_micros() as u64,
-            "log": run.log,
-        });
-        return writeln!(out, "{line}");
-    }
-    let (good, bad, dim) = (style::GOOD, style::BAD, style::DIM);
-    let used = format!(
-        "{dim}{:>9} fuel {:>8} {:>7} µs{dim:#}",
-        style::grouped(run.fuel),
-        style::bytes(run.memory_bytes),
-        run.duration.as_micros()
-    );
-    let kind = style::clean(kind);
-    match (decision, error) {
-        (Some(decision), _) if decision.actions.is_empty() => {
-            let reason = style::clean(&decision.reason);
-            writeln!(out, "{used}  {kind:<36} drop    {reason}")?;
+        for timed in self.timed.iter().filter(|timed| timed.state != AT_ONCE) {
+            let (channel, comes_to) = (style::clean(&timed.channel), timed.comes_to());
+            writeln!(out, "{dim}{:>37}  {channel}: {comes_to}{dim:#}", "")?;
         }
-        (Some(decision), _) => {
-            let to = channels(&decision);
-            let reason = style::clean(&decision.reason);
-            writeln!(
-                out,
-                "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}"
-            )?;
+        for line in &run.log {
+            writeln!(out, "{dim}{:>37}  log: {}{dim:#}", "", style::clean(line))?;
         }
-        (None, error) => {
-            let error = error.map(|(_, error)| style::clean(&error));
-            let error = error.unwrap_or_default();
-            writeln!(out, "{used}  {kind:<36} {bad}failed{bad:#}  {error}")?;
-        }
+        Ok(())
     }
-    for timed in timed.iter().filter(|timed| timed.state != AT_ONCE) {
-        let (channel, comes_to) = (style::clean(&timed.channel), timed.comes_to());
-        writeln!(out, "{dim}{:>37}  {channel}: {comes_to}{dim:#}", "")?;
-    }
-    for line in &run.log {
-        writeln!(out, "{dim}{:>37}  log: {}{dim:#}", "", style::clean(line))?;
-    }
-    Ok(())
 }
 
 /// A delivery that goes out as soon as it is decided.
@@ -336,12 +473,29 @@ struct Report {
     channels: BTreeMap<String, u64>,
     /// Deliveries by what their timing comes to.
     timed: BTreeMap<&'static str, u64>,
-    rehearsal: Rehearsal,
     fuel: Vec<u64>,
     memory_bytes_max: u64,
 }
 
 impl Report {
+    fn add(&mut self, seen: &Seen) {
+        self.fuel.push(seen.run.fuel);
+        self.memory_bytes_max = self.memory_bytes_max.max(seen.run.memory_bytes);
+        for timed in &seen.timed {
+            *self.timed.entry(timed.state).or_default() += 1;
+        }
+        match &seen.decision {
+            Some(decision) if decision.actions.is_empty() => self.dropped += 1,
+            Some(decision) => {
+                self.notified += 1;
+                for action in &decision.actions {
+                    *self.channels.entry(action.channel.clone()).or_default() += 1;
+                }
+            }
+            None => self.failed += 1,
+        }
+    }
+
     fn summary(&mut self, limits: &Limits, out: &mut impl Write) -> std::io::Result<()> {
         let (bold, bad) = (
             style::HEADING,

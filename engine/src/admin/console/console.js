@@ -314,6 +314,7 @@ async function uploadPage(tenant, rule = "") {
       class: "fields",
       async onsubmit(event) {
         event.preventDefault();
+        say("");
         try {
           const made = await call("POST", `${base(tenant)}/rules/${encodeURIComponent(name.value)}/versions`, {
             module: module.sha256,

@@ -89,12 +89,13 @@ impl Relay {
         let fault = Arc::new(OnceLock::new());
         let told = Arc::clone(&fault);
         let task = tokio::spawn(async move {
-            let relayed = async {
-                let driver = accept(listener).await?;
-                drop(removed_later);
-                terms.relay(driver, server).await
+            // Open until the fault is told: the driver's error leads to the question what it was.
+            let Ok(mut driver) = accept(listener).await else {
+                return;
             };
-            if let Err(End::Fault(failure)) = relayed.await {
+            drop(removed_later);
+            let relayed = terms.relay(&mut driver, server).await;
+            if let Err(End::Fault(failure)) = relayed {
                 // There is no other.
                 let _ = told.set(failure);
             }
@@ -125,15 +126,14 @@ async fn accept(listener: UnixListener) -> io::Result<UnixStream> {
 }
 
 impl Terms {
-    async fn relay(&self, driver: UnixStream, server: TcpStream) -> Result<(), End> {
+    async fn relay(&self, driver: &mut UnixStream, server: TcpStream) -> Result<(), End> {
         match self.driver {
             Driver::Postgres => {
                 let server = self.ask_postgres(server).await?;
                 self.pump(driver, server).await
             }
             Driver::MySql => {
-                let mut driver = driver;
-                let server = self.greet_mysql(&mut driver, server).await?;
+                let server = self.greet_mysql(driver, server).await?;
                 self.pump(driver, server).await
             }
         }
@@ -260,7 +260,7 @@ impl Terms {
     }
 
     /// Both ways until one ends.
-    async fn pump(&self, mut driver: UnixStream, server: Box<dyn Stream>) -> Result<(), End> {
+    async fn pump(&self, driver: &mut UnixStream, server: Box<dyn Stream>) -> Result<(), End> {
         let (mut from_driver, mut to_driver) = driver.split();
         let (mut from_server, mut to_server) = tokio::io::split(server);
         let answered = AtomicUsize::new(0);

@@ -1,0 +1,128 @@
+//! `hooksieve build`: a rule's crate as a module, small and checked.
+
+use super::{Failure, check, environment, style};
+use hooksieve::config::Config;
+use serde::Deserialize;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The rule's folder, where its Cargo.toml is
+    #[arg(value_name = "DIR", default_value = ".")]
+    folder: PathBuf,
+    /// A configuration file, for limits that differ from the defaults
+    #[arg(long, value_name = "FILE", env = "HOOKSIEVE_CONFIG")]
+    config: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// As much of what cargo tells as is wanted.
+#[derive(Deserialize)]
+struct Told {
+    reason: String,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref(), &environment())?;
+    let module = module(&args.folder)?;
+    check::examine(&module, config, args.json)
+}
+
+/// Compiles the crate; gives where its module is put.
+pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
+    let manifest = folder.join("Cargo.toml");
+    if !manifest.exists() {
+        return Err(Failure::Input(format!(
+            "there is no Cargo.toml in {}; `hooksieve new NAME` makes a rule",
+            folder.display()
+        )));
+    }
+    add_target()?;
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["build", "--release", "--lib", "--target", TARGET])
+        .arg("--message-format=json-render-diagnostics")
+        // Cargo reads `.cargo/config.toml` from where it runs.
+        .current_dir(folder)
+        .stdout(Stdio::piped());
+    let mut running = cargo
+        .spawn()
+        .map_err(|error| Failure::Input(format!("cargo does not start: {error}; install Rust")))?;
+    let mut built = None;
+    for line in running.stdout.take().into_iter().flat_map(|it| BufReader::new(it).lines()) {
+        let told = serde_json::from_str::<Told>(&line?).ok();
+        let artifact = told.filter(|it| it.reason == "compiler-artifact");
+        let wasm = artifact.and_then(|it| {
+            let mut files = it.filenames.into_iter();
+            files.find(|file| file.extension().is_some_and(|it| it == "wasm"))
+        });
+        built = wasm.or(built);
+    }
+    if !running.wait()?.success() {
+        return Err(Failure::Outcome(Some(
+            "the rule does not compile; what is wrong stands above".to_owned(),
+        )));
+    }
+    let built = built.ok_or_else(|| {
+        Failure::Input(
+            "the crate gives no module: its Cargo.toml needs crate-type = [\"cdylib\"] in [lib]"
+                .to_owned(),
+        )
+    })?;
+    let name = built.file_name().unwrap_or_default();
+    let module = folder.join(MODULES).join(name);
+    let failed = |error| Failure::input(format!("{}: {error}", module.display()));
+    std::fs::create_dir_all(folder.join(MODULES)).map_err(failed)?;
+    std::fs::copy(&built, &module).map_err(failed)?;
+    Ok(module)
+}
+
+/// Where modules are put, from the rule's folder on.
+const MODULES: &str = "target/hooksieve";
+
+/// The module that was built here last, where there is one.
+pub(super) fn last(folder: &Path) -> Option<PathBuf> {
+    let modules = std::fs::read_dir(folder.join(MODULES)).ok()?;
+    let modules = modules.filter_map(|it| Some(it.ok()?.path()));
+    let modules = modules.filter(|it| it.extension().is_some_and(|it| it == "wasm"));
+    modules.max_by_key(|it| std::fs::metadata(it).and_then(|it| it.modified()).ok())
+}
+
+/// Adds what rules are compiled for, where this Rust does not have it.
+fn add_target() -> Result<(), Failure> {
+    if has_target() {
+        return Ok(());
+    }
+    let dim = style::DIM;
+    anstream::eprintln!("{dim}adding the target {TARGET}{dim:#}");
+    let added = Command::new("rustup").args(["target", "add", TARGET]).output();
+    if has_target() {
+        return Ok(());
+    }
+    let why = match added {
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("rustup: {error}"),
+    };
+    Err(Failure::Input(format!(
+        "this Rust has no standard library for {TARGET}: run `rustup target add {TARGET}`, or install your distribution's package of it ({})",
+        style::clean(&why)
+    )))
+}
+
+fn has_target() -> bool {
+    let asked = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .output();
+    asked.is_ok_and(|output| {
+        let folder = String::from_utf8_lossy(&output.stdout);
+        output.status.success() && Path::new(folder.trim()).exists()
+    })
+}

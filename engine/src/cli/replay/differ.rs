@@ -1,0 +1,177 @@
+//! How what a rule makes of events differs from what is expected, or from what another module makes of them.
+
+use crate::cli::{Failure, style};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, BufWriter, Lines, Write};
+use std::path::{Path, PathBuf};
+
+/// What one event comes to, as it is compared and kept: nothing in it is other on another machine.
+pub(super) type Made = Value;
+
+/// One field that is other than it was.
+#[derive(Debug, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Difference {
+    pub(super) field: String,
+    pub(super) before: Value,
+    pub(super) after: Value,
+}
+
+/// Field by field, what is other.
+pub(super) fn differences(before: &Value, after: &Value) -> Vec<Difference> {
+    let mut found = Vec::new();
+    differ("", before, after, &mut found);
+    found
+}
+
+fn differ(at: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) {
+    if before == after {
+        return;
+    }
+    let inner = |key: &str| match at {
+        "" => key.to_owned(),
+        at => format!("{at}.{key}"),
+    };
+    match (before, after) {
+        (Value::Object(before), Value::Object(after)) => {
+            let new = after.keys().filter(|key| !before.contains_key(*key));
+            for key in before.keys().chain(new) {
+                let value = |of: &serde_json::Map<String, Value>| {
+                    of.get(key).cloned().unwrap_or(Value::Null)
+                };
+                differ(&inner(key), &value(before), &value(after), found);
+            }
+        }
+        (Value::Array(before), Value::Array(after)) => {
+            for at_index in 0..before.len().max(after.len()) {
+                let value = |of: &[Value]| of.get(at_index).cloned().unwrap_or(Value::Null);
+                let inner = format!("{at}[{at_index}]");
+                differ(&inner, &value(before), &value(after), found);
+            }
+        }
+        _ => found.push(Difference {
+            field: at.to_owned(),
+            before: before.clone(),
+            after: after.clone(),
+        }),
+    }
+}
+
+/// Writes the differences of an event as a person wants to read them.
+pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std::io::Result<()> {
+    let (bold, dim, bad, good) = (style::HEADING, style::DIM, style::BAD, style::GOOD);
+    let text = |pointer: &str| {
+        let found = of.pointer(pointer).and_then(Value::as_str);
+        style::clean(found.unwrap_or_default())
+    };
+    let (kind, id) = (text("/event/type"), text("/event/id"));
+    writeln!(out, "{bold}{kind}{bold:#} {dim}{id}{dim:#}")?;
+    for Difference {
+        field,
+        before,
+        after,
+    } in found
+    {
+        let shown = |value: &Value| match value {
+            Value::Null => "nothing".to_owned(),
+            Value::String(text) => style::clean(text),
+            other => style::clean(&other.to_string()),
+        };
+        let (before, after) = (shown(before), shown(after));
+        writeln!(out, "  {field:<32} {bad}{before}{bad:#} -> {good}{after}{good:#}")?;
+    }
+    Ok(())
+}
+
+/// A file of what is expected: one JSON object a line, in the order of the events.
+pub(super) struct Expected {
+    path: PathBuf,
+    lines: Lines<BufReader<File>>,
+    number: usize,
+}
+
+impl Expected {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let file = File::open(path).map_err(|error| {
+            Failure::Input(format!(
+                "{}: {error}; --bless writes what the rule makes of the events now",
+                path.display()
+            ))
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            lines: BufReader::new(file).lines(),
+            number: 0,
+        })
+    }
+
+    /// What the next event is expected to come to; null where the file has ended.
+    pub(super) fn next(&mut self) -> Result<Made, Failure> {
+        self.number += 1;
+        let Some(line) = self.lines.next() else {
+            return Ok(Value::Null);
+        };
+        serde_json::from_str(&line?).map_err(|error| {
+            let (path, number) = (self.path.display(), self.number);
+            Failure::Input(format!(
+                "{path}:{number}: not a line that --bless wrote: {error}"
+            ))
+        })
+    }
+
+    /// How many events are expected beyond those that were seen.
+    pub(super) fn rest(self) -> usize {
+        self.lines.count()
+    }
+}
+
+/// What is expected from now on, in place of the file only when all of it is written.
+pub(super) struct Blessed {
+    path: PathBuf,
+    to: BufWriter<tempfile::NamedTempFile>,
+}
+
+impl Blessed {
+    pub(super) fn new(path: &Path) -> Result<Self, Failure> {
+        let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
+        let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
+        let file = file.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        Ok(Self {
+            path: path.to_owned(),
+            to: BufWriter::new(file),
+        })
+    }
+
+    pub(super) fn add(&mut self, made: &Made) -> std::io::Result<()> {
+        writeln!(self.to, "{made}")
+    }
+
+    pub(super) fn keep(self) -> Result<(), Failure> {
+        let failed = |error: String| Failure::input(format!("{}: {error}", self.path.display()));
+        let file = self.to.into_inner().map_err(|error| failed(error.to_string()))?;
+        let kept = file.persist(&self.path);
+        kept.map(drop).map_err(|error| failed(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_field_that_is_other_is_named() {
+        let before = json!({ "a": 1, "b": { "c": [1, 2] }, "gone": true });
+        let after = json!({ "a": 1, "b": { "c": [1, 3, 4] }, "new": "x" });
+        let found = differences(&before, &after);
+        let told: Vec<String> = found
+            .iter()
+            .map(|it| format!("{} {} {}", it.field, it.before, it.after))
+            .collect();
+        assert_eq!(
+            told,
+            ["b.c[1] 2 3", "b.c[2] null 4", "gone true null", "new null \"x\""]
+        );
+        assert_eq!(differences(&after, &after), []);
+    }
+}

@@ -1,0 +1,154 @@
+//! The author's kit: from nothing to a rule that is built, tried and compared.
+
+use hooksieve_tests::{Output, cli_with, program, say};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+fn hooksieve(folder: &Path, args: &[&str]) -> Output {
+    let done = Command::new(program())
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Output {
+        code: done.status.code().unwrap(),
+        stdout: text(&done.stdout),
+        stderr: text(&done.stderr),
+    }
+}
+
+fn well(folder: &Path, args: &[&str]) -> String {
+    let done = hooksieve(folder, args);
+    assert_eq!(done.code, 0, "{args:?}: {}{}", done.stdout, done.stderr);
+    done.stdout
+}
+
+/// Each template as an author takes it, beside nothing but the program: made, tested, built, replayed.
+#[test]
+fn every_template_builds_and_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    for (template, notified) in [("github", 2), ("shopify", 1), ("json", 2)] {
+        let began = Instant::now();
+        let name = format!("my-{template}");
+        let made = well(dir.path(), &["new", &name, "--template", template]);
+        assert!(made.contains("hooksieve build"), "{made}");
+        let folder = dir.path().join(&name);
+        let tested = Command::new("cargo")
+            .args(["test", "--quiet"])
+            .env("CARGO_TARGET_DIR", dir.path().join("tests"))
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&tested.stderr);
+        assert!(tested.status.success(), "{said}");
+        assert!(!said.contains("warning"), "{said}");
+        let built = well(&folder, &["build"]);
+        assert!(built.contains("accepted"), "{built}");
+        let replayed = well(&folder, &["replay", "events"]);
+        let expected = format!("3 events: {} dropped, {notified} notified, 0 failed", 3 - notified);
+        assert!(replayed.contains(&expected), "{replayed}");
+        say(&format!("{template}: {:?}", began.elapsed()));
+    }
+    // What is there stays.
+    let again = hooksieve(dir.path(), &["new", "my-json"]);
+    assert_eq!(again.code, 2);
+    assert!(again.stderr.contains("something at my-json already"), "{}", again.stderr);
+    let wrong = hooksieve(dir.path(), &["new", "../x"]);
+    assert_eq!(wrong.code, 2);
+    let none = hooksieve(dir.path(), &["build"]);
+    assert_eq!(none.code, 2);
+    assert!(none.stderr.contains("`hooksieve new NAME`"), "{}", none.stderr);
+}
+
+const EVENTS: &str = r#"{"id":"e1","source":"open","type":"a","data":{"do":"notify","title":"one","link":"https://a.example/"}}
+{"id":"e2","source":"open","type":"b","data":{"do":"drop"}}
+{"id":"e3","source":"open","type":"c","data":{"do":"panic","code":4}}
+"#;
+
+#[test]
+fn what_differs_from_what_is_expected_is_told_field_by_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("probe.wasm"), hooksieve_tests::PROBE).unwrap();
+    std::fs::write(path("one.ndjson"), EVENTS).unwrap();
+    let (rule, events, expected) = (path("probe.wasm"), path("one.ndjson"), path("expected.ndjson"));
+    let replay = |more: &[&str], events: &str| {
+        let mut args = vec!["replay", "--rule", &rule];
+        args.extend(more);
+        args.push(events);
+        cli_with(&args, &[], b"")
+    };
+    let none = replay(&["--expect", &expected], &events);
+    assert_eq!(none.code, 2);
+    assert!(none.stderr.contains("--bless"), "{}", none.stderr);
+    replay(&["--expect", &expected, "--bless"], &events);
+    let same = replay(&["--expect", &expected], &events);
+    assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
+    assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
+
+    let other = EVENTS.replace("\"one\"", "\"two\"").replace("\"drop\"", "\"error\"");
+    std::fs::write(path("two.ndjson"), other).unwrap();
+    let two = path("two.ndjson");
+    let told = replay(&["--expect", &expected], &two);
+    assert_eq!(told.code, 1);
+    for line in [
+        "a e1",
+        "decision.actions[0].message.title",
+        "one -> two",
+        "b e2",
+        "error.message",
+        "differ   2 of 3",
+    ] {
+        assert!(told.stdout.contains(line), "{line}: {}", told.stdout);
+    }
+    assert!(!told.stdout.contains("c e3"), "{}", told.stdout);
+    let json = replay(&["--expect", &expected, "--json"], &two).json_lines();
+    let first = &json[0]["differences"][0];
+    assert_eq!(first["field"], "decision.actions[0].message.title");
+    assert_eq!(json[2]["differences"].as_array().unwrap().len(), 0);
+
+    // Fewer events than expected, and what is no expectation.
+    let short: String = EVENTS.lines().take(1).map(|it| format!("{it}\n")).collect();
+    std::fs::write(path("short.ndjson"), short).unwrap();
+    let told = replay(&["--expect", &expected], &path("short.ndjson"));
+    assert_eq!(told.code, 1);
+    assert!(told.stdout.contains("2 more events are expected"), "{}", told.stdout);
+    std::fs::write(&expected, "{\n").unwrap();
+    let told = replay(&["--expect", &expected], &events);
+    assert_eq!(told.code, 2);
+    assert!(told.stderr.contains("expected.ndjson:1"), "{}", told.stderr);
+}
+
+/// One rule with another in its place: the events on which they decide otherwise, and no others.
+#[test]
+fn two_modules_are_compared_on_the_same_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let events = path("e.ndjson");
+    let line = |id: &str, kind: &str, user: &str| {
+        format!(
+            r#"{{"id":"{id}","source":"github","type":"{kind}","data":{{"issue":{{"title":"x"}},"sender":{{"type":"{user}","login":"ann"}}}}}}"#
+        )
+    };
+    let all = [
+        line("e1", "issues.opened", "User"),
+        line("e2", "issues.closed", "User"),
+        line("e3", "issues.opened", "Bot"),
+    ];
+    std::fs::write(&events, all.join("\n")).unwrap();
+    let first = path("first.wasm");
+    std::fs::write(&first, hooksieve_tests::FIRST_RULE).unwrap();
+    let compare = |one: &str, other: &str| {
+        let args = ["replay", "--rule", one, "--compare", other, events.as_str()];
+        cli_with(&args, &[], b"")
+    };
+    let same = compare(&first, &first);
+    assert_eq!(same.code, 0, "{}", same.stderr);
+    assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
+    let told = compare(&first, "policy:github-triage");
+    assert_eq!(told.code, 1);
+    assert!(told.stdout.contains("issues.opened e1"), "{}", told.stdout);
+    assert!(!told.stdout.contains("fuel  "), "other code burns other fuel: {}", told.stdout);
+}
