@@ -17,12 +17,18 @@ fn main() {
     let own = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let workspace = Path::new(&own).parent().expect("a crate of the workspace");
     let root = read(&workspace.join("Cargo.toml"));
-    println!("cargo::rerun-if-changed={}", workspace.join("Cargo.toml").display());
+    println!(
+        "cargo::rerun-if-changed={}",
+        workspace.join("Cargo.toml").display()
+    );
     let mut listed = String::from("pub(super) const SDK: &[(&str, &str)] = &[\n");
     for (from, to) in CRATES {
         let folder = workspace.join(from);
         println!("cargo::rerun-if-changed={}", folder.join("src").display());
-        println!("cargo::rerun-if-changed={}", folder.join("Cargo.toml").display());
+        println!(
+            "cargo::rerun-if-changed={}",
+            folder.join("Cargo.toml").display()
+        );
         let manifest = standalone(&read(&folder.join("Cargo.toml")), &root);
         writeln!(listed, "({:?}, {manifest:?}),", format!("{to}/Cargo.toml")).expect("a string");
         for file in sources(&folder.join("src")) {
@@ -66,8 +72,6 @@ fn standalone(manifest: &str, root: &str) -> String {
         if ["[dev-dependencies]", "[lints]"].contains(&section) || line.starts_with("readme") {
             continue;
         }
-        let (line, comment) = line.split_once(" #").unwrap_or((line, ""));
-        let _ = comment;
         let Some(key) = line.strip_suffix(".workspace = true") else {
             writeln!(out, "{line}").expect("a string");
             continue;

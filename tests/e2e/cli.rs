@@ -339,7 +339,7 @@ fn replay_says_by_its_exit_code_how_it_went() {
         ),
         (
             vec![&file],
-            "error: the following required arguments were not provided".into(),
+            "error: name the rule with --rule FILE.wasm".into(),
         ),
         (
             vec!["--rul", &rule, &file],

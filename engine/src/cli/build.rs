@@ -57,7 +57,12 @@ pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
         .spawn()
         .map_err(|error| Failure::Input(format!("cargo does not start: {error}; install Rust")))?;
     let mut built = None;
-    for line in running.stdout.take().into_iter().flat_map(|it| BufReader::new(it).lines()) {
+    for line in running
+        .stdout
+        .take()
+        .into_iter()
+        .flat_map(|it| BufReader::new(it).lines())
+    {
         let told = serde_json::from_str::<Told>(&line?).ok();
         let artifact = told.filter(|it| it.reason == "compiler-artifact");
         let wasm = artifact.and_then(|it| {
@@ -103,7 +108,9 @@ fn add_target() -> Result<(), Failure> {
     }
     let dim = style::DIM;
     anstream::eprintln!("{dim}adding the target {TARGET}{dim:#}");
-    let added = Command::new("rustup").args(["target", "add", TARGET]).output();
+    let added = Command::new("rustup")
+        .args(["target", "add", TARGET])
+        .output();
     if has_target() {
         return Ok(());
     }

@@ -27,9 +27,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 /// Says of a module whether it is accepted.
 pub(super) fn examine(module: &Path, config: Config, as_json: bool) -> Result<(), Failure> {
-    let wasm = std::fs::read(module).map_err(|error| {
-        Failure::Input(format!("{} cannot be read: {error}", module.display()))
-    })?;
+    let wasm = std::fs::read(module)
+        .map_err(|error| Failure::Input(format!("{} cannot be read: {error}", module.display())))?;
     let sandbox = Sandbox::new(config.limits).compile_in_child(config.compile);
     let started = Instant::now();
     // The compiler has the last word, so that what is accepted here is accepted by `serve`.

@@ -39,9 +39,18 @@ macro_rules! parts {
         Parts {
             rule: include_str!(concat!("../../templates/", $folder, "/lib.rs")),
             events: [
-                ($one, include_str!(concat!("../../templates/", $folder, "/events/", $one))),
-                ($two, include_str!(concat!("../../templates/", $folder, "/events/", $two))),
-                ($three, include_str!(concat!("../../templates/", $folder, "/events/", $three))),
+                (
+                    $one,
+                    include_str!(concat!("../../templates/", $folder, "/events/", $one)),
+                ),
+                (
+                    $two,
+                    include_str!(concat!("../../templates/", $folder, "/events/", $two)),
+                ),
+                (
+                    $three,
+                    include_str!(concat!("../../templates/", $folder, "/events/", $three)),
+                ),
             ],
         }
     };
@@ -75,7 +84,10 @@ impl Template {
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let name = args.name.as_str();
     let fits = |it: char| it.is_ascii_alphanumeric() || matches!(it, '-' | '_');
-    let begins = name.chars().next().is_some_and(|it| it.is_ascii_alphabetic());
+    let begins = name
+        .chars()
+        .next()
+        .is_some_and(|it| it.is_ascii_alphabetic());
     if !begins || !name.chars().all(fits) || name.len() > 64 {
         return Err(Failure::Input(format!(
             "{name:?} is no name of a rule: it begins with a letter, and has up to 64 letters, digits, - and _"

@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         kind: args.kind.clone(),
     };
     for path in &args.events {
-        read::<Stop>(path, &defaults, &mut |recorded| Ok(session.event(&recorded)?))?;
+        read::<Stop>(path, &defaults, &mut |recorded| session.event(&recorded))?;
     }
     session.end(&limits)
 }
@@ -173,7 +173,10 @@ impl<W: Write> Session<W> {
             }
             if missing > 0 {
                 let bad = style::BAD;
-                writeln!(self.out, "  {bad}missing  {missing} more events are expected{bad:#}")?;
+                writeln!(
+                    self.out,
+                    "  {bad}missing  {missing} more events are expected{bad:#}"
+                )?;
             }
         }
         self.out.flush()?;

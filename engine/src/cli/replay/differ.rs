@@ -32,6 +32,13 @@ fn differ(at: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) 
         "" => key.to_owned(),
         at => format!("{at}.{key}"),
     };
+    // What is not there at all has none of the fields that the other has.
+    let none = Value::Object(serde_json::Map::new());
+    let (before, after) = match (before, after) {
+        (Value::Null, Value::Object(_)) => (&none, after),
+        (Value::Object(_), Value::Null) => (before, &none),
+        both => both,
+    };
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => {
             let new = after.keys().filter(|key| !before.contains_key(*key));
@@ -78,7 +85,10 @@ pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std
             other => style::clean(&other.to_string()),
         };
         let (before, after) = (shown(before), shown(after));
-        writeln!(out, "  {field:<32} {bad}{before}{bad:#} -> {good}{after}{good:#}")?;
+        writeln!(
+            out,
+            "  {field:<32} {bad}{before}{bad:#} -> {good}{after}{good:#}"
+        )?;
     }
     Ok(())
 }
@@ -148,7 +158,10 @@ impl Blessed {
 
     pub(super) fn keep(self) -> Result<(), Failure> {
         let failed = |error: String| Failure::input(format!("{}: {error}", self.path.display()));
-        let file = self.to.into_inner().map_err(|error| failed(error.to_string()))?;
+        let file = self
+            .to
+            .into_inner()
+            .map_err(|error| failed(error.to_string()))?;
         let kept = file.persist(&self.path);
         kept.map(drop).map_err(|error| failed(error.to_string()))
     }
@@ -170,8 +183,15 @@ mod tests {
             .collect();
         assert_eq!(
             told,
-            ["b.c[1] 2 3", "b.c[2] null 4", "gone true null", "new null \"x\""]
+            [
+                "b.c[1] 2 3",
+                "b.c[2] null 4",
+                "gone true null",
+                "new null \"x\""
+            ]
         );
         assert_eq!(differences(&after, &after), []);
+        let appeared = differences(&json!({ "d": null }), &json!({ "d": { "e": 5 } }));
+        assert_eq!((appeared.len(), &*appeared[0].field), (1, "d.e"));
     }
 }
