@@ -322,6 +322,22 @@ impl Rules {
         }
     }
 
+    /// A tenant's rule of this name alone, or of any name where there is only one; with what its decisions
+    /// may name. `None` where there is no such rule, or more than one to choose from.
+    #[must_use]
+    pub fn choose(mut self, name: Option<&Name>) -> Option<Self> {
+        if let Some(name) = name {
+            self.rules.retain(|rule| rule.name == *name);
+        }
+        (self.rules.len() == 1).then_some(self)
+    }
+
+    /// Another rule in place of these, with what their decisions may name.
+    #[must_use]
+    pub fn instead(&self, rule: ActiveRule) -> Self {
+        self.only(Asked::of_file(rule))
+    }
+
     /// Asks every rule that subscribed. Blocks while they run.
     fn decide(&self, event: &StoredEvent, now_ms: i64, instances: &mut Instances) -> Decided {
         let mut commit = empty(event);

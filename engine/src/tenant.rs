@@ -62,7 +62,7 @@ impl OwnLimits {
     ///
     /// # Errors
     /// One sentence that names the one that is not.
-    pub(crate) fn check(&self, max: &LimitsMax) -> Result<(), String> {
+    pub fn check(&self, max: &LimitsMax) -> Result<(), String> {
         let given = [
             ("fuel", self.fuel, 1_000, max.fuel),
             (
@@ -89,7 +89,8 @@ impl OwnLimits {
     }
 
     /// A sandbox in which these hold.
-    pub(crate) fn within(&self, sandbox: &Sandbox) -> Sandbox {
+    #[must_use]
+    pub fn within(&self, sandbox: &Sandbox) -> Sandbox {
         if *self == Self::default() {
             return sandbox.clone();
         }

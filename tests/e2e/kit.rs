@@ -120,7 +120,8 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     ] {
         assert!(told.stdout.contains(line), "{line}: {}", told.stdout);
     }
-    assert!(!told.stdout.contains("c e3"), "{}", told.stdout);
+    let as_expected = told.stdout.lines().any(|line| line.starts_with("c e3"));
+    assert!(!as_expected, "{}", told.stdout);
     let json = replay(&["--expect", &expected, "--json"], &two).json_lines();
     let first = &json[0]["differences"][0];
     assert_eq!(first["field"], "decision.actions[0].message.title");
@@ -175,4 +176,77 @@ fn two_modules_are_compared_on_the_same_events() {
     let mut lines = told.stdout.lines();
     let fuel = lines.any(|line| line.starts_with("  fuel") && line.contains("->"));
     assert!(!fuel, "other code burns other fuel: {}", told.stdout);
+}
+
+/// With a tenant's file, its limits and channels hold, and it is shown what would go out.
+#[test]
+fn a_tenant_s_limits_and_channels_hold_in_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("probe.wasm"), hooksieve_tests::PROBE).unwrap();
+    let tenant = "[[channel]]\nname = 'mail'\nkind = 'email'\nhost = 'mail.example'\nfrom = 'a@mail.example'\nto = ['b@mail.example']\n\
+        [[channel]]\nname = 'chat'\nkind = 'slack'\nurl = { env = 'CHAT_URL' }\n\
+        [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\nconfig = { greeting = 'hello' }\n\
+        [[rule]]\nname = 'two'\nmodule = 'probe.wasm'\nevents = ['*']\nchannels = ['chat']\n\
+        [limits]\nactions = 2\n";
+    std::fs::write(path("acme.toml"), tenant).unwrap();
+    let events = path("e.ndjson");
+    let line = |id: &str, data: &str| {
+        format!(r#"{{"id":"{id}","source":"open","type":"a","data":{data}}}"#)
+    };
+    let all = [
+        line(
+            "e1",
+            r#"{"do":"notify","title":"A title","text":"A text","link":"https://a.example/"}"#,
+        ),
+        line(
+            "e2",
+            r#"{"do":"notify","channel":"chat","title":"To all","link":"https://a.example/"}"#,
+        ),
+    ];
+    std::fs::write(&events, all.join("\n")).unwrap();
+    let tenant = path("acme.toml");
+    let replay = |more: &[&str]| {
+        let mut args = vec!["replay", "--tenant", &tenant];
+        args.extend(more);
+        args.push(&events);
+        cli_with(
+            &args,
+            &[("CHAT_URL", "https://hooks.example/planted-secret")],
+            b"",
+        )
+    };
+    let which = replay(&[]);
+    assert_eq!(which.code, 2);
+    assert!(which.stderr.contains("it has one, two"), "{}", which.stderr);
+    let shown = replay(&["--rule", "one", "--render"]);
+    assert_eq!(shown.code, 0, "{}{}", shown.stdout, shown.stderr);
+    for part in [
+        "mail (email)",
+        "A text",
+        "chat (slack)",
+        "To all",
+        "hello",
+        "headroom",
+    ] {
+        assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
+    }
+    assert!(!shown.stdout.contains("planted"), "{}", shown.stdout);
+    // The second may not mail.
+    let refused = replay(&["--rule", "two"]);
+    assert_eq!(refused.code, 1);
+    assert!(
+        refused.stdout.contains("not in the rule's `channels`"),
+        "{}",
+        refused.stdout
+    );
+    // A module of one's own, as this tenant's.
+    std::fs::write(&events, line("e3", r#"{"do":"many","count":3}"#)).unwrap();
+    let module = path("probe.wasm");
+    let limited = replay(&["--rule", &module]);
+    assert!(
+        limited.stdout.contains("3 actions, the limit is 2"),
+        "{}",
+        limited.stdout
+    );
 }

@@ -104,8 +104,8 @@ async fn files_are_applied_and_the_difference_is_shown_first() {
     let rule = server.get("/v1/tenants/acme/rules/one").await.json();
     assert_eq!(rule["live"], 2, "{rule}");
     let shown = server.get("/v1/tenants/acme").await.json();
-    assert_eq!(shown["default_channel"], "hook");
-    assert_eq!(shown["quotas"]["events_per_s"], 50);
+    assert_eq!(shown["settings"]["default_channel"], "hook");
+    assert_eq!(shown["settings"]["quotas"]["events_per_s"], 50);
 
     // Others are left alone, unless they are meant.
     let own = operator(&server);

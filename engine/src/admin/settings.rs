@@ -83,7 +83,6 @@ pub struct Removed {
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TenantSet {
     pub name: Name,
-    #[serde(flatten)]
     pub settings: Fileless,
 }
 

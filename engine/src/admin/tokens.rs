@@ -68,7 +68,6 @@ pub struct TenantView {
     /// Whether it has a file: then its settings are changed there.
     #[serde(default)]
     pub in_file: bool,
-    #[serde(flatten)]
     pub settings: Fileless,
 }
 

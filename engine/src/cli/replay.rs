@@ -5,25 +5,35 @@ mod differ;
 
 use self::differ::{Blessed, Expected, Made};
 use super::{Failure, build, environment, style};
+use hooksieve::channel::Channel;
 use hooksieve::config::Config;
-use hooksieve::config::read::did_you_mean;
+use hooksieve::config::read::{Source, did_you_mean};
 use hooksieve::id::Name;
 use hooksieve::pipeline::{ActiveRule, Rules};
 use hooksieve::replay::{BadInput, Defaults, Recorded, read};
 use hooksieve::sandbox::{Instances, Kept, Limits, Program, Run, Sandbox};
 use hooksieve::store::{Delivery, Outcome, State};
-use hooksieve::tenant::encode_config;
+use hooksieve::tenant::{Tenant, encode_config};
 use hooksieve::timing::{Rehearsal, Suppressed};
 use hooksieve_sdk::wire::Decision;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The rule: a module, or policy:NAME [default: what `hooksieve build` made here last]
-    #[arg(long, value_name = "FILE.wasm|policy:NAME")]
+    /// The rule: a module, policy:NAME, or with --tenant one of its rules [default: the tenant's, or what
+    /// `hooksieve build` made here last]
+    #[arg(long, value_name = "FILE.wasm|policy:NAME|RULE")]
     rule: Option<String>,
+    /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
+    #[arg(long, value_name = "FILE.toml")]
+    tenant: Option<PathBuf>,
+    /// Show what each channel of the tenant would send, sending nothing
+    #[arg(long, requires = "tenant", conflicts_with_all = ["json", "expect", "compare"])]
+    render: bool,
     /// The rule's configuration, as TOML (the keys of [rule.config]) or JSON
     #[arg(long, value_name = "FILE")]
     rule_config: Option<PathBuf>,
@@ -55,15 +65,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), &environment())?;
-    let limits = config.limits.clone();
-    let name = match &args.rule {
-        Some(rule) => rule.clone(),
-        None => built_here()?,
-    };
+    let tenant = args.tenant.as_deref().map(|path| tenant(path, &config));
+    let tenant = tenant.transpose()?;
+    let sandbox = Sandbox::new(config.limits).compile_in_child(config.compile);
+    let place = Place { tenant, sandbox };
+    let limits = place.limits();
     let mut session = Session {
-        rule: Asked::new(&name, &args, &config)?,
+        rule: Asked::new(args.rule.as_deref(), &args, &place)?,
         before: match &args.compare {
-            Some(other) => Some(Asked::new(other, &args, &config)?),
+            Some(other) => Some(Asked::new(Some(other), &args, &place)?),
             None => None,
         },
         expected: match &args.expect {
@@ -77,6 +87,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         report: Report::default(),
         differ: 0,
         json: args.json,
+        channels: match (args.render, &place.tenant) {
+            (true, Some(tenant)) => tenant.channels.clone(),
+            _ => BTreeMap::new(),
+        },
         out: std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout())),
     };
     let defaults = Defaults {
@@ -101,6 +115,36 @@ fn built_here() -> Result<String, Failure> {
     Ok(built.display().to_string())
 }
 
+/// What rules run with: a tenant's settings, where one is named.
+struct Place {
+    tenant: Option<Tenant>,
+    sandbox: Sandbox,
+}
+
+impl Place {
+    fn sandbox(&self) -> Sandbox {
+        match &self.tenant {
+            Some(tenant) => tenant.limits.within(&self.sandbox),
+            None => self.sandbox.clone(),
+        }
+    }
+
+    fn limits(&self) -> Arc<Limits> {
+        self.sandbox().limits().clone()
+    }
+}
+
+fn tenant(path: &Path, config: &Config) -> Result<Tenant, Failure> {
+    let tenant = Tenant::load(
+        &Source::open(path)?,
+        &environment(),
+        config.dispatch.timeout_ms,
+    )?;
+    let limits = tenant.limits.check(&config.limits_max);
+    limits.map_err(|error| Failure::Input(format!("{}: {error}", path.display())))?;
+    Ok(tenant)
+}
+
 /// A rule, with the instance that decides.
 struct Asked {
     rules: Rules,
@@ -119,6 +163,8 @@ struct Session<W: Write> {
     /// How many events come to something else.
     differ: u64,
     json: bool,
+    /// Those of which it is shown what they would send.
+    channels: BTreeMap<Name, Arc<Channel>>,
     out: W,
 }
 
@@ -127,7 +173,7 @@ impl<W: Write> Session<W> {
         let Some(seen) = self.rule.see(recorded) else {
             return Ok(());
         };
-        self.report.add(&seen);
+        self.report.add(&seen, recorded);
         let made = seen.made(recorded);
         if let Some(blessed) = &mut self.blessed {
             blessed.add(&made)?;
@@ -152,7 +198,10 @@ impl<W: Write> Session<W> {
             return Ok(writeln!(self.out, "{line}")?);
         }
         match found {
-            None => Ok(seen.tell(recorded, &mut self.out)?),
+            None => {
+                seen.tell(recorded, &mut self.out)?;
+                Ok(seen.render(&self.channels, &mut self.out)?)
+            }
             Some(found) if found.is_empty() => Ok(()),
             Some(found) => Ok(differ::show(&made, &found, &mut self.out)?),
         }
@@ -234,9 +283,17 @@ impl From<Stop> for Failure {
 }
 
 impl Asked {
-    fn new(rule: &str, args: &Args, config: &Config) -> Result<Self, Failure> {
+    fn new(rule: Option<&str>, args: &Args, place: &Place) -> Result<Self, Failure> {
+        let rules = match &place.tenant {
+            Some(tenant) => of_tenant(tenant, rule, args, place)?,
+            None => {
+                let rule = rule.map_or_else(built_here, |rule| Ok(rule.to_owned()))?;
+                let name = "replay".parse::<Name>().map_err(Failure::input)?;
+                Rules::one(name, alone(&rule, args, place)?)
+            }
+        };
         Ok(Self {
-            rules: rules(rule, args, config)?,
+            rules,
             instances: Instances::new(ONE),
             rehearsal: Rehearsal::default(),
         })
@@ -246,6 +303,7 @@ impl Asked {
     fn see(&mut self, recorded: &Recorded) -> Option<Seen> {
         let (run, commit) = self.rules.replay(&recorded.event, &mut self.instances)?;
         let received_ms = recorded.event.received_ms;
+        let deliveries = commit.deliveries.clone();
         let timed = commit.deliveries.into_iter();
         let timed = timed
             .map(|delivery| self.rehearsal.admit(delivery, received_ms))
@@ -262,11 +320,42 @@ impl Asked {
             decision,
             error,
             timed,
+            deliveries,
         })
     }
 }
 
-fn rules(rule: &str, args: &Args, config: &Config) -> Result<Rules, Failure> {
+/// A rule of the tenant's, or a module in its place.
+fn of_tenant(
+    tenant: &Tenant,
+    rule: Option<&str>,
+    args: &Args,
+    place: &Place,
+) -> Result<Rules, Failure> {
+    let mut all = Rules::compile(std::slice::from_ref(tenant), &place.sandbox)?;
+    let Some(all) = all.pop() else {
+        unreachable!("one tenant has one set of rules");
+    };
+    let names: Vec<&str> = tenant.rules.iter().map(|it| it.name.as_str()).collect();
+    let named = rule.and_then(|rule| rule.parse::<Name>().ok());
+    let known = named.filter(|name| names.contains(&name.as_str()));
+    match (rule, known) {
+        (Some(rule), None) => Ok(all.instead(alone(rule, args, place)?)),
+        (_, name) => all.choose(name.as_ref()).ok_or_else(|| {
+            let which = match names.is_empty() {
+                true => "it has none".to_owned(),
+                false => format!("it has {}", names.join(", ")),
+            };
+            Failure::Input(format!(
+                "name one rule of the tenant {} with --rule: {which}",
+                tenant.name
+            ))
+        }),
+    }
+}
+
+/// A module, with the configuration that was given.
+fn alone(rule: &str, args: &Args, place: &Place) -> Result<ActiveRule, Failure> {
     let wasm = match rule.strip_prefix("policy:") {
         Some(name) => match hooksieve_policies::get(name) {
             Some(policy) => policy.wasm.to_vec(),
@@ -283,23 +372,18 @@ fn rules(rule: &str, args: &Args, config: &Config) -> Result<Rules, Failure> {
         Some(path) => rule_config(path)?,
         None => vec![0x80],
     };
-    let limits = config.limits.clone();
-    let module = Sandbox::new(limits.clone())
-        .compile_in_child(config.compile)
-        .compile(wasm)
-        .map_err(|refused| {
-            Failure::Input(format!(
-                "the rule {rule} is refused: {refused}; {}",
-                refused.fix()
-            ))
-        })?;
+    let sandbox = place.sandbox();
+    let limits = sandbox.limits().clone();
+    let module = sandbox.compile(wasm).map_err(|refused| {
+        Failure::Input(format!(
+            "the rule {rule} is refused: {refused}; {}",
+            refused.fix()
+        ))
+    })?;
     let program = Program::new(module, settings, limits)
         .map_err(|error| Failure::Input(format!("the rule {rule}: {error}")))?;
-    let name = |text: &str| text.parse::<Name>().map_err(Failure::input);
-    Ok(Rules::one(
-        name("replay")?,
-        ActiveRule::alone(name("rule")?, program),
-    ))
+    let name = "rule".parse::<Name>().map_err(Failure::input)?;
+    Ok(ActiveRule::alone(name, program))
 }
 
 fn rule_config(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -325,9 +409,38 @@ struct Seen {
     /// The kind of failure, and its text.
     error: Option<(String, String)>,
     timed: Vec<Timed>,
+    deliveries: Vec<Delivery>,
 }
 
 impl Seen {
+    /// What each of these channels would send.
+    fn render(
+        &self,
+        channels: &BTreeMap<Name, Arc<Channel>>,
+        out: &mut impl Write,
+    ) -> std::io::Result<()> {
+        let (bold, bad) = (style::HEADING, style::BAD);
+        for delivery in &self.deliveries {
+            let Some(channel) = channels.get(&delivery.channel) else {
+                continue;
+            };
+            let (name, kind) = (&delivery.channel, channel.kind());
+            writeln!(out, "    {bold}{name}{bold:#} ({kind})")?;
+            let text = match channel.preview(delivery) {
+                Ok(preview) => match (preview.text, preview.json) {
+                    (Some(text), _) => text,
+                    (None, Some(json)) => format!("{json:#}"),
+                    (None, None) => String::new(),
+                },
+                Err(error) => format!("{bad}{error}{bad:#}"),
+            };
+            for line in text.lines() {
+                writeln!(out, "      {}", style::clean(line))?;
+            }
+        }
+        Ok(())
+    }
+
     fn failure(&self) -> Option<serde_json::Value> {
         let (kind, message) = self.error.as_ref()?;
         Some(serde_json::json!({ "kind": kind, "message": message }))
@@ -477,13 +590,23 @@ struct Report {
     /// Deliveries by what their timing comes to.
     timed: BTreeMap<&'static str, u64>,
     fuel: Vec<u64>,
-    memory_bytes_max: u64,
+    memory_bytes: Vec<u64>,
+    /// The event that came closest to the limit of fuel, and the one that took longest.
+    nearest: (u64, String),
+    slowest: (Duration, String),
 }
 
 impl Report {
-    fn add(&mut self, seen: &Seen) {
+    fn add(&mut self, seen: &Seen, recorded: &Recorded) {
         self.fuel.push(seen.run.fuel);
-        self.memory_bytes_max = self.memory_bytes_max.max(seen.run.memory_bytes);
+        self.memory_bytes.push(seen.run.memory_bytes);
+        let which = || format!("{} {}", recorded.event.kind, recorded.id);
+        if seen.run.fuel > self.nearest.0 {
+            self.nearest = (seen.run.fuel, which());
+        }
+        if seen.run.duration > self.slowest.0 {
+            self.slowest = (seen.run.duration, which());
+        }
         for timed in &seen.timed {
             *self.timed.entry(timed.state).or_default() += 1;
         }
@@ -530,22 +653,32 @@ impl Report {
             let timed: Vec<_> = timed.map(|(state, n)| format!("{state} {n}")).collect();
             writeln!(out, "  timing   {}", timed.join(", "))?;
         }
-        let max = self.fuel.last().copied().unwrap_or(0);
-        writeln!(
-            out,
-            "  fuel     p50 {}, p99 {}, max {} of {} ({:.1} %)",
-            style::grouped(percentile(&self.fuel, 50)),
-            style::grouped(percentile(&self.fuel, 99)),
-            style::grouped(max),
-            style::grouped(limits.fuel),
-            100.0 * max as f64 / limits.fuel as f64
+        self.memory_bytes.sort_unstable();
+        let mut used = |what: &str, all: &[u64], limit: u64, shown: fn(u64) -> String| {
+            let max = all.last().copied().unwrap_or(0);
+            let [p50, p95, p99] = [50, 95, 99].map(|percent| shown(percentile(all, percent)));
+            let share = 100.0 * max as f64 / limit as f64;
+            let (max, limit) = (shown(max), shown(limit));
+            writeln!(
+                out,
+                "  {what:<8} p50 {p50}, p95 {p95}, p99 {p99}, max {max} of {limit} ({share:.1} %)"
+            )
+        };
+        used("fuel", &self.fuel, limits.fuel, style::grouped)?;
+        used(
+            "memory",
+            &self.memory_bytes,
+            limits.memory_bytes,
+            style::bytes,
         )?;
-        writeln!(
-            out,
-            "  memory   max {} of {}",
-            style::bytes(self.memory_bytes_max),
-            style::bytes(limits.memory_bytes)
-        )
+        if self.nearest.0 > 0 {
+            let left = 100.0 - 100.0 * self.nearest.0 as f64 / limits.fuel as f64;
+            let which = style::clean(&self.nearest.1);
+            writeln!(out, "  headroom {left:.1} % of the fuel, on {which}")?;
+            let (took, which) = (self.slowest.0.as_micros(), style::clean(&self.slowest.1));
+            writeln!(out, "  slowest  {took} µs, {which}")?;
+        }
+        Ok(())
     }
 }
 
