@@ -10,6 +10,7 @@ mod egress;
 mod faults;
 mod flow;
 mod fuel;
+mod gallery;
 mod guest;
 mod hostile;
 mod housekeeping;
