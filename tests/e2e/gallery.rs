@@ -99,7 +99,10 @@ fn runs() -> Vec<Case> {
         ),
         case(
             "The same where an operator has raised the fuel: the clock stands behind it.",
-            &doing(FOREVER).run_within(&patient).outcome.expect_err("it fails"),
+            &doing(FOREVER)
+                .run_within(&patient)
+                .outcome
+                .expect_err("it fails"),
             "As for fuel. That a clock ends a rule, and not its fuel, is a sign that `[limits] fuel` is too high.",
         ),
         case(
@@ -183,7 +186,9 @@ fn refusals() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "A module that wants something of its host.",
-            wasm(&format!("(module (import \"env\" \"now\" (func)) {exports})")),
+            wasm(&format!(
+                "(module (import \"env\" \"now\" (func)) {exports})"
+            )),
         ),
         (
             "A start function.",
@@ -197,7 +202,9 @@ fn refusals() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "Threads.",
-            wasm("(module (memory (export \"memory\") 1 1 shared) (func (export \"hooksieve_abi_1\")))"),
+            wasm(
+                "(module (memory (export \"memory\") 1 1 shared) (func (export \"hooksieve_abi_1\")))",
+            ),
         ),
         (
             "Memory that begins with 32 MiB.",
