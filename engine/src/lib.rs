@@ -64,7 +64,7 @@ pub mod registry;
 pub mod replay;
 pub mod sandbox;
 mod seal;
-mod secret;
+pub mod secret;
 pub mod serve;
 pub mod share;
 pub mod stats;

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 const HEAD: &str = "\
 # What an author reads when a rule fails
 
-Every line under `says` was said: this page is made by the test `gallery` from real runs, with the default limits of
+What stands in a block was said: this page is made by the test `gallery` from real runs, with the default limits of
 `engine/defaults.toml` where nothing else stands here. `hooksieve replay`, `hooksieve explain`, the console and the
 log say it in the same words; programs find the word under `kind` in their JSON. A rule's failure is data: the event is
 held, passed on or dropped, as `on_error` has it, and nothing of the event is lost.
@@ -121,6 +121,15 @@ fn runs() -> Vec<Case> {
             "Use a loop and a list of what is left to do.",
         ),
         case(
+            "The same in a module that keeps nothing in memory for it: the engine's own stack for it ends.",
+            &Guest {
+                extra: "(func $deep (call $deep))".into(),
+                ..doing("(call $deep)")
+            }
+            .fails(),
+            "As above.",
+        ),
+        case(
             "A decision with too many actions.",
             &of_probe(json!({ "do": "many", "count": 17 })),
             "Send one message with fields, or a digest.",
@@ -208,7 +217,11 @@ fn refusals() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "Memory that begins with 32 MiB.",
-            wasm("(module (memory (export \"memory\") 512) (func (export \"hooksieve_abi_1\")))"),
+            Guest {
+                memory: "(memory (export \"memory\") 512)".into(),
+                ..Guest::default()
+            }
+            .wasm(),
         ),
     ]
 }
