@@ -250,3 +250,53 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         limited.stdout
     );
 }
+
+/// Whoever saves a file reads what it changes, and nothing else.
+#[test]
+fn what_a_saved_file_changes_is_told() {
+    use std::io::{BufRead as _, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    well(dir.path(), &["new", "mine"]);
+    let folder = dir.path().join("mine");
+    let mut watching = Command::new(program())
+        .args(["replay", "--watch", "events"])
+        .current_dir(&folder)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let mut until_it_waits = || {
+        let mut told = String::new();
+        loop {
+            let line = lines.next().expect("it goes on").unwrap();
+            if line.contains("waiting for a file") {
+                return told;
+            }
+            told += &(line + "\n");
+        }
+    };
+    let first = until_it_waits();
+    assert!(
+        first.contains("a new issue") && first.contains("failed CI"),
+        "{first}"
+    );
+    let path = folder.join("src/lib.rs");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("CI is red: ", "Broken: ")).unwrap();
+    let second = until_it_waits();
+    assert!(
+        second.contains("CI is red: tests -> Broken: tests"),
+        "{second}"
+    );
+    assert!(second.contains("differ   1 of 3"), "{second}");
+    assert!(!second.contains("a new issue"), "{second}");
+    // What does not compile is said by the compiler, and the next save is looked at.
+    std::fs::write(&path, "fn").unwrap();
+    until_it_waits();
+    std::fs::write(&path, text).unwrap();
+    let last = until_it_waits();
+    assert!(last.contains("Broken: tests -> CI is red: tests"), "{last}");
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+}

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
     #[arg(long, value_name = "FILE.toml")]
     tenant: Option<PathBuf>,
+    /// In a rule's folder: build and replay again whenever a file is saved, and tell what changed
+    #[arg(long, conflicts_with_all = ["rule", "json", "expect", "compare", "render"])]
+    watch: bool,
     /// Show what each channel of the tenant would send, sending nothing
     #[arg(long, requires = "tenant", conflicts_with_all = ["json", "expect", "compare"])]
     render: bool,
@@ -64,6 +67,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if args.watch {
+        return watch(&args);
+    }
+    once(&args, None)
+}
+
+/// Goes through all events; `last` is what the run before made of them, and is what this one makes then.
+fn once(args: &Args, last: Option<&mut Vec<Made>>) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), &environment())?;
     let tenant = args.tenant.as_deref().map(|path| tenant(path, &config));
     let tenant = tenant.transpose()?;
@@ -71,9 +82,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let place = Place { tenant, sandbox };
     let limits = place.limits();
     let mut session = Session {
-        rule: Asked::new(args.rule.as_deref(), &args, &place)?,
+        rule: Asked::new(args.rule.as_deref(), args, &place)?,
         before: match &args.compare {
-            Some(other) => Some(Asked::new(Some(other), &args, &place)?),
+            Some(other) => Some(Asked::new(Some(other), args, &place)?),
             None => None,
         },
         expected: match &args.expect {
@@ -84,6 +95,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             Some(path) if args.bless => Some(Blessed::new(path)?),
             _ => None,
         },
+        last: last
+            .as_ref()
+            .map(|last| (**last).clone())
+            .unwrap_or_default(),
+        now: last.is_some().then(Vec::new),
         report: Report::default(),
         differ: 0,
         json: args.json,
@@ -101,7 +117,56 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     for path in &args.events {
         read::<Stop>(path, &defaults, &mut |recorded| session.event(&recorded))?;
     }
+    if let (Some(last), Some(now)) = (last, session.now.take()) {
+        *last = now;
+    }
     session.end(&limits)
+}
+
+/// How often it is looked whether a file was saved.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Builds and replays whenever a file of the rule or an event was saved, until it is ended.
+fn watch(args: &Args) -> Result<(), Failure> {
+    let (mut seen, mut last) = (None, Vec::new());
+    loop {
+        let now = saved(args);
+        if seen.replace(now.clone()) != Some(now) {
+            let done = build::module(Path::new(".")).and_then(|_| once(args, Some(&mut last)));
+            match done {
+                Ok(()) | Err(Failure::Outcome(None)) => {}
+                Err(Failure::Pipe) => return Ok(()),
+                Err(Failure::Outcome(Some(why)) | Failure::Input(why)) => {
+                    let error = style::ERROR;
+                    anstream::eprintln!("{error}error:{error:#} {why}");
+                }
+            }
+            let dim = style::DIM;
+            anstream::println!("{dim}waiting for a file to be saved{dim:#}");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The files that a replay depends on, and when each was saved.
+fn saved(args: &Args) -> Vec<(PathBuf, Option<SystemTime>)> {
+    fn add(path: &Path, found: &mut Vec<(PathBuf, Option<SystemTime>)>) {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.for_each(|entry| add(&entry.path(), found));
+        } else {
+            let saved = std::fs::metadata(path).and_then(|it| it.modified());
+            found.push((path.to_owned(), saved.ok()));
+        }
+    }
+    let mut found = Vec::new();
+    let own = ["src", "Cargo.toml"].map(PathBuf::from);
+    let named = args.rule_config.iter().chain(&args.tenant);
+    for path in own.iter().chain(&args.events).chain(named) {
+        add(path, &mut found);
+    }
+    found.sort();
+    found
 }
 
 /// The module that `hooksieve build` put here.
@@ -159,6 +224,9 @@ struct Session<W: Write> {
     before: Option<Asked>,
     expected: Option<Expected>,
     blessed: Option<Blessed>,
+    /// What the run before this one made of the events, and what this one makes, where somebody watches.
+    last: Vec<Made>,
+    now: Option<Vec<Made>>,
     report: Report,
     /// How many events come to something else.
     differ: u64,
@@ -178,7 +246,13 @@ impl<W: Write> Session<W> {
         if let Some(blessed) = &mut self.blessed {
             blessed.add(&made)?;
         }
+        let seen_last = self.now.as_mut().and_then(|now| {
+            let before = self.last.get(now.len()).cloned();
+            now.push(made.clone());
+            before
+        });
         let before = match (&mut self.expected, &mut self.before) {
+            _ if seen_last.is_some() => seen_last,
             (Some(expected), _) => Some(expected.next()?),
             (None, Some(before)) => before.see(recorded).map(|it| {
                 let mut before = it.made(recorded);
@@ -208,7 +282,8 @@ impl<W: Write> Session<W> {
     }
 
     fn end(mut self, limits: &Limits) -> Result<(), Failure> {
-        let compared = self.expected.is_some() || self.before.is_some();
+        let watched = !self.last.is_empty();
+        let compared = self.expected.is_some() || self.before.is_some() || watched;
         let missing = self.expected.map_or(0, Expected::rest);
         if !self.json {
             self.report.summary(limits, &mut self.out)?;
@@ -234,7 +309,7 @@ impl<W: Write> Session<W> {
         }
         // What fails as it is expected to is as it should be.
         let failed = self.report.failed > 0 && !compared;
-        match failed || self.differ > 0 || missing > 0 {
+        match failed || (self.differ > 0 && !watched) || missing > 0 {
             false => Ok(()),
             true => Err(Failure::Outcome(None)),
         }

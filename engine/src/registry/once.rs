@@ -184,18 +184,25 @@ impl UnderWay<'_> {
         let mut changes = vec![(name.clone(), Some(seal.seal(&name, &open)))];
         let tenant = &self.key.tenant;
         let surplus: Vec<(i64, Hash)> = {
-            let mut index = once.lock();
-            let own = index.kept.entry(tenant.clone()).or_default();
-            own.push_back((now_ms, self.key.hash));
-            let over = own.len().saturating_sub(KEPT_MAX);
-            let old = own.iter().take_while(|it| it.0 <= now_ms - KEPT_MS).count();
-            own.drain(..over.max(old)).collect()
+            let index = once.lock();
+            let own = index.kept.get(tenant).map(VecDeque::iter);
+            let own = own.into_iter().flatten();
+            let over = (own.clone().count() + 1).saturating_sub(KEPT_MAX);
+            let old = own
+                .clone()
+                .take_while(|it| it.0 <= now_ms - KEPT_MS)
+                .count();
+            own.take(over.max(old)).copied().collect()
         };
         let gone = surplus
             .iter()
             .map(|(at_ms, hash)| record_key(tenant.as_ref(), *at_ms, hash));
         changes.extend(gone.map(|key| (key, None)));
         store.set_records(changes).await?;
+        let mut index = once.lock();
+        let own = index.kept.entry(tenant.clone()).or_default();
+        own.retain(|it| !surplus.contains(it));
+        own.push_back((now_ms, self.key.hash));
         Ok(())
     }
 }
