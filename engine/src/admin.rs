@@ -17,6 +17,7 @@ mod held;
 mod modules;
 mod once;
 mod openapi;
+mod recording;
 mod rules;
 mod settings;
 mod tokens;
@@ -133,7 +134,8 @@ impl Admin {
             .merge(held::router())
             .merge(dead::router())
             .merge(channels::router())
-            .merge(backup::router());
+            .merge(backup::router())
+            .merge(recording::router());
         let (calls, described) = calls.split_for_parts();
         calls
             .route("/metrics", get(metrics))

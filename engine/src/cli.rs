@@ -15,6 +15,7 @@ mod held;
 mod login;
 mod new;
 mod policies;
+mod record;
 mod replay;
 mod rules;
 mod serve;
@@ -52,6 +53,8 @@ enum Command {
     New(new::Args),
     /// Compile a rule's crate to a module, and check it
     Build(build::Args),
+    /// Write events with what was decided of them to a file, for replay
+    Record(record::Args),
     /// Run events through a rule, sending nothing; compare what it decides
     Replay(replay::Args),
     /// Say whether a module is accepted, and if not, why and what to do
@@ -151,6 +154,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::New(args) => new::run(args),
         Command::Build(args) => build::run(args),
+        Command::Record(args) => record::run(args),
         Command::Replay(args) => replay::run(args),
         Command::Check(args) => check::run(args),
         Command::Policies(args) => policies::run(args),

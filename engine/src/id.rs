@@ -90,6 +90,12 @@ impl EventId {
         }
     }
 
+    /// One that is less than those of events that came in from this moment on.
+    pub fn before(ms: i64) -> Self {
+        let ms = u128::try_from(ms).unwrap_or(0) & 0xffff_ffff_ffff;
+        Self(Uuid::from_u128(ms << 80))
+    }
+
     /// The id of an event that has none yet, made from its bytes: replay gives the same event the
     /// same id in every run.
     pub fn from_bytes(bytes: &[u8]) -> Self {

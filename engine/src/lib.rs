@@ -28,7 +28,7 @@
 //! | [`acknowledge`] | links by which people stop an escalation |
 //! | [`registry`] | access tokens, uploaded modules, rules as histories of versions; tenants, sources and channels set up by calls |
 //! | [`admin`] | operators' and tenants' calls over HTTP, their description, and the console |
-//! | [`replay`] | recorded events, read as the engine would have stored them |
+//! | [`replay`], [`recording`] | recorded events, read as the engine would have stored them; their file |
 //! | [`serve`] | all of it wired together |
 //!
 //! # Invariants
@@ -60,6 +60,7 @@ mod notice;
 pub mod pipeline;
 mod problem;
 mod quota;
+pub mod recording;
 pub mod registry;
 pub mod replay;
 pub mod sandbox;

@@ -332,6 +332,12 @@ impl Rules {
         (self.rules.len() == 1).then_some(self)
     }
 
+    /// What the first of them runs.
+    pub fn program(&self) -> Option<&Program> {
+        let rule = self.rules.first()?.live.as_deref()?;
+        rule.program.as_ref().ok()
+    }
+
     /// Another rule in place of these, with what their decisions may name.
     #[must_use]
     pub fn instead(&self, rule: ActiveRule) -> Self {

@@ -6,6 +6,7 @@
 
 use crate::id::{EventId, Name};
 use crate::ingest::verify::Verify;
+use crate::recording::{self, Made, NotRead};
 use crate::store::StoredEvent;
 use crate::tenant::Source;
 use hooksieve_sdk::wire::json::Data;
@@ -31,6 +32,8 @@ pub struct Recorded {
     pub id: String,
     pub source: String,
     pub event: StoredEvent,
+    /// What was decided of it, where it is of a recording.
+    pub made: Vec<Made>,
 }
 
 /// Input that holds no event: where, and what is wrong.
@@ -48,7 +51,7 @@ fn bad(place: impl Into<String>, message: impl ToString) -> BadInput {
     }
 }
 
-/// Gives every event of a file, a folder (its `.json` and `.ndjson` files, in the order of their
+/// Gives every event of a file, a folder (its `.json`, `.ndjson` and `.hsr` files, in the order of their
 /// names), or `-` for standard input, one after another, without keeping them.
 ///
 /// # Errors
@@ -68,12 +71,33 @@ pub fn read<E: From<BadInput>>(
         }
         return Ok(());
     }
+    if extension(path) == Some("hsr") {
+        let file = std::fs::File::open(path).map_err(|error| bad(&place, error))?;
+        let (from, tenant) = (BufReader::new(file), &defaults.tenant);
+        let read = recording::read(from, tenant, &mut |it| each(it).map_err(Ended::By));
+        return read.map_err(|ended| match ended {
+            Ended::By(error) => error,
+            Ended::NotRead(error) => bad(&place, error).into(),
+        });
+    }
     if extension(path) == Some("ndjson") {
         let file = std::fs::File::open(path).map_err(|error| bad(&place, error))?;
         return lines(&place, BufReader::new(file), defaults, each);
     }
     let json = std::fs::read(path).map_err(|error| bad(&place, error))?;
     each(one(&place, &json, defaults)?)
+}
+
+/// What ends the reading of a recording.
+enum Ended<E> {
+    By(E),
+    NotRead(NotRead),
+}
+
+impl<E> From<NotRead> for Ended<E> {
+    fn from(error: NotRead) -> Self {
+        Ended::NotRead(error)
+    }
 }
 
 fn extension(path: &Path) -> Option<&str> {
@@ -87,7 +111,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, BadInput> {
         let path = entry.map_err(|error| bad(&place, error))?.path();
         if path.is_dir() {
             found.extend(files(&path)?);
-        } else if matches!(extension(&path), Some("json" | "ndjson")) {
+        } else if matches!(extension(&path), Some("json" | "ndjson" | "hsr")) {
             found.push(path);
         }
     }
@@ -246,5 +270,6 @@ fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
         id: head.id.to_owned(),
         source: head.source.to_owned(),
         event,
+        made: Vec::new(),
     }
 }

@@ -108,6 +108,7 @@ fn every_call() -> Vec<Asked> {
         asked("stop", 200),
         asked("resume", 200),
         asked("delete_rule", 404).with(no_rule),
+        asked("record", 200),
         asked("event", 200),
         asked("events", 200),
         asked("deliveries", 200),

@@ -300,3 +300,78 @@ fn what_a_saved_file_changes_is_told() {
     watching.kill().unwrap();
     watching.wait().unwrap();
 }
+
+/// What an engine decided is recorded, and replayed against the same rule and another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_engine_decided_is_recorded_and_replayed() {
+    use hooksieve_tests::{Receiver, Setup, TOKEN};
+    let hook = Receiver::start().await;
+    let tenant = format!(
+        "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\n\
+         [[channel]]\nname = 'mail'\nkind = 'webhook'\nurl = '{}'\n\
+         [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\nconfig = {{ greeting = 'hello' }}\n",
+        hook.url("/hook")
+    );
+    let setup = Setup::new().tenant("acme", &tenant).tenant("other", "");
+    let server = setup.start().await;
+    for n in 0..40 {
+        let event = serde_json::json!({
+            "do": if n % 4 == 0 { "drop" } else { "notify" },
+            "title": format!("{n} for ann@a.example"),
+            "text": "x".repeat(500),
+            "link": "https://a.example/",
+            "contact": { "email": "ann@a.example" },
+        });
+        let id = server.post_json("/in/acme/open", &event.to_string()).await.id();
+        server.settled(&id).await;
+    }
+    let failed = serde_json::json!({ "do": "panic", "code": 3 }).to_string();
+    server.post_json("/in/acme/open", &failed).await.id();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let record = |more: &[&str]| {
+        let mut args = vec!["record", "--tenant", "acme", "--url", &server.base];
+        args.extend(more);
+        cli_with(&args, &[("HOOKSIEVE_OPERATOR_TOKEN", TOKEN)], b"")
+    };
+    let (file, open) = (path("events.hsr"), path("open.hsr"));
+    let done = record(&[&file, "--since", "1h", "--rule", "one"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert_eq!(record(&[&open, "--personal"]).code, 0);
+    assert_eq!(record(&[&file]).code, 2, "what is there stays");
+    let none = record(&[&path("none.hsr"), "--since", "tomorrow"]);
+    assert_eq!(none.code, 2);
+    assert!(none.stderr.contains("30m, 24h, 7d"), "{}", none.stderr);
+
+    let probe = path("probe.wasm");
+    std::fs::write(&probe, hooksieve_tests::PROBE).unwrap();
+    let replay = |config: &str, more: &[&str], file: &str| {
+        let settings = path("config.toml");
+        std::fs::write(&settings, config).unwrap();
+        let mut args = vec!["replay", "--rule", &probe, "--rule-config", &settings];
+        args.extend(more);
+        args.push(file);
+        cli_with(&args, &[], b"")
+    };
+    for file in [&file, &open] {
+        let same = replay("greeting = 'hello'", &["--recorded", "one"], file);
+        assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
+        assert!(same.stdout.contains("differ   0 of 41"), "{}", same.stdout);
+    }
+    let other = replay("greeting = 'bye'", &["--recorded", "one"], &file);
+    assert_eq!(other.code, 1);
+    assert!(other.stdout.contains("hello -> bye"), "{}", other.stdout);
+    assert!(other.stdout.contains("differ   30 of 41"), "{}", other.stdout);
+    let shown = |file: &str| replay("greeting = 'hello'", &["--json"], file).stdout;
+    assert!(shown(&open).contains("for ann@a.example"));
+    assert!(!shown(&file).contains("ann@"), "{}", shown(&file));
+    assert!(shown(&file).contains("for xxx@x.xxxxxxx"), "{}", shown(&file));
+
+    // Cut off, it is not taken for whole.
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(path("short.hsr"), &bytes[..bytes.len() - 9]).unwrap();
+    let short = replay("greeting = 'hello'", &["--recorded", "one"], &path("short.hsr"));
+    assert_eq!(short.code, 2);
+    assert!(short.stderr.contains("cut off or damaged"), "{}", short.stderr);
+    server.stop().await;
+}

@@ -208,6 +208,31 @@ async fn every_example_of_githubs_is_decided_and_replay_says_what_happens() {
     assert_eq!((output.code, output.stderr.as_str()), (0, ""));
     let replayed = output.json_lines();
     assert_eq!(replayed.len(), EXAMPLES);
+    // The same from a recording, which is a fraction of the text.
+    let recording = dir.path().join("examples.hsr");
+    let (from, to) = (events.to_str().unwrap(), recording.to_str().unwrap());
+    let recorded = cli(&["record", "--from", from, "--personal", to]);
+    assert_eq!(recorded.code, 0, "{}", recorded.stderr);
+    let bytes = |path: &str| std::fs::metadata(path).unwrap().len();
+    let (json, packed) = (bytes(from), bytes(to));
+    say(&format!("examples: {json} bytes of JSON, {packed} recorded"));
+    assert!(packed * 3 < json, "{packed} of {json}");
+    let again = cli(&[
+        "replay",
+        "--rule",
+        "policy:github-triage",
+        "--rule-config",
+        config_file.to_str().unwrap(),
+        "--json",
+        to,
+    ]);
+    let without_time = |line: &Value| {
+        let mut line = line.clone();
+        line["duration_us"] = Value::Null;
+        line
+    };
+    let same = again.json_lines().iter().map(without_time).collect::<Vec<_>>();
+    assert_eq!(same, replayed.iter().map(without_time).collect::<Vec<_>>());
     let mut outcomes = BTreeMap::<_, usize>::new();
     for line in &replayed {
         assert_eq!(line["error"], Value::Null, "{line}");

@@ -36,27 +36,43 @@ pub(super) fn router() -> OpenApiRouter<Arc<Admin>> {
 )]
 async fn backup(State(admin): Shared, Extension(caller): Who) -> Result<Response, Problem> {
     caller.has(Scope::Operator)?;
-    let (chunks, mut taken) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_MAX);
-    let to = Box::new(Chunks {
-        full: Vec::with_capacity(CHUNK_BYTES),
-        chunks: chunks.clone(),
-    });
     let store = admin.store.clone();
-    let made = tokio::spawn(async move {
-        let made = store.backup(to, now_ms()).await;
+    let answered = streamed(async move |to| {
+        let made = store.backup(Box::new(to), now_ms()).await;
         match &made {
             Ok(rows) => tracing::info!(rows, by = caller.who, "a backup is taken"),
-            Err(error) => {
-                tracing::warn!(%error, by = caller.who, "a backup is not taken");
-                // Where the answer has begun, it breaks off: nobody takes it for whole.
-                let _ = chunks.send(Err(io::Error::other(error.to_string()))).await;
-            }
+            Err(error) => tracing::warn!(%error, by = caller.who, "a backup is not taken"),
+        }
+        made.map(drop)
+    });
+    answered.await.map_err(problem)
+}
+
+/// Answers with what is written, while it is written. What goes wrong after the beginning breaks the answer
+/// off, so that nobody takes it for whole.
+pub(super) async fn streamed<F, E>(
+    write: impl FnOnce(Chunks) -> F + Send + 'static,
+) -> Result<Response, Option<E>>
+where
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    let (chunks, mut taken) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_MAX);
+    let to = Chunks {
+        full: Vec::with_capacity(CHUNK_BYTES),
+        chunks: chunks.clone(),
+    };
+    let made = tokio::spawn(async move {
+        let made = write(to).await;
+        if let Err(error) = &made {
+            let broken = io::Error::other(error.to_string());
+            let _ = chunks.send(Err(broken)).await;
         }
         made
     });
     let first = match taken.recv().await {
         Some(Ok(first)) => first,
-        _ => return Err(problem(made.await.unwrap_or(Err(TransferError::InMemory)))),
+        _ => return Err(made.await.ok().and_then(Result::err)),
     };
     let rest = stream::unfold(taken, async |mut taken| {
         let chunk = taken.recv().await?;
@@ -67,18 +83,18 @@ async fn backup(State(admin): Shared, Extension(caller): Who) -> Result<Response
     Ok((kind, Body::from_stream(all)).into_response())
 }
 
-fn problem(made: Result<u64, TransferError>) -> Problem {
-    let (status, detail) = match made {
-        Ok(_) => (StatusCode::INTERNAL_SERVER_ERROR, "it is empty".to_owned()),
-        Err(TransferError::Store(error)) => return super::store_problem(error),
-        Err(error @ TransferError::UnderWay) => (StatusCode::CONFLICT, error.to_string()),
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+fn problem(error: Option<TransferError>) -> Problem {
+    let (status, detail) = match error {
+        None => (StatusCode::INTERNAL_SERVER_ERROR, "it is empty".to_owned()),
+        Some(TransferError::Store(error)) => return super::store_problem(error),
+        Some(error @ TransferError::UnderWay) => (StatusCode::CONFLICT, error.to_string()),
+        Some(error) => (StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
     };
     Problem::new(status, "backup", "No backup", detail)
 }
 
 /// What is written, in pieces for the client; the one who writes waits for it.
-struct Chunks {
+pub(super) struct Chunks {
     full: Vec<u8>,
     chunks: mpsc::Sender<io::Result<Bytes>>,
 }

@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
     #[arg(long, value_name = "FILE.toml")]
     tenant: Option<PathBuf>,
+    /// Compare with what this rule decided of the events in a recording
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["expect", "compare", "watch"])]
+    recorded: Option<Name>,
     /// In a rule's folder: build and replay again whenever a file is saved, and tell what changed
     #[arg(long, conflicts_with_all = ["rule", "json", "expect", "compare", "render"])]
     watch: bool,
@@ -95,6 +98,7 @@ fn once(args: &Args, last: Option<&mut Vec<Made>>) -> Result<(), Failure> {
             Some(path) if args.bless => Some(Blessed::new(path)?),
             _ => None,
         },
+        recorded: args.recorded.clone(),
         last: last
             .as_ref()
             .map(|last| (**last).clone())
@@ -224,6 +228,8 @@ struct Session<W: Write> {
     before: Option<Asked>,
     expected: Option<Expected>,
     blessed: Option<Blessed>,
+    /// The rule whose recorded decisions it is compared with.
+    recorded: Option<Name>,
     /// What the run before this one made of the events, and what this one makes, where somebody watches.
     last: Vec<Made>,
     now: Option<Vec<Made>>,
@@ -253,6 +259,7 @@ impl<W: Write> Session<W> {
         });
         let before = match (&mut self.expected, &mut self.before) {
             _ if seen_last.is_some() => seen_last,
+            _ if self.recorded.is_some() => self.as_recorded(recorded, &made),
             (Some(expected), _) => Some(expected.next()?),
             (None, Some(before)) => before.see(recorded).map(|it| {
                 let mut before = it.made(recorded);
@@ -281,9 +288,34 @@ impl<W: Write> Session<W> {
         }
     }
 
+    /// What the recording says of an event, where its rule was asked about it. What it does not tell is taken
+    /// to be the same; so is the fuel of other code.
+    fn as_recorded(&self, recorded: &Recorded, made: &Made) -> Option<Made> {
+        let rule = self.recorded.as_ref()?;
+        let kept = recorded.made.iter().find(|it| it.rule == *rule)?;
+        let mut before = made.clone();
+        let decision = kept.decision.as_deref().map(serde_json::from_str);
+        before["decision"] = decision.and_then(Result::ok).unwrap_or_default();
+        let error = kept.error.as_ref();
+        before["error"] = error
+            .map(|(kind, message)| serde_json::json!({ "kind": kind, "message": message }))
+            .unwrap_or_default();
+        let same = self.rule.rules.program().is_some_and(|program| {
+            let module = program.module().hash().to_string() == kept.module;
+            module && program.config_hash().to_string() == kept.config
+        });
+        if same {
+            before["fuel"] = kept.fuel.into();
+        }
+        Some(before)
+    }
+
     fn end(mut self, limits: &Limits) -> Result<(), Failure> {
         let watched = !self.last.is_empty();
-        let compared = self.expected.is_some() || self.before.is_some() || watched;
+        let compared = self.expected.is_some()
+            || self.before.is_some()
+            || self.recorded.is_some()
+            || watched;
         let missing = self.expected.map_or(0, Expected::rest);
         if !self.json {
             self.report.summary(limits, &mut self.out)?;

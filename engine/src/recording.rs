@@ -1,0 +1,559 @@
+//! Recordings: events with what was decided of them, in one compact file, for replay.
+//!
+//! ```text
+//! "hsrec" 0 1 \n                      8 bytes: what it is, and version 1
+//! length: u32, raw: u32, zstd         a block: what it takes here and unpacked (little-endian), and that
+//! ...                                 more of them; unpacked and joined they are MessagePack values:
+//!   header                            when it was made, and whether personal texts are masked
+//!   event *                           an event as rules get it, its skip index, and what was decided
+//!   end                               how many events, and SHA-256 of all before it
+//! ```
+//!
+//! What looks personal is masked unless it is asked for: texts under keys such as `email` or `phone`, and texts
+//! that are mail addresses. A mask has the length of what it hides, letter by letter, so that the event keeps
+//! its bytes' layout and its skip index; decisions are masked alike. Signatures, tokens and cookies never were
+//! in an event.
+
+use crate::clock::now_ms;
+use crate::id::{EventId, Name};
+use crate::replay::Recorded;
+use crate::store::{Outcome, StoredEvent, Story};
+use hooksieve_sdk::wire::{Kind, Value};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+
+const MAGIC: &[u8; 8] = b"hsrec\x00\x01\n";
+/// How much is packed together, and how much one block may be.
+const BLOCK_BYTES: usize = 1 << 20;
+const BLOCK_BYTES_MAX: usize = 64 << 20;
+/// Between size and speed: higher ones take much longer to write, and no less to read.
+const LEVEL: i32 = 3;
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Part {
+    Header {
+        made_ms: i64,
+        masked: bool,
+    },
+    Event(Box<Packed>),
+    End {
+        events: u64,
+        #[serde(with = "serde_bytes")]
+        sha256: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Packed {
+    id: String,
+    source: Name,
+    kind: String,
+    received_ms: i64,
+    #[serde(with = "serde_bytes")]
+    event: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    index: Vec<u8>,
+    made: Vec<Made>,
+}
+
+/// What a rule made of a recorded event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Made {
+    pub rule: Name,
+    pub version: Option<u32>,
+    /// SHA-256 of the module, and of its configuration.
+    pub module: String,
+    pub config: String,
+    pub fuel: u64,
+    /// The decision as JSON; none where it failed.
+    pub decision: Option<String>,
+    /// The kind of failure, and its text.
+    pub error: Option<(String, String)>,
+}
+
+impl Made {
+    fn of(story: &Story) -> Vec<Self> {
+        let decisions = story.decisions.iter();
+        let made = decisions.map(|it| {
+            let (decision, error) = match &it.outcome {
+                Outcome::Decided(decision) => (serde_json::to_string(decision).ok(), None),
+                Outcome::Failed { kind, error, .. } => (None, Some((kind.clone(), error.clone()))),
+            };
+            Self {
+                rule: it.rule.clone(),
+                version: it.version,
+                module: it.module.to_string(),
+                config: it.config.to_string(),
+                fuel: it.fuel,
+                decision,
+                error,
+            }
+        });
+        made.collect()
+    }
+}
+
+/// Writes a recording.
+pub struct Writer<W: Write> {
+    to: W,
+    masked: bool,
+    full: Vec<u8>,
+    hash: Sha256,
+    events: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// # Errors
+    /// What the writer underneath says.
+    pub fn new(mut to: W, masked: bool) -> io::Result<Self> {
+        to.write_all(MAGIC)?;
+        let mut writer = Self {
+            to,
+            masked,
+            full: Vec::with_capacity(BLOCK_BYTES),
+            hash: Sha256::new(),
+            events: 0,
+        };
+        writer.part(&Part::Header {
+            made_ms: now_ms(),
+            masked,
+        })?;
+        Ok(writer)
+    }
+
+    /// Adds an event of an engine's, with what was decided.
+    ///
+    /// # Errors
+    /// What the writer underneath says.
+    pub fn story(&mut self, story: &Story) -> io::Result<()> {
+        let event = &story.event;
+        self.add(&event.id.to_string(), event, Made::of(story))
+    }
+
+    /// Adds an event of a file's, of which nothing was decided.
+    ///
+    /// # Errors
+    /// What the writer underneath says.
+    pub fn recorded(&mut self, recorded: &Recorded) -> io::Result<()> {
+        self.add(&recorded.id, &recorded.event, recorded.made.clone())
+    }
+
+    fn add(&mut self, id: &str, event: &StoredEvent, made: Vec<Made>) -> io::Result<()> {
+        let mut packed = Packed {
+            id: id.to_owned(),
+            source: event.source.clone(),
+            kind: event.kind.clone(),
+            received_ms: event.received_ms,
+            event: event.encoded.clone(),
+            index: event.index.clone(),
+            made,
+        };
+        if self.masked {
+            mask(&mut packed);
+        }
+        self.events += 1;
+        self.part(&Part::Event(Box::new(packed)))
+    }
+
+    fn part(&mut self, part: &Part) -> io::Result<()> {
+        let before = self.full.len();
+        let written = part.serialize(&mut rmp_serde::Serializer::new(&mut self.full));
+        written.map_err(io::Error::other)?;
+        self.hash.update(&self.full[before..]);
+        if self.full.len() >= BLOCK_BYTES {
+            self.block()?;
+        }
+        Ok(())
+    }
+
+    fn block(&mut self) -> io::Result<()> {
+        let packed = zstd::bulk::compress(&self.full, LEVEL)?;
+        self.to.write_all(&(packed.len() as u32).to_le_bytes())?;
+        self.to.write_all(&(self.full.len() as u32).to_le_bytes())?;
+        self.to.write_all(&packed)?;
+        self.full.clear();
+        Ok(())
+    }
+
+    /// Ends the recording; gives how many events it has.
+    ///
+    /// # Errors
+    /// What the writer underneath says.
+    pub fn end(mut self) -> io::Result<u64> {
+        let (events, sha256) = (self.events, self.hash.clone().finalize().to_vec());
+        self.part(&Part::End { events, sha256 })?;
+        if !self.full.is_empty() {
+            self.block()?;
+        }
+        self.to.flush()?;
+        Ok(events)
+    }
+}
+
+/// Why a recording is not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRead {
+    #[error("it is no recording: `hooksieve record` makes one")]
+    Other,
+    #[error("it is cut off or damaged after {0} events; record it again")]
+    Damaged(u64),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Gives every event of a recording, as one of `tenant`.
+///
+/// # Errors
+/// When it is not whole, or what `each` returns.
+pub fn read<E: From<NotRead>>(
+    mut from: impl Read,
+    tenant: &Name,
+    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut magic = [0; MAGIC.len()];
+    if from.read_exact(&mut magic).is_err() || magic != *MAGIC {
+        return Err(NotRead::Other.into());
+    }
+    let (mut hash, mut events) = (Sha256::new(), 0);
+    let (mut packed, mut raw) = (Vec::new(), Vec::new());
+    let mut unpack = zstd::bulk::Decompressor::new().map_err(NotRead::Io)?;
+    loop {
+        let damaged = || NotRead::Damaged(events);
+        let mut lengths = [0; 8];
+        from.read_exact(&mut lengths).map_err(|_| damaged())?;
+        let length = |at: usize| {
+            let bytes = [
+                lengths[at],
+                lengths[at + 1],
+                lengths[at + 2],
+                lengths[at + 3],
+            ];
+            u32::from_le_bytes(bytes) as usize
+        };
+        let (short, long) = (length(0), length(4));
+        if short > BLOCK_BYTES_MAX || long > BLOCK_BYTES_MAX {
+            return Err(damaged().into());
+        }
+        packed.resize(short, 0);
+        from.read_exact(&mut packed).map_err(|_| damaged())?;
+        raw.clear();
+        raw.reserve(long);
+        let unpacked = unpack.decompress_to_buffer(&packed, &mut raw);
+        if unpacked.map_err(|_| damaged())? != long {
+            return Err(damaged().into());
+        }
+        let mut rest = raw.as_slice();
+        while !rest.is_empty() {
+            let before = rest;
+            // Reads as much as the value has, and leaves the rest.
+            let part = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+            let part = part.map_err(|_| NotRead::Damaged(events))?;
+            let read = before.len() - rest.len();
+            match part {
+                Part::Header { .. } => {}
+                Part::Event(packed) => {
+                    events += 1;
+                    each(unpacked_event(*packed, tenant))?;
+                }
+                Part::End {
+                    events: expected,
+                    sha256,
+                } => {
+                    let whole = expected == events && hash.finalize()[..] == sha256[..];
+                    return match whole {
+                        true => Ok(()),
+                        false => Err(NotRead::Damaged(events).into()),
+                    };
+                }
+            }
+            hash.update(&before[..read]);
+        }
+    }
+}
+
+fn unpacked_event(packed: Packed, tenant: &Name) -> Recorded {
+    let id = packed.id.parse::<EventId>();
+    let event = StoredEvent {
+        id: id.unwrap_or_else(|_| EventId::from_bytes(&packed.event)),
+        tenant: tenant.clone(),
+        source: packed.source.clone(),
+        kind: packed.kind,
+        sender_id: None,
+        verified: "recorded".to_owned(),
+        received_ms: packed.received_ms,
+        encoded: packed.event,
+        index: packed.index,
+    };
+    Recorded {
+        id: packed.id,
+        source: packed.source.to_string(),
+        event,
+        made: packed.made,
+    }
+}
+
+/// Keys under which texts look personal, in lower case and without `_` and `-`.
+const PERSONAL: [&str; 22] = [
+    "address1",
+    "address2",
+    "birthday",
+    "browserip",
+    "cookie",
+    "dateofbirth",
+    "email",
+    "firstname",
+    "iban",
+    "ip",
+    "ipaddress",
+    "lastname",
+    "mail",
+    "mobile",
+    "passport",
+    "password",
+    "phone",
+    "postcode",
+    "secret",
+    "surname",
+    "token",
+    "zip",
+];
+
+/// The shortest text that is looked for in decisions: shorter ones are in everything.
+const TOLD_BYTES_MIN: usize = 4;
+
+fn mask(packed: &mut Packed) {
+    let mut found = Vec::new();
+    look(Value::new(&packed.event), false, &packed.event, &mut found);
+    let mut pairs = Vec::new();
+    for range in found {
+        let Some(text) = packed.event.get(range.clone()) else {
+            continue;
+        };
+        let hidden = masked(text);
+        if let (Ok(before), Ok(after)) = (std::str::from_utf8(text), std::str::from_utf8(&hidden))
+            && before.len() >= TOLD_BYTES_MIN
+        {
+            pairs.push((before.to_owned(), after.to_owned()));
+        }
+        packed.event[range].copy_from_slice(&hidden);
+    }
+    // The longest first, so that no part of one is masked before the whole.
+    pairs.sort_by_key(|(before, _)| std::cmp::Reverse(before.len()));
+    pairs.dedup();
+    // What was found somewhere may stand in other texts of the payload, too.
+    let mut texts = Vec::new();
+    if let Some(data) = Value::new(&packed.event).get("data") {
+        each_place(data, &packed.event, &mut texts);
+    }
+    for place in texts {
+        for (before, after) in &pairs {
+            let text = &mut packed.event[place.clone()];
+            let mut from = 0;
+            while let Some(at) = find(&text[from..], before.as_bytes()) {
+                let at = from + at;
+                from = at + before.len();
+                text[at..from].copy_from_slice(after.as_bytes());
+            }
+        }
+    }
+    let hide = |text: &mut String| {
+        for (before, after) in &pairs {
+            if text.contains(before.as_str()) {
+                *text = text.replace(before.as_str(), after);
+            }
+        }
+    };
+    for made in &mut packed.made {
+        if let Some((_, error)) = &mut made.error {
+            hide(error);
+        }
+        let read = made.decision.as_deref().map(serde_json::from_str);
+        if let Some(Ok(mut decision)) = read {
+            each_text(&mut decision, &hide);
+            made.decision = serde_json::to_string(&decision).ok();
+        }
+    }
+}
+
+fn each_text(value: &mut serde_json::Value, hide: &impl Fn(&mut String)) {
+    match value {
+        serde_json::Value::String(text) => hide(text),
+        serde_json::Value::Array(items) => items.iter_mut().for_each(|it| each_text(it, hide)),
+        serde_json::Value::Object(all) => all.values_mut().for_each(|it| each_text(it, hide)),
+        _ => {}
+    }
+}
+
+/// Where personal texts stand in an event.
+fn look(value: Value<'_>, personal: bool, all: &[u8], found: &mut Vec<Range<usize>>) {
+    match value.kind() {
+        Kind::Str => {
+            let text = value.as_str().unwrap_or_default();
+            // An empty one may stand nowhere.
+            if !text.is_empty() && (personal || is_mail(text)) {
+                // It is a part of these bytes.
+                let at = text.as_ptr() as usize - all.as_ptr() as usize;
+                found.push(at..at + text.len());
+            }
+        }
+        Kind::Array => value
+            .items()
+            .for_each(|item| look(item, personal, all, found)),
+        Kind::Map => value.entries().for_each(|(key, item)| {
+            let personal = personal || is_personal(key);
+            look(item, personal, all, found);
+        }),
+        _ => {}
+    }
+}
+
+/// Where texts stand in a value.
+fn each_place(value: Value<'_>, all: &[u8], found: &mut Vec<Range<usize>>) {
+    match value.kind() {
+        Kind::Str => {
+            if let Some(text) = value.as_str().filter(|it| !it.is_empty()) {
+                let at = text.as_ptr() as usize - all.as_ptr() as usize;
+                found.push(at..at + text.len());
+            }
+        }
+        Kind::Array => value.items().for_each(|it| each_place(it, all, found)),
+        Kind::Map => value
+            .entries()
+            .for_each(|(_, it)| each_place(it, all, found)),
+        _ => {}
+    }
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|it| it == what)
+}
+
+fn is_personal(key: &str) -> bool {
+    let letters = key.chars().filter(|it| !matches!(it, '_' | '-' | ' '));
+    let plain: String = letters.map(|it| it.to_ascii_lowercase()).collect();
+    PERSONAL.iter().any(|it| plain == *it)
+        || ["email", "phone", "password", "secret", "token"]
+            .iter()
+            .any(|it| plain.ends_with(it))
+}
+
+/// Whether all of a text is a mail address.
+fn is_mail(text: &str) -> bool {
+    text.split_once('@').is_some_and(|(name, host)| {
+        let fits = |it: char| it.is_alphanumeric() || "._%+-".contains(it);
+        !name.is_empty() && host.contains('.') && name.chars().all(fits) && host.chars().all(fits)
+    })
+}
+
+/// Letters and digits become `x`; what they are separated by stays.
+fn masked(text: &[u8]) -> Vec<u8> {
+    let hide = |byte: &u8| match byte {
+        byte if byte.is_ascii_alphanumeric() || !byte.is_ascii() => b'x',
+        byte => *byte,
+    };
+    text.iter().map(hide).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::{self, Defaults};
+
+    fn event(json: &str) -> Recorded {
+        let defaults = Defaults {
+            tenant: "acme".parse().unwrap(),
+            source: "shop".parse().unwrap(),
+            kind: Some("orders.create".to_owned()),
+        };
+        replay::payload(json.as_bytes(), &defaults).unwrap()
+    }
+
+    fn written(events: &[Recorded], masked: bool) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes, masked).unwrap();
+        for event in events {
+            writer.recorded(event).unwrap();
+        }
+        assert_eq!(writer.end().unwrap(), events.len() as u64);
+        bytes
+    }
+
+    fn all(bytes: &[u8]) -> Result<Vec<Recorded>, NotRead> {
+        let mut found = Vec::new();
+        let tenant = "acme".parse().unwrap();
+        read::<NotRead>(bytes, &tenant, &mut |it| {
+            found.push(it);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_cut_off_is_not() {
+        let events: Vec<_> = (0..500)
+            .map(|n| event(&format!(r#"{{"n":{n},"text":"{}"}}"#, "x".repeat(5_000))))
+            .collect();
+        let bytes = written(&events, false);
+        assert!(bytes.len() < 500 * 200, "{}", bytes.len());
+        let back = all(&bytes).unwrap();
+        assert_eq!(back.len(), events.len());
+        for (before, after) in events.iter().zip(&back) {
+            assert_eq!(before.event.encoded, after.event.encoded);
+            assert_eq!(before.event.index, after.event.index);
+            assert_eq!(
+                (&before.id, &before.event.kind),
+                (&after.id, &after.event.kind)
+            );
+        }
+        assert!(matches!(all(b"{}"), Err(NotRead::Other)));
+        for end in [MAGIC.len(), bytes.len() / 2, bytes.len() - 1] {
+            assert!(
+                matches!(all(&bytes[..end]), Err(NotRead::Damaged(_))),
+                "{end}"
+            );
+        }
+        let mut damaged = bytes.clone();
+        let at = damaged.len() / 2;
+        damaged[at] ^= 0x55;
+        assert!(all(&damaged).is_err());
+    }
+
+    #[test]
+    fn what_looks_personal_is_masked_in_its_place_and_in_decisions() {
+        let json = r#"{"customer":{"first_name":"Zoë","email":"zoe@a.example","orders":3},
+            "note":"for zoe@a.example","contact":"ann@b.example","billing_address":{"zip":["12345"]},
+            "api_token":"abc-123","title":"First things"}"#;
+        let mut before = event(json);
+        before.made = vec![Made {
+            rule: "one".parse().unwrap(),
+            version: Some(2),
+            module: String::new(),
+            config: String::new(),
+            fuel: 7,
+            decision: Some(r#"{"reason":"from zoe@a.example","actions":[]}"#.to_owned()),
+            error: None,
+        }];
+        let back = all(&written(std::slice::from_ref(&before), true)).unwrap();
+        let after = &back[0];
+        assert_eq!(before.event.encoded.len(), after.event.encoded.len());
+        let data = Value::new(&after.event.encoded).get("data").unwrap();
+        let text = |pointer: &str| data.pointer(pointer).and_then(|it| it.as_str());
+        assert_eq!(text("/customer/first_name"), Some("xxxx"));
+        assert_eq!(text("/customer/email"), Some("xxx@x.xxxxxxx"));
+        assert_eq!(text("/note"), Some("for xxx@x.xxxxxxx"));
+        assert_eq!(text("/contact"), Some("xxx@x.xxxxxxx"));
+        assert_eq!(text("/billing_address/zip/0"), Some("xxxxx"));
+        assert_eq!(text("/api_token"), Some("xxx-xxx"));
+        assert_eq!(text("/title"), Some("First things"));
+        let decision = after.made[0].decision.as_deref();
+        assert_eq!(
+            decision,
+            Some(r#"{"reason":"from xxx@x.xxxxxxx","actions":[]}"#)
+        );
+        // Asked for, all of it is there.
+        let back = all(&written(std::slice::from_ref(&before), false)).unwrap();
+        assert_eq!(back[0].event.encoded, before.event.encoded);
+    }
+}
