@@ -103,6 +103,14 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
     assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
 
+    let page = path("report.html");
+    replay(&["--html", &page], &events);
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["3 events", "1 failed", "asked to panic: 4", "<svg"] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert!(!page.contains("src="), "it needs nothing else");
+
     let other = EVENTS
         .replace("\"one\"", "\"two\"")
         .replace("\"drop\"", "\"error\"");
@@ -322,7 +330,10 @@ async fn what_an_engine_decided_is_recorded_and_replayed() {
             "link": "https://a.example/",
             "contact": { "email": "ann@a.example" },
         });
-        let id = server.post_json("/in/acme/open", &event.to_string()).await.id();
+        let id = server
+            .post_json("/in/acme/open", &event.to_string())
+            .await
+            .id();
         server.settled(&id).await;
     }
     let failed = serde_json::json!({ "do": "panic", "code": 3 }).to_string();
@@ -361,17 +372,33 @@ async fn what_an_engine_decided_is_recorded_and_replayed() {
     let other = replay("greeting = 'bye'", &["--recorded", "one"], &file);
     assert_eq!(other.code, 1);
     assert!(other.stdout.contains("hello -> bye"), "{}", other.stdout);
-    assert!(other.stdout.contains("differ   30 of 41"), "{}", other.stdout);
+    assert!(
+        other.stdout.contains("differ   30 of 41"),
+        "{}",
+        other.stdout
+    );
     let shown = |file: &str| replay("greeting = 'hello'", &["--json"], file).stdout;
     assert!(shown(&open).contains("for ann@a.example"));
     assert!(!shown(&file).contains("ann@"), "{}", shown(&file));
-    assert!(shown(&file).contains("for xxx@x.xxxxxxx"), "{}", shown(&file));
+    assert!(
+        shown(&file).contains("for xxx@x.xxxxxxx"),
+        "{}",
+        shown(&file)
+    );
 
     // Cut off, it is not taken for whole.
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(path("short.hsr"), &bytes[..bytes.len() - 9]).unwrap();
-    let short = replay("greeting = 'hello'", &["--recorded", "one"], &path("short.hsr"));
+    let short = replay(
+        "greeting = 'hello'",
+        &["--recorded", "one"],
+        &path("short.hsr"),
+    );
     assert_eq!(short.code, 2);
-    assert!(short.stderr.contains("cut off or damaged"), "{}", short.stderr);
+    assert!(
+        short.stderr.contains("cut off or damaged"),
+        "{}",
+        short.stderr
+    );
     server.stop().await;
 }

@@ -215,7 +215,9 @@ async fn every_example_of_githubs_is_decided_and_replay_says_what_happens() {
     assert_eq!(recorded.code, 0, "{}", recorded.stderr);
     let bytes = |path: &str| std::fs::metadata(path).unwrap().len();
     let (json, packed) = (bytes(from), bytes(to));
-    say(&format!("examples: {json} bytes of JSON, {packed} recorded"));
+    say(&format!(
+        "examples: {json} bytes of JSON, {packed} recorded"
+    ));
     assert!(packed * 3 < json, "{packed} of {json}");
     let again = cli(&[
         "replay",
@@ -231,7 +233,11 @@ async fn every_example_of_githubs_is_decided_and_replay_says_what_happens() {
         line["duration_us"] = Value::Null;
         line
     };
-    let same = again.json_lines().iter().map(without_time).collect::<Vec<_>>();
+    let same = again
+        .json_lines()
+        .iter()
+        .map(without_time)
+        .collect::<Vec<_>>();
     assert_eq!(same, replayed.iter().map(without_time).collect::<Vec<_>>());
     let mut outcomes = BTreeMap::<_, usize>::new();
     for line in &replayed {

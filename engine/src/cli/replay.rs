@@ -2,6 +2,7 @@
 //! nothing; and how what it decides differs from what was expected.
 
 mod differ;
+mod page;
 
 use self::differ::{Blessed, Expected, Made};
 use super::{Failure, build, environment, style};
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
     #[arg(long, value_name = "FILE.toml")]
     tenant: Option<PathBuf>,
+    /// Write the report as one page, too
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    html: Option<PathBuf>,
     /// Compare with what this rule decided of the events in a recording
     #[arg(long, value_name = "RULE", conflicts_with_all = ["expect", "compare", "watch"])]
     recorded: Option<Name>,
@@ -98,6 +102,7 @@ fn once(args: &Args, last: Option<&mut Vec<Made>>) -> Result<(), Failure> {
             Some(path) if args.bless => Some(Blessed::new(path)?),
             _ => None,
         },
+        page: args.html.clone().map(|path| (path, page::Seen::default())),
         recorded: args.recorded.clone(),
         last: last
             .as_ref()
@@ -228,6 +233,8 @@ struct Session<W: Write> {
     before: Option<Asked>,
     expected: Option<Expected>,
     blessed: Option<Blessed>,
+    /// Where the report goes as a page, and what it is made of.
+    page: Option<(PathBuf, page::Seen)>,
     /// The rule whose recorded decisions it is compared with.
     recorded: Option<Name>,
     /// What the run before this one made of the events, and what this one makes, where somebody watches.
@@ -248,6 +255,9 @@ impl<W: Write> Session<W> {
             return Ok(());
         };
         self.report.add(&seen, recorded);
+        if let Some((_, page)) = &mut self.page {
+            page.add(seen.row(recorded));
+        }
         let made = seen.made(recorded);
         if let Some(blessed) = &mut self.blessed {
             blessed.add(&made)?;
@@ -312,10 +322,8 @@ impl<W: Write> Session<W> {
 
     fn end(mut self, limits: &Limits) -> Result<(), Failure> {
         let watched = !self.last.is_empty();
-        let compared = self.expected.is_some()
-            || self.before.is_some()
-            || self.recorded.is_some()
-            || watched;
+        let compared =
+            self.expected.is_some() || self.before.is_some() || self.recorded.is_some() || watched;
         let missing = self.expected.map_or(0, Expected::rest);
         if !self.json {
             self.report.summary(limits, &mut self.out)?;
@@ -338,6 +346,10 @@ impl<W: Write> Session<W> {
         self.out.flush()?;
         if let Some(blessed) = self.blessed {
             blessed.keep()?;
+        }
+        if let Some((path, page)) = self.page {
+            let written = std::fs::write(&path, page.page(limits));
+            written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         }
         // What fails as it is expected to is as it should be.
         let failed = self.report.failed > 0 && !compared;
@@ -546,6 +558,22 @@ impl Seen {
             }
         }
         Ok(())
+    }
+
+    fn row(&self, recorded: &Recorded) -> page::Row {
+        let (outcome, why) = match (&self.decision, &self.error) {
+            (Some(decision), _) if decision.actions.is_empty() => ("drop", &*decision.reason),
+            (Some(decision), _) => ("notify", &*decision.reason),
+            (None, error) => ("failed", error.as_ref().map_or("", |(_, error)| error)),
+        };
+        page::Row {
+            kind: recorded.event.kind.clone(),
+            id: recorded.id.clone(),
+            outcome,
+            why: why.to_owned(),
+            fuel: self.run.fuel,
+            took: self.run.duration,
+        }
     }
 
     fn failure(&self) -> Option<serde_json::Value> {
