@@ -48,7 +48,7 @@ enum Part {
 #[derive(Debug, Serialize, Deserialize)]
 struct Packed {
     id: String,
-    source: Name,
+    source: String,
     kind: String,
     received_ms: i64,
     #[serde(with = "serde_bytes")]
@@ -129,7 +129,8 @@ impl<W: Write> Writer<W> {
     /// What the writer underneath says.
     pub fn story(&mut self, story: &Story) -> io::Result<()> {
         let event = &story.event;
-        self.add(&event.id.to_string(), event, Made::of(story))
+        let made = Made::of(story);
+        self.add(&event.id.to_string(), event.source.as_str(), event, made)
     }
 
     /// Adds an event of a file's, of which nothing was decided.
@@ -137,13 +138,20 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// What the writer underneath says.
     pub fn recorded(&mut self, recorded: &Recorded) -> io::Result<()> {
-        self.add(&recorded.id, &recorded.event, recorded.made.clone())
+        let made = recorded.made.clone();
+        self.add(&recorded.id, &recorded.source, &recorded.event, made)
     }
 
-    fn add(&mut self, id: &str, event: &StoredEvent, made: Vec<Made>) -> io::Result<()> {
+    fn add(
+        &mut self,
+        id: &str,
+        source: &str,
+        event: &StoredEvent,
+        made: Vec<Made>,
+    ) -> io::Result<()> {
         let mut packed = Packed {
             id: id.to_owned(),
-            source: event.source.clone(),
+            source: source.to_owned(),
             kind: event.kind.clone(),
             received_ms: event.received_ms,
             event: event.encoded.clone(),
@@ -278,7 +286,8 @@ fn unpacked_event(packed: Packed, tenant: &Name) -> Recorded {
     let event = StoredEvent {
         id: id.unwrap_or_else(|_| EventId::from_bytes(&packed.event)),
         tenant: tenant.clone(),
-        source: packed.source.clone(),
+        // One that is no name is a file's, where each event says its own.
+        source: packed.source.parse().unwrap_or_else(|_| tenant.clone()),
         kind: packed.kind,
         sender_id: None,
         verified: "recorded".to_owned(),
@@ -288,7 +297,7 @@ fn unpacked_event(packed: Packed, tenant: &Name) -> Recorded {
     };
     Recorded {
         id: packed.id,
-        source: packed.source.to_string(),
+        source: packed.source,
         event,
         made: packed.made,
     }
