@@ -1,26 +1,26 @@
 //! Recordings: events with what was decided of them, in one compact file, for replay.
 //!
 //! ```text
-//! "hsrec" 0 1 \n                      8 bytes: what it is, and version 1
-//! length: u32, raw: u32, zstd         a block: what it takes here and unpacked (little-endian), and that
-//! ...                                 more of them; unpacked and joined they are MessagePack values:
-//!   header                            when it was made, and whether personal texts are masked
-//!   event *                           an event as rules get it, its skip index, and what was decided
-//!   end                               how many events, and SHA-256 of all before it
+//! "hsrec" 0 1 \n                               8 bytes: what it is, and version 1
+//! length: u32, raw: u32, events: u32, zstd     a block: what it takes here and unpacked (little-endian), how
+//! ...                                          many events it has, and these, as one Zstandard frame with its
+//!                                              checksum: MessagePack, an event as rules get it, its skip
+//!                                              index, and what was decided
+//! 0: u32, 0: u32, events: u32                  the end: how many events there are in all
 //! ```
+//!
+//! A block needs nothing of another: many threads can read one recording.
 //!
 //! What looks personal is masked unless it is asked for: texts under keys such as `email` or `phone`, and texts
 //! that are mail addresses. A mask has the length of what it hides, letter by letter, so that the event keeps
 //! its bytes' layout and its skip index; decisions are masked alike. Signatures, tokens and cookies never were
 //! in an event.
 
-use crate::clock::now_ms;
 use crate::id::{EventId, Name};
 use crate::replay::Recorded;
 use crate::store::{Outcome, StoredEvent, Story};
 use hooksieve_sdk::wire::{Kind, Value};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 
@@ -30,20 +30,6 @@ const BLOCK_BYTES: usize = 1 << 20;
 const BLOCK_BYTES_MAX: usize = 64 << 20;
 /// Between size and speed: higher ones take much longer to write, and no less to read.
 const LEVEL: i32 = 3;
-
-#[derive(Debug, Serialize, Deserialize)]
-enum Part {
-    Header {
-        made_ms: i64,
-        masked: bool,
-    },
-    Event(Box<Packed>),
-    End {
-        events: u64,
-        #[serde(with = "serde_bytes")]
-        sha256: Vec<u8>,
-    },
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Packed {
@@ -100,8 +86,10 @@ pub struct Writer<W: Write> {
     to: W,
     masked: bool,
     full: Vec<u8>,
-    hash: Sha256,
-    events: u64,
+    pack: zstd::bulk::Compressor<'static>,
+    /// Events that are written, and that are in the block that is filled.
+    events: u32,
+    in_block: u32,
 }
 
 impl<W: Write> Writer<W> {
@@ -109,18 +97,16 @@ impl<W: Write> Writer<W> {
     /// What the writer underneath says.
     pub fn new(mut to: W, masked: bool) -> io::Result<Self> {
         to.write_all(MAGIC)?;
-        let mut writer = Self {
+        let mut pack = zstd::bulk::Compressor::new(LEVEL)?;
+        pack.include_checksum(true)?;
+        Ok(Self {
             to,
             masked,
             full: Vec::with_capacity(BLOCK_BYTES),
-            hash: Sha256::new(),
+            pack,
             events: 0,
-        };
-        writer.part(&Part::Header {
-            made_ms: now_ms(),
-            masked,
-        })?;
-        Ok(writer)
+            in_block: 0,
+        })
     }
 
     /// Adds an event of an engine's, with what was decided.
@@ -161,27 +147,27 @@ impl<W: Write> Writer<W> {
         if self.masked {
             mask(&mut packed);
         }
-        self.events += 1;
-        self.part(&Part::Event(Box::new(packed)))
-    }
-
-    fn part(&mut self, part: &Part) -> io::Result<()> {
-        let before = self.full.len();
-        let written = part.serialize(&mut rmp_serde::Serializer::new(&mut self.full));
+        let written = packed.serialize(&mut rmp_serde::Serializer::new(&mut self.full));
         written.map_err(io::Error::other)?;
-        self.hash.update(&self.full[before..]);
-        if self.full.len() >= BLOCK_BYTES {
-            self.block()?;
+        self.in_block += 1;
+        match self.full.len() >= BLOCK_BYTES {
+            true => self.block(),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     fn block(&mut self) -> io::Result<()> {
-        let packed = zstd::bulk::compress(&self.full, LEVEL)?;
-        self.to.write_all(&(packed.len() as u32).to_le_bytes())?;
-        self.to.write_all(&(self.full.len() as u32).to_le_bytes())?;
+        let packed = self.pack.compress(&self.full)?;
+        let head = Head {
+            bytes: packed.len() as u32,
+            raw_bytes: self.full.len() as u32,
+            events: std::mem::take(&mut self.in_block),
+        };
+        self.to.write_all(&head.encode())?;
         self.to.write_all(&packed)?;
         self.full.clear();
+        let events = self.events.checked_add(head.events);
+        self.events = events.ok_or_else(|| io::Error::other("too many events for one file"))?;
         Ok(())
     }
 
@@ -190,13 +176,49 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// What the writer underneath says.
     pub fn end(mut self) -> io::Result<u64> {
-        let (events, sha256) = (self.events, self.hash.clone().finalize().to_vec());
-        self.part(&Part::End { events, sha256 })?;
-        if !self.full.is_empty() {
+        if self.in_block > 0 {
             self.block()?;
         }
+        let end = Head {
+            bytes: 0,
+            raw_bytes: 0,
+            events: self.events,
+        };
+        self.to.write_all(&end.encode())?;
         self.to.flush()?;
-        Ok(events)
+        Ok(u64::from(self.events))
+    }
+}
+
+/// What stands before a block, and with nothing behind it at the end.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    bytes: u32,
+    raw_bytes: u32,
+    events: u32,
+}
+
+const HEAD_BYTES: usize = 12;
+
+impl Head {
+    fn encode(self) -> [u8; HEAD_BYTES] {
+        let mut bytes = [0; HEAD_BYTES];
+        let numbers = [self.bytes, self.raw_bytes, self.events];
+        for (place, number) in bytes.chunks_exact_mut(4).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: [u8; HEAD_BYTES]) -> Self {
+        let number = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        Self {
+            bytes: number(0),
+            raw_bytes: number(4),
+            events: number(8),
+        }
     }
 }
 
@@ -211,77 +233,90 @@ pub enum NotRead {
     Io(#[from] io::Error),
 }
 
-/// Gives every event of a recording, as one of `tenant`.
+/// A block of a recording, as it is in its file.
+#[derive(Debug)]
+pub struct Block {
+    head: Head,
+    packed: Vec<u8>,
+    /// How many events come before it.
+    before: u32,
+}
+
+/// Gives every block of a recording.
 ///
 /// # Errors
 /// When it is not whole, or what `each` returns.
-pub fn read<E: From<NotRead>>(
+pub fn blocks<E: From<NotRead>>(
     mut from: impl Read,
-    tenant: &Name,
-    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+    each: &mut impl FnMut(Block) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut magic = [0; MAGIC.len()];
     if from.read_exact(&mut magic).is_err() || magic != *MAGIC {
         return Err(NotRead::Other.into());
     }
-    let (mut hash, mut events) = (Sha256::new(), 0);
-    let (mut packed, mut raw) = (Vec::new(), Vec::new());
-    let mut unpack = zstd::bulk::Decompressor::new().map_err(NotRead::Io)?;
+    let mut before = 0_u32;
     loop {
-        let damaged = || NotRead::Damaged(events);
-        let mut lengths = [0; 8];
-        from.read_exact(&mut lengths).map_err(|_| damaged())?;
-        let length = |at: usize| {
-            let bytes = [
-                lengths[at],
-                lengths[at + 1],
-                lengths[at + 2],
-                lengths[at + 3],
-            ];
-            u32::from_le_bytes(bytes) as usize
-        };
-        let (short, long) = (length(0), length(4));
+        let damaged = || NotRead::Damaged(u64::from(before));
+        let mut head = [0; HEAD_BYTES];
+        from.read_exact(&mut head).map_err(|_| damaged())?;
+        let head = Head::decode(head);
+        let (short, long) = (head.bytes as usize, head.raw_bytes as usize);
+        if short == 0 {
+            return match head.events == before {
+                true => Ok(()),
+                false => Err(damaged().into()),
+            };
+        }
         if short > BLOCK_BYTES_MAX || long > BLOCK_BYTES_MAX {
             return Err(damaged().into());
         }
-        packed.resize(short, 0);
+        let mut packed = vec![0; short];
         from.read_exact(&mut packed).map_err(|_| damaged())?;
-        raw.clear();
-        raw.reserve(long);
-        let unpacked = unpack.decompress_to_buffer(&packed, &mut raw);
-        if unpacked.map_err(|_| damaged())? != long {
+        each(Block {
+            head,
+            packed,
+            before,
+        })?;
+        before = before.checked_add(head.events).ok_or_else(damaged)?;
+    }
+}
+
+impl Block {
+    /// What it takes in its file.
+    pub fn bytes(&self) -> u64 {
+        (HEAD_BYTES + self.packed.len()) as u64
+    }
+
+    /// Gives every event of it, as one of `tenant`.
+    ///
+    /// # Errors
+    /// When it is damaged, or what `each` returns.
+    pub fn events<E: From<NotRead>>(
+        &self,
+        tenant: &Name,
+        each: &mut impl FnMut(Recorded) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let damaged = || NotRead::Damaged(u64::from(self.before));
+        let long = self.head.raw_bytes as usize;
+        let raw = zstd::bulk::decompress(&self.packed, long).map_err(|_| damaged())?;
+        if raw.len() != long {
             return Err(damaged().into());
         }
-        let mut rest = raw.as_slice();
+        let (mut rest, mut events) = (raw.as_slice(), 0);
         while !rest.is_empty() {
-            let before = rest;
             // Reads as much as the value has, and leaves the rest.
-            let part = Part::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
-            let part = part.map_err(|_| NotRead::Damaged(events))?;
-            let read = before.len() - rest.len();
-            match part {
-                Part::Header { .. } => {}
-                Part::Event(packed) => {
-                    events += 1;
-                    each(unpacked_event(*packed, tenant))?;
-                }
-                Part::End {
-                    events: expected,
-                    sha256,
-                } => {
-                    let whole = expected == events && hash.finalize()[..] == sha256[..];
-                    return match whole {
-                        true => Ok(()),
-                        false => Err(NotRead::Damaged(events).into()),
-                    };
-                }
-            }
-            hash.update(&before[..read]);
+            let packed = Packed::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+            events += 1;
+            each(unpacked(packed.map_err(|_| damaged())?, tenant))?;
+        }
+        match events == self.head.events {
+            true => Ok(()),
+            false => Err(damaged().into()),
         }
     }
 }
 
-fn unpacked_event(packed: Packed, tenant: &Name) -> Recorded {
+fn unpacked(packed: Packed, tenant: &Name) -> Recorded {
     let id = packed.id.parse::<EventId>();
     let event = StoredEvent {
         id: id.unwrap_or_else(|_| EventId::from_bytes(&packed.event)),
@@ -492,9 +527,11 @@ mod tests {
     fn all(bytes: &[u8]) -> Result<Vec<Recorded>, NotRead> {
         let mut found = Vec::new();
         let tenant = "acme".parse().unwrap();
-        read::<NotRead>(bytes, &tenant, &mut |it| {
-            found.push(it);
-            Ok(())
+        blocks::<NotRead>(bytes, &mut |block| {
+            block.events(&tenant, &mut |it| {
+                found.push(it);
+                Ok(())
+            })
         })?;
         Ok(found)
     }

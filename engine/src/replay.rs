@@ -6,7 +6,7 @@
 
 use crate::id::{EventId, Name};
 use crate::ingest::verify::Verify;
-use crate::recording::{self, Made, NotRead};
+use crate::recording::{self, Block, Made, NotRead};
 use crate::store::StoredEvent;
 use crate::tenant::Source;
 use hooksieve_sdk::wire::json::Data;
@@ -51,6 +51,52 @@ fn bad(place: impl Into<String>, message: impl ToString) -> BadInput {
     }
 }
 
+/// Some events as they are in their file. Where it is read need not be where they are taken apart.
+#[derive(Debug)]
+pub struct Batch {
+    /// How much of its file it takes.
+    pub bytes: u64,
+    place: String,
+    raw: Raw,
+}
+
+#[derive(Debug)]
+enum Raw {
+    Block(Block),
+    /// Lines of JSON, with their numbers.
+    Lines(Vec<(usize, Vec<u8>)>),
+    Json(Vec<u8>),
+    /// Standard input has no lines to rely on.
+    Read(Box<Recorded>),
+}
+
+/// Lines of a file that go together.
+const LINES_BYTES: usize = 1 << 18;
+
+impl Batch {
+    /// Gives every event of it.
+    ///
+    /// # Errors
+    /// The first that cannot be read, or what `each` returns.
+    pub fn events<E: From<BadInput>>(
+        self,
+        defaults: &Defaults,
+        each: &mut impl FnMut(Recorded) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self.raw {
+            Raw::Block(block) => {
+                let read = block.events(&defaults.tenant, &mut |it| each(it).map_err(Ended::By));
+                read.map_err(|ended| ended.at(&self.place))
+            }
+            Raw::Lines(lines) => lines.iter().try_for_each(|(number, line)| {
+                each(one(&format!("{}:{number}", self.place), line, defaults)?)
+            }),
+            Raw::Json(json) => each(one(&self.place, &json, defaults)?),
+            Raw::Read(recorded) => each(*recorded),
+        }
+    }
+}
+
 /// Gives every event of a file, a folder (its `.json`, `.ndjson` and `.hsr` files, in the order of their
 /// names), or `-` for standard input, one after another, without keeping them.
 ///
@@ -61,31 +107,63 @@ pub fn read<E: From<BadInput>>(
     defaults: &Defaults,
     each: &mut impl FnMut(Recorded) -> Result<(), E>,
 ) -> Result<(), E> {
+    batches(path, defaults, &mut |batch| batch.events(defaults, each))
+}
+
+/// As [`read`], but events come as they are in their file.
+///
+/// # Errors
+/// The first input that cannot be read, or what `each` returns.
+pub fn batches<E: From<BadInput>>(
+    path: &Path,
+    defaults: &Defaults,
+    each: &mut impl FnMut(Batch) -> Result<(), E>,
+) -> Result<(), E> {
     if path == Path::new("-") {
         return stream("standard input", std::io::stdin().lock(), defaults, each);
     }
     let place = path.display().to_string();
     if path.is_dir() {
-        for file in files(path)? {
-            read(&file, defaults, each)?;
+        return files(path)?
+            .iter()
+            .try_for_each(|file| batches(file, defaults, each));
+    }
+    let open = || std::fs::File::open(path).map_err(|error| bad(&place, error));
+    match extension(path) {
+        Some("hsr") => {
+            let read = recording::blocks(BufReader::new(open()?), &mut |block| {
+                each(Batch {
+                    bytes: block.bytes(),
+                    place: place.clone(),
+                    raw: Raw::Block(block),
+                })
+                .map_err(Ended::By)
+            });
+            read.map_err(|ended| ended.at(&place))
         }
-        return Ok(());
+        Some("ndjson") => lines(&place, BufReader::new(open()?), each),
+        _ => {
+            let json = std::fs::read(path).map_err(|error| bad(&place, error))?;
+            each(Batch {
+                bytes: json.len() as u64,
+                place,
+                raw: Raw::Json(json),
+            })
+        }
     }
-    if extension(path) == Some("hsr") {
-        let file = std::fs::File::open(path).map_err(|error| bad(&place, error))?;
-        let (from, tenant) = (BufReader::new(file), &defaults.tenant);
-        let read = recording::read(from, tenant, &mut |it| each(it).map_err(Ended::By));
-        return read.map_err(|ended| match ended {
-            Ended::By(error) => error,
-            Ended::NotRead(error) => bad(&place, error).into(),
-        });
+}
+
+/// How many bytes [`batches`] will come to, where that is known before.
+pub fn bytes(path: &Path) -> Option<u64> {
+    if path == Path::new("-") {
+        return None;
     }
-    if extension(path) == Some("ndjson") {
-        let file = std::fs::File::open(path).map_err(|error| bad(&place, error))?;
-        return lines(&place, BufReader::new(file), defaults, each);
-    }
-    let json = std::fs::read(path).map_err(|error| bad(&place, error))?;
-    each(one(&place, &json, defaults)?)
+    let found = match path.is_dir() {
+        true => files(path).ok()?,
+        false => vec![path.to_owned()],
+    };
+    let sizes = found.iter().map(|file| Some(file.metadata().ok()?.len()));
+    sizes.sum()
 }
 
 /// What ends the reading of a recording.
@@ -97,6 +175,15 @@ enum Ended<E> {
 impl<E> From<NotRead> for Ended<E> {
     fn from(error: NotRead) -> Self {
         Ended::NotRead(error)
+    }
+}
+
+impl<E: From<BadInput>> Ended<E> {
+    fn at(self, place: &str) -> E {
+        match self {
+            Ended::By(error) => error,
+            Ended::NotRead(error) => bad(place, error).into(),
+        }
     }
 }
 
@@ -122,19 +209,27 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, BadInput> {
 fn lines<E: From<BadInput>>(
     place: &str,
     mut input: impl BufRead,
-    defaults: &Defaults,
-    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+    each: &mut impl FnMut(Batch) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        let read = input.read_until(b'\n', &mut line);
-        if read.map_err(|error| bad(place, error))? == 0 {
-            break;
+    let (mut number, mut ended) = (0, false);
+    while !ended {
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        while bytes < LINES_BYTES && !ended {
+            let mut line = Vec::new();
+            let read = input.read_until(b'\n', &mut line);
+            let read = read.map_err(|error| bad(place, error))?;
+            ended = read == 0;
+            bytes += read;
+            number += 1;
+            if !line.trim_ascii().is_empty() {
+                some.push((number, line));
+            }
         }
-        if !line.trim_ascii().is_empty() {
-            each(one(&format!("{place}:{number}"), &line, defaults)?)?;
-        }
+        each(Batch {
+            bytes: bytes as u64,
+            place: place.to_owned(),
+            raw: Raw::Lines(some),
+        })?;
     }
     Ok(())
 }
@@ -144,7 +239,7 @@ fn stream<E: From<BadInput>>(
     place: &str,
     input: impl Read,
     defaults: &Defaults,
-    each: &mut impl FnMut(Recorded) -> Result<(), E>,
+    each: &mut impl FnMut(Batch) -> Result<(), E>,
 ) -> Result<(), E> {
     struct Any(Data);
 
@@ -158,7 +253,12 @@ fn stream<E: From<BadInput>>(
     for (n, value) in values.enumerate() {
         let place = format!("{place}, event {}", n + 1);
         let Any(data) = value.map_err(|error| bad(&place, format!("not JSON: {error}")))?;
-        each(recorded(&place, data, defaults)?)?;
+        let recorded = recorded(&place, data, defaults)?;
+        each(Batch {
+            bytes: recorded.event.encoded.len() as u64,
+            place,
+            raw: Raw::Read(Box::new(recorded)),
+        })?;
     }
     Ok(())
 }

@@ -196,6 +196,7 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         [[channel]]\nname = 'chat'\nkind = 'slack'\nurl = { env = 'CHAT_URL' }\n\
         [[rule]]\nname = 'one'\nmodule = 'probe.wasm'\nevents = ['*']\nconfig = { greeting = 'hello' }\n\
         [[rule]]\nname = 'two'\nmodule = 'probe.wasm'\nevents = ['*']\nchannels = ['chat']\n\
+        [[rule]]\nname = 'three'\nmodule = 'probe.wasm'\nevents = ['b.*']\n\
         [limits]\nactions = 2\n";
     std::fs::write(path("acme.toml"), tenant).unwrap();
     let events = path("e.ndjson");
@@ -224,9 +225,18 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
             b"",
         )
     };
-    let which = replay(&[]);
+    // All of its rules, one after another; a file of what is expected is of one.
+    let every = replay(&[]).stdout;
+    for part in ["rule one", "rule two", "rule three", "never matched"] {
+        assert!(every.contains(part), "{every}");
+    }
+    let which = replay(&["--expect", &path("expected.ndjson"), "--bless"]);
     assert_eq!(which.code, 2);
-    assert!(which.stderr.contains("it has one, two"), "{}", which.stderr);
+    assert!(
+        which.stderr.contains("it has one, two, three"),
+        "{}",
+        which.stderr
+    );
     let shown = replay(&["--rule", "one", "--render"]);
     assert_eq!(shown.code, 0, "{}{}", shown.stdout, shown.stderr);
     for part in [

@@ -130,8 +130,8 @@ impl Expected {
     }
 
     /// How many events are expected beyond those that were seen.
-    pub(super) fn rest(self) -> usize {
-        self.lines.count()
+    pub(super) fn rest(&mut self) -> usize {
+        self.lines.by_ref().count()
     }
 }
 

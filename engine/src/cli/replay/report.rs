@@ -1,0 +1,160 @@
+//! What all events of a replay came to.
+
+use super::seen::{AT_ONCE, Seen};
+use crate::cli::style;
+use hdrhistogram::Histogram;
+use hooksieve::replay::Recorded;
+use hooksieve::sandbox::{Limits, PAGE_BYTES};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What events came to, in as much memory for a million as for one.
+pub(super) struct Report {
+    limits: Arc<Limits>,
+    /// Events that the rule was not asked about: they are of a type or source that it does not want.
+    unasked: u64,
+    dropped: u64,
+    notified: u64,
+    failed: u64,
+    channels: BTreeMap<String, u64>,
+    /// Deliveries by what their timing comes to.
+    timed: BTreeMap<&'static str, u64>,
+    fuel: Histogram<u64>,
+    memory_pages: Histogram<u64>,
+    /// The event that came closest to the limit of fuel, and the one that took longest.
+    nearest: (u64, String),
+    slowest: (Duration, String),
+}
+
+impl Report {
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
+        // Five digits are exact up to 262,143 fuel, and to the hundred-thousandth beyond.
+        let counts = |highest: u64, digits| match Histogram::new_with_bounds(1, highest, digits) {
+            Ok(counts) => counts,
+            Err(_) => unreachable!("the bounds are in order and the digits at most 5"),
+        };
+        Self {
+            fuel: counts(limits.fuel.max(2), 5),
+            memory_pages: counts((limits.memory_bytes / PAGE_BYTES).max(2), 5),
+            limits,
+            unasked: 0,
+            dropped: 0,
+            notified: 0,
+            failed: 0,
+            channels: BTreeMap::new(),
+            timed: BTreeMap::new(),
+            nearest: Default::default(),
+            slowest: Default::default(),
+        }
+    }
+
+    /// How many events the rule was asked about.
+    pub(super) fn asked(&self) -> u64 {
+        self.dropped + self.notified + self.failed
+    }
+
+    pub(super) fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    pub(super) fn unasked(&mut self) {
+        self.unasked += 1;
+    }
+
+    pub(super) fn add(&mut self, seen: &Seen, recorded: &Recorded) {
+        let (fuel, duration) = (seen.run.fuel, seen.run.duration);
+        self.fuel.saturating_record(fuel);
+        self.memory_pages
+            .saturating_record(seen.run.memory_bytes / PAGE_BYTES);
+        let which = || format!("{} {}", recorded.event.kind, recorded.id);
+        if fuel > self.nearest.0 {
+            self.nearest = (fuel, which());
+        }
+        if duration > self.slowest.0 {
+            self.slowest = (duration, which());
+        }
+        for timed in &seen.timed {
+            *self.timed.entry(timed.state).or_default() += 1;
+        }
+        match &seen.decision {
+            Some(decision) if decision.actions.is_empty() => self.dropped += 1,
+            Some(decision) => {
+                self.notified += 1;
+                for action in &decision.actions {
+                    match self.channels.get_mut(&action.channel) {
+                        Some(count) => *count += 1,
+                        None => drop(self.channels.insert(action.channel.clone(), 1)),
+                    }
+                }
+            }
+            None => self.failed += 1,
+        }
+    }
+
+    pub(super) fn summary(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let (bold, dim) = (style::HEADING, style::DIM);
+        let bad = match self.failed {
+            0 => style::GOOD,
+            _ => style::BAD,
+        };
+        let all = style::grouped(self.asked() + self.unasked);
+        let [dropped, notified, failed] =
+            [self.dropped, self.notified, self.failed].map(style::grouped);
+        writeln!(
+            out,
+            "{bold}{all} events{bold:#}: {dropped} dropped, {notified} notified, {bad}{failed} failed{bad:#}"
+        )?;
+        if self.asked() == 0 && self.unasked > 0 {
+            let bad = style::BAD;
+            return writeln!(
+                out,
+                "  {bad}never matched{bad:#}: the rule's `events` and `sources` want none of them"
+            );
+        }
+        if self.unasked > 0 {
+            let unasked = style::grouped(self.unasked);
+            writeln!(
+                out,
+                "  unasked  {unasked} {dim}of other types or sources than the rule wants{dim:#}"
+            )?;
+        }
+        let counts = |(name, count): (&str, &u64)| format!("{name} {}", style::grouped(*count));
+        let channels = self.channels.iter();
+        let channels: Vec<_> = channels
+            .map(|(name, count)| counts((&style::clean(name), count)))
+            .collect();
+        if !channels.is_empty() {
+            writeln!(out, "  actions  {}", channels.join(", "))?;
+        }
+        if self.timed.keys().any(|state| *state != AT_ONCE) {
+            let timed = self.timed.iter();
+            let timed: Vec<_> = timed.map(|(state, n)| counts((state, n))).collect();
+            writeln!(out, "  timing   {}", timed.join(", "))?;
+        }
+        let mut used = |what: &str, all: &Histogram<u64>, limit: u64, shown: fn(u64) -> String| {
+            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| shown(all.value_at_quantile(q)));
+            // The highest is told as it was, not as the highest of its class.
+            let highest = all.max().min(all.value_at_quantile(1.0));
+            let share = 100.0 * highest as f64 / limit as f64;
+            let (max, limit) = (shown(highest), shown(limit));
+            writeln!(
+                out,
+                "  {what:<8} p50 {p50}, p95 {p95}, p99 {p99}, max {max} of {limit} ({share:.1} %)"
+            )
+        };
+        let pages = |pages: u64| style::bytes(pages * PAGE_BYTES);
+        used("fuel", &self.fuel, self.limits.fuel, style::grouped)?;
+        let limit_pages = self.limits.memory_bytes / PAGE_BYTES;
+        used("memory", &self.memory_pages, limit_pages, pages)?;
+        if self.nearest.0 > 0 {
+            let left = 100.0 - 100.0 * self.nearest.0 as f64 / self.limits.fuel as f64;
+            let which = style::clean(&self.nearest.1);
+            writeln!(out, "  headroom {left:.1} % of the fuel, on {which}")?;
+            let (took, which) = (self.slowest.0.as_micros(), style::clean(&self.slowest.1));
+            writeln!(out, "  slowest  {took} µs, {which}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! What is told, kept and compared while events go through a rule.
+
+use super::differ::{self, Blessed, Expected, Made};
+use super::report::Report;
+use super::seen::Seen;
+use super::threads::{Done, Judged};
+use super::{Stop, page};
+use crate::cli::{Failure, style};
+use hooksieve::channel::Channel;
+use hooksieve::id::Name;
+use hooksieve::pipeline::Rules;
+use hooksieve::replay::Recorded;
+use hooksieve::sandbox::Limits;
+use hooksieve::timing::Rehearsal;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Events that are listed one by one; beyond them, only those that failed or differ are.
+const LISTED_MAX: u64 = 1_000;
+
+/// What events are compared with.
+pub(super) enum Compared {
+    Nothing,
+    /// What a file says, or is to say.
+    Expected(Expected),
+    Blessed(Blessed),
+    /// What another module makes of them.
+    Module(Rehearsal),
+    /// What a rule of the recording's decided.
+    Recorded(Name),
+    /// What the run before this one made of them; and what this one makes.
+    Last {
+        last: Vec<Made>,
+        now: Vec<Made>,
+    },
+}
+
+pub(super) struct Session<'a, W: Write> {
+    pub(super) rules: &'a Rules,
+    pub(super) rehearsal: Rehearsal,
+    pub(super) compared: Compared,
+    /// Where the report goes as a page, and what it is made of.
+    pub(super) page: Option<(PathBuf, page::Seen)>,
+    pub(super) report: Report,
+    /// How many events come to something else.
+    pub(super) differ: u64,
+    pub(super) json: bool,
+    /// Told with each event, where there are several rules.
+    pub(super) named: Option<Name>,
+    /// Those of which it is shown what they would send.
+    pub(super) channels: BTreeMap<Name, Arc<Channel>>,
+    pub(super) progress: Progress,
+    pub(super) out: W,
+}
+
+impl<W: Write> Session<'_, W> {
+    pub(super) fn done(&mut self, done: Done) -> Result<(), Stop> {
+        let events = done.events.len() as u64;
+        done.events.into_iter().try_for_each(|it| self.event(it))?;
+        self.progress.add(done.bytes, events);
+        Ok(())
+    }
+
+    fn event(&mut self, judged: Judged) -> Result<(), Stop> {
+        let Judged {
+            recorded,
+            answer,
+            before,
+        } = judged;
+        let seen = answer.and_then(|it| Seen::new(it, &recorded.event, &mut self.rehearsal));
+        let Some(seen) = seen else {
+            self.report.unasked();
+            return Ok(());
+        };
+        self.report.add(&seen, &recorded);
+        if let Some((_, page)) = &mut self.page {
+            page.add(seen.row(&recorded));
+        }
+        let made = || seen.made(&recorded);
+        let found = match &mut self.compared {
+            Compared::Nothing => None,
+            Compared::Blessed(blessed) => {
+                blessed.add(&made())?;
+                None
+            }
+            Compared::Expected(expected) => Some(differ::differences(&expected.next()?, &made())),
+            Compared::Module(rehearsal) => {
+                let before = before.and_then(|it| Seen::new(it, &recorded.event, rehearsal));
+                before.map(|before| match before.same(&seen) {
+                    true => Vec::new(),
+                    false => {
+                        let after = made();
+                        let mut before = before.made(&recorded);
+                        // Other code burns other fuel.
+                        before["fuel"] = after["fuel"].clone();
+                        differ::differences(&before, &after)
+                    }
+                })
+            }
+            Compared::Recorded(rule) => {
+                let before = as_recorded(rule, self.rules, &recorded, made());
+                before.map(|before| differ::differences(&before, &made()))
+            }
+            Compared::Last { last, now } => {
+                let before = last.get(now.len());
+                let found = before.map(|before| differ::differences(before, &made()));
+                now.push(made());
+                found
+            }
+        };
+        let differs = found.as_ref().is_some_and(|it| !it.is_empty());
+        self.differ += u64::from(differs);
+        if self.json {
+            let mut line = seen.line(&recorded);
+            if let Some(name) = &self.named {
+                line["rule"] = name.as_str().into();
+            }
+            if let Some(found) = found {
+                line["differences"] = serde_json::json!(found);
+            }
+            return Ok(writeln!(self.out, "{line}")?);
+        }
+        let asked = self.report.asked();
+        let listed = asked <= LISTED_MAX;
+        if asked == LISTED_MAX + 1 && found.is_none() {
+            let dim = style::DIM;
+            writeln!(
+                self.out,
+                "{dim}... {LISTED_MAX} events are listed; from here on those that fail, and --json lists all{dim:#}"
+            )?;
+        }
+        match found {
+            None if listed || seen.failed() => {
+                self.progress.hide();
+                seen.tell(&recorded, &mut self.out)?;
+                Ok(seen.render(&self.channels, &mut self.out)?)
+            }
+            Some(found) if differs => {
+                self.progress.hide();
+                Ok(differ::show(&made(), &found, &mut self.out)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells what it all came to. Whether it is as it should be, and what is kept for the next run.
+    pub(super) fn end(mut self, limits: &Limits) -> Result<(bool, Vec<Made>), Failure> {
+        self.progress.end();
+        let (watched, compared) = match &self.compared {
+            Compared::Nothing | Compared::Blessed(_) => (false, false),
+            Compared::Last { last, .. } => (true, !last.is_empty()),
+            _ => (false, true),
+        };
+        let missing = match &mut self.compared {
+            Compared::Expected(expected) => expected.rest(),
+            _ => 0,
+        };
+        if !self.json {
+            self.report.summary(&mut self.out)?;
+            if compared {
+                let colour = match self.differ {
+                    0 => style::GOOD,
+                    _ => style::BAD,
+                };
+                let (differ, all) = (self.differ, self.report.asked());
+                let [differ, all] = [differ, all].map(style::grouped);
+                writeln!(self.out, "  {colour}differ   {differ} of {all}{colour:#}")?;
+            }
+            if missing > 0 {
+                let bad = style::BAD;
+                writeln!(
+                    self.out,
+                    "  {bad}missing  {missing} more events are expected{bad:#}"
+                )?;
+            }
+        }
+        self.out.flush()?;
+        if let Some((path, page)) = &self.page {
+            let written = std::fs::write(path, page.page(limits));
+            written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        }
+        // What fails as it is expected to is as it should be.
+        let failed = self.report.failed() > 0 && !compared;
+        let good = !failed && (self.differ == 0 || watched) && missing == 0;
+        let now = match self.compared {
+            Compared::Blessed(blessed) => blessed.keep().map(|()| Vec::new())?,
+            Compared::Last { now, .. } => now,
+            _ => Vec::new(),
+        };
+        Ok((good, now))
+    }
+}
+
+/// What the recording says of an event, where its rule was asked about it. What it does not tell is taken
+/// to be the same; so is the fuel of other code.
+fn as_recorded(rule: &Name, rules: &Rules, recorded: &Recorded, made: Made) -> Option<Made> {
+    let kept = recorded.made.iter().find(|it| it.rule == *rule)?;
+    let mut before = made;
+    let decision = kept.decision.as_deref().map(serde_json::from_str);
+    before["decision"] = decision.and_then(Result::ok).unwrap_or_default();
+    let error = kept.error.as_ref();
+    before["error"] = error
+        .map(|(kind, message)| serde_json::json!({ "kind": kind, "message": message }))
+        .unwrap_or_default();
+    let same = rules.program().is_some_and(|program| {
+        let module = program.module().hash().to_string() == kept.module;
+        module && program.config_hash().to_string() == kept.config
+    });
+    if same {
+        before["fuel"] = kept.fuel.into();
+    }
+    Some(before)
+}
+
+/// How far it is, on a terminal.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    events: u64,
+}
+
+impl Progress {
+    /// Of so many bytes, where that is known.
+    pub(super) fn new(bytes: Option<u64>) -> Self {
+        let bar = match bytes {
+            Some(bytes) => ProgressBar::new(bytes),
+            None => ProgressBar::new_spinner(),
+        };
+        let shown = match bytes {
+            Some(_) => "{bar:30} {percent:>3} % {msg}",
+            None => "{spinner} {msg}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(shown) {
+            bar.set_style(style);
+        }
+        Self { bar, events: 0 }
+    }
+
+    fn add(&mut self, bytes: u64, events: u64) {
+        self.events += events;
+        let seconds = self.bar.elapsed().as_secs_f64();
+        if seconds > SHOWN_AFTER_S {
+            let rate = style::grouped((self.events as f64 / seconds) as u64);
+            let events = style::grouped(self.events);
+            self.bar
+                .set_message(format!("{events} events, {rate} a second"));
+            self.bar.inc(bytes);
+        } else {
+            self.bar.update(|state| state.set_pos(state.pos() + bytes));
+        }
+    }
+
+    /// Makes room for a line.
+    fn hide(&self) {
+        self.bar.suspend(|| ());
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// What is done sooner needs no bar.
+const SHOWN_AFTER_S: f64 = 0.5;
