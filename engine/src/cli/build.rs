@@ -2,6 +2,7 @@
 
 use super::{Failure, check, environment, style};
 use hooksieve::config::Config;
+use hooksieve::sandbox::strip;
 use serde::Deserialize;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
     let mut cargo = Command::new("cargo");
     cargo
         .args(["build", "--release", "--lib", "--target", TARGET])
+        // The names are for profiles and for where a rule failed; they are not uploaded.
+        .args(["--config", "profile.release.strip=\"debuginfo\""])
         .arg("--message-format=json-render-diagnostics")
         // Cargo reads `.cargo/config.toml` from where it runs.
         .current_dir(folder)
@@ -84,10 +87,23 @@ pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
     })?;
     let name = built.file_name().unwrap_or_default();
     let module = folder.join(MODULES).join(name);
-    let failed = |error| Failure::input(format!("{}: {error}", module.display()));
-    std::fs::create_dir_all(folder.join(MODULES)).map_err(failed)?;
-    std::fs::copy(&built, &module).map_err(failed)?;
+    let failed = |error: String| Failure::input(format!("{}: {error}", module.display()));
+    let read = std::fs::read(&built).map_err(|error| failed(error.to_string()))?;
+    let stripped = strip(&read).map_err(failed)?;
+    let named = folder.join(MODULES).join(NAMES);
+    let kept = std::fs::create_dir_all(&named)
+        .and_then(|()| std::fs::write(named.join(name), read))
+        .and_then(|()| std::fs::write(&module, stripped));
+    kept.map_err(|error| failed(error.to_string()))?;
     Ok(module)
+}
+
+/// Where the same module is with the names of its functions, from a module on.
+const NAMES: &str = "names";
+
+/// Where the names of a module would be, if it was built here.
+pub(super) fn names_beside(module: &Path) -> Option<PathBuf> {
+    Some(module.parent()?.join(NAMES).join(module.file_name()?))
 }
 
 /// Where modules are put, from the rule's folder on.

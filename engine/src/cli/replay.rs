@@ -2,6 +2,7 @@
 //! nothing; and how what it decides differs from what was expected.
 
 mod differ;
+mod follow;
 mod page;
 mod report;
 mod seen;
@@ -9,6 +10,7 @@ mod session;
 mod threads;
 
 use self::differ::{Blessed, Expected, Made};
+use self::follow::{Follower, with_names};
 use self::report::Report;
 use self::session::{Compared, Progress, Session};
 use self::threads::STOPPED;
@@ -19,7 +21,7 @@ use hooksieve::id::Name;
 use hooksieve::pipeline::{ActiveRule, Rules};
 use hooksieve::replay::{BadInput, Defaults, bytes};
 use hooksieve::sandbox::{Limits, Program, Sandbox};
-use hooksieve::tenant::{Tenant, encode_config};
+use hooksieve::tenant::{ModuleRef, Tenant, encode_config};
 use hooksieve::timing::Rehearsal;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -40,6 +42,9 @@ pub(crate) struct Args {
     /// Write the report as one page, too
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     html: Option<PathBuf>,
+    /// Write where the fuel goes, by function, as a flame graph, too: of the first 1,000 events
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "watch")]
+    profile: Option<PathBuf>,
     /// Compare with what this rule decided of the events in a recording
     #[arg(long, value_name = "RULE", conflicts_with_all = ["expect", "compare", "watch"])]
     recorded: Option<Name>,
@@ -171,11 +176,12 @@ fn with(
         report: Report::new(limits.clone()),
         differ: 0,
         json: args.json,
-        named,
+        named: named.clone(),
         channels: match (args.render, &place.tenant) {
             (true, Some(tenant)) => tenant.channels.clone(),
             _ => BTreeMap::new(),
         },
+        follower: Follower::new(&rules, wasm(rule, place)?, args.profile.clone()),
         progress: Progress::new(sizes.sum()),
         out: std::io::BufWriter::new(anstream::AutoStream::auto(std::io::stdout())),
     };
@@ -184,7 +190,8 @@ fn with(
         source: args.source.clone(),
         kind: args.kind.clone(),
     };
-    let judged = threads::judge(&rules, before.as_ref(), &args.events, &defaults, |done| {
+    let (all, keep) = (&args.events, session.follower.profiles());
+    let judged = threads::judge(&rules, before.as_ref(), all, &defaults, keep, |done| {
         session.done(done)
     });
     match judged {
@@ -237,7 +244,8 @@ impl From<std::io::Error> for Stop {
 impl Args {
     /// Whether all of a tenant's rules can be asked, one after another.
     fn every(&self) -> bool {
-        let one = self.expect.is_some() || self.recorded.is_some() || self.html.is_some();
+        let file = self.html.is_some() || self.profile.is_some();
+        let one = file || self.expect.is_some() || self.recorded.is_some();
         let read_once = self.events.iter().any(|it| it == Path::new("-"));
         !one && !read_once && self.compare.is_none()
     }
@@ -372,20 +380,45 @@ fn of_tenant(
     }
 }
 
-/// A module, with the configuration that was given.
-fn alone(rule: &str, args: &Args, place: &Place) -> Result<ActiveRule, Failure> {
-    let wasm = match rule.strip_prefix("policy:") {
+/// The module that a rule runs, with the names of its functions where they are known.
+fn wasm(rule: Option<&str>, place: &Place) -> Result<Vec<u8>, Failure> {
+    let rules = place.tenant.as_ref().map(|it| it.rules.as_slice());
+    let known = match (rules, rule) {
+        (Some([only]), None) => Some(only),
+        (Some(rules), Some(rule)) => rules.iter().find(|it| it.name.as_str() == rule),
+        _ => None,
+    };
+    if let Some(rule) = known {
+        let wasm = rule.wasm.to_vec();
+        return Ok(match &rule.module {
+            ModuleRef::File(path) => with_names(path, wasm),
+            _ => wasm,
+        });
+    }
+    let rule = rule.map_or_else(built_here, |rule| Ok(rule.to_owned()))?;
+    Ok(with_names(Path::new(&rule), module(&rule)?))
+}
+
+/// The module of a file, or of a policy.
+fn module(rule: &str) -> Result<Vec<u8>, Failure> {
+    match rule.strip_prefix("policy:") {
         Some(name) => match hooksieve_policies::get(name) {
-            Some(policy) => policy.wasm.to_vec(),
+            Some(policy) => Ok(policy.wasm.to_vec()),
             None => {
                 let names = hooksieve_policies::ALL.iter().map(|policy| policy.name);
                 let mean = did_you_mean(name, names);
-                return Err(Failure::Input(format!("there is no policy `{name}`{mean}")));
+                Err(Failure::Input(format!("there is no policy `{name}`{mean}")))
             }
         },
-        None => std::fs::read(rule)
-            .map_err(|error| Failure::Input(format!("the rule {rule}: {error}")))?,
-    };
+        None => {
+            std::fs::read(rule).map_err(|error| Failure::Input(format!("the rule {rule}: {error}")))
+        }
+    }
+}
+
+/// A module, with the configuration that was given.
+fn alone(rule: &str, args: &Args, place: &Place) -> Result<ActiveRule, Failure> {
+    let wasm = module(rule)?;
     let settings = match &args.rule_config {
         Some(path) => rule_config(path)?,
         None => vec![0x80],

@@ -33,6 +33,13 @@ pub struct Checked<'a> {
     pub memory_pages: u64,
 }
 
+impl Checked<'_> {
+    /// The same of other code, which was made of this module.
+    pub(super) fn with<'a>(&self, wasm: &'a [u8]) -> Checked<'a> {
+        Checked { wasm, ..*self }
+    }
+}
+
 /// How a module is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

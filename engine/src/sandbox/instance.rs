@@ -5,6 +5,7 @@ use super::compile::Code;
 use super::image::Image;
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
+use super::profile::{self, Tree};
 use super::{Error, Limits, LogLine, Module, stack};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
@@ -38,6 +39,8 @@ struct Host {
     fuel: Option<Fuel>,
     log: Log,
     panic: Option<String>,
+    /// Who called whom, of a module that is followed.
+    tree: Option<Tree>,
 }
 
 /// What was logged, and what still may be.
@@ -162,12 +165,19 @@ impl Guest {
                     cut: false,
                 },
                 panic: None,
+                tree: None,
             },
         );
         let log = Function::new_typed_with_env(&mut store, &host, log);
-        let imports: Imports = imports! {
+        let mut imports: Imports = imports! {
             "hooksieve" => { "log" => log },
         };
+        if module.is_followed() {
+            let enter = Function::new_typed_with_env(&mut store, &host, enter);
+            let leave = Function::new_typed_with_env(&mut store, &host, leave);
+            imports.define("hooksieve", profile::ENTER, enter);
+            imports.define("hooksieve", profile::LEAVE, leave);
+        }
         memory::take_made();
         let instance = Instance::new(&mut store, &code.module, &imports).map_err(engine_error)?;
         let (linear, globals) = memory::take_made();
@@ -270,6 +280,20 @@ impl Guest {
         decision(self.output(place)?, &self.limits)
     }
 
+    /// Notes who calls whom for the next event.
+    pub(super) fn follow(&mut self, mut tree: Tree) {
+        tree.begin(self.limits.fuel);
+        self.host.as_mut(&mut self.store).tree = Some(tree);
+    }
+
+    /// What was noted.
+    pub(super) fn followed(&mut self) -> Tree {
+        let tree = self.host.as_mut(&mut self.store).tree.take();
+        let mut tree = tree.unwrap_or_default();
+        tree.burned(self.meter.fuel.left());
+        tree
+    }
+
     pub(super) fn used(&mut self) -> Used {
         let log = &mut self.host.as_mut(&mut self.store).log;
         let mut lines = std::mem::take(&mut log.lines);
@@ -347,6 +371,9 @@ impl Guest {
         &mut self,
         guest: impl FnOnce(&mut Store) -> Result<T, RuntimeError>,
     ) -> Result<T, Error> {
+        if let Some(tree) = &mut self.host.as_mut(&mut self.store).tree {
+            tree.outside(self.meter.fuel.left());
+        }
         let (result, too_deep) = stack::call(self.meter.fuel, || guest(&mut self.store));
         if too_deep {
             return Err(self.meter.stack_overflow());
@@ -405,6 +432,26 @@ fn log(
         host.log.lines.push(text);
     }
     Ok(())
+}
+
+/// A function of a module that is followed begins.
+fn enter(mut env: FunctionEnvMut<'_, Host>, function: u32) {
+    let host = env.data_mut();
+    let Some(fuel) = host.fuel else { return };
+    fuel.set(fuel.left() + profile::ENTER_FUEL);
+    if let Some(tree) = &mut host.tree {
+        tree.enter(function, fuel.left());
+    }
+}
+
+/// A call is back.
+fn leave(mut env: FunctionEnvMut<'_, Host>) {
+    let host = env.data_mut();
+    let Some(fuel) = host.fuel else { return };
+    fuel.set(fuel.left() + profile::LEAVE_FUEL);
+    if let Some(tree) = &mut host.tree {
+        tree.leave(fuel.left());
+    }
 }
 
 /// How much of a panic's message is kept.

@@ -19,6 +19,8 @@ struct Inner {
     hash: Hash,
     facts: Facts,
     source: Source,
+    /// Whether its calls are followed, by two imports more.
+    followed: bool,
 }
 
 /// What the check found, as far as a running instance asks. Kept in the cache with the code.
@@ -88,6 +90,7 @@ impl Module {
                     hash,
                     facts,
                     source: held,
+                    followed: false,
                 }));
                 held.try_instance(limits)?;
                 let kept = cache.filter(|cache| keep(cache, key, facts, &artifact));
@@ -101,7 +104,25 @@ impl Module {
             hash,
             facts,
             source,
+            followed: false,
         })))
+    }
+
+    /// Compiles a module whose calls are followed, in this process and for it alone.
+    pub(super) fn followed(wasm: &[u8], limits: &Limits) -> Result<Self, Refused> {
+        let checked = super::check::check(wasm, limits)?;
+        let followed = super::profile::follow(wasm)?;
+        let code = compile::compile(&checked.with(&followed), limits)?;
+        Ok(Self(Arc::new(Inner {
+            hash: Hash::of(wasm),
+            facts: Facts::from(&checked),
+            source: Source::Held(Arc::new(load(&code, limits)?)),
+            followed: true,
+        })))
+    }
+
+    pub(super) fn is_followed(&self) -> bool {
+        self.0.followed
     }
 
     /// Makes an instance, which finds segments that do not fit and imports of the wrong type.

@@ -1,6 +1,7 @@
 //! A module with its configuration and limits: what decides events.
 
 use super::instance::{Guest, Used};
+use super::profile::Tree;
 use super::{Error, Limits, Module, command};
 use crate::id::Hash;
 use hooksieve_sdk::wire::Decision;
@@ -114,6 +115,21 @@ impl Program {
             }
         };
         Run::ended(outcome, used, started.elapsed())
+    }
+
+    /// As [`Program::run`], with the calls of a module that is followed.
+    pub(super) fn followed(&self, tree: Tree, event: &[u8], index: &[u8]) -> (Run, Tree) {
+        let started = Instant::now();
+        let (outcome, used, tree) = match self.start() {
+            Ok(mut guest) => {
+                guest.follow(tree);
+                let outcome = guest.decide(event, index);
+                let tree = guest.followed();
+                (outcome, guest.used(), tree)
+            }
+            Err(error) => (Err(error), Used::default(), tree),
+        };
+        (Run::ended(outcome, used, started.elapsed()), tree)
     }
 
     /// A new instance that has read its configuration.

@@ -53,6 +53,21 @@ impl Seen {
         self.decision.is_none()
     }
 
+    /// Whether it was the rule's own code that failed, so that it was somewhere.
+    pub(super) fn failed_within(&self) -> bool {
+        const KINDS: [&str; 7] = [
+            "fuel",
+            "wall_clock",
+            "memory",
+            "table",
+            "stack",
+            "panicked",
+            "trapped",
+        ];
+        let kind = self.error.as_ref().map(|(kind, _)| kind.as_str());
+        kind.is_some_and(|kind| KINDS.contains(&kind))
+    }
+
     /// Whether it comes to the same: all that is compared but the fuel, as other code burns other fuel.
     pub(super) fn same(&self, other: &Self) -> bool {
         (&self.decision, &self.error, &self.timed) == (&other.decision, &other.error, &other.timed)

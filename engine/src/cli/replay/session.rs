@@ -1,6 +1,7 @@
 //! What is told, kept and compared while events go through a rule.
 
 use super::differ::{self, Blessed, Expected, Made};
+use super::follow::{Follower, PROFILED_MAX};
 use super::report::Report;
 use super::seen::Seen;
 use super::threads::{Done, Judged};
@@ -52,6 +53,7 @@ pub(super) struct Session<'a, W: Write> {
     pub(super) named: Option<Name>,
     /// Those of which it is shown what they would send.
     pub(super) channels: BTreeMap<Name, Arc<Channel>>,
+    pub(super) follower: Follower<'a>,
     pub(super) progress: Progress,
     pub(super) out: W,
 }
@@ -78,6 +80,9 @@ impl<W: Write> Session<'_, W> {
         self.report.add(&seen, &recorded);
         if let Some((_, page)) = &mut self.page {
             page.add(seen.row(&recorded));
+        }
+        if self.follower.profiles() && self.report.asked() <= PROFILED_MAX {
+            self.follower.profile(&recorded.event);
         }
         let made = || seen.made(&recorded);
         let found = match &mut self.compared {
@@ -136,6 +141,9 @@ impl<W: Write> Session<'_, W> {
             None if listed || seen.failed() => {
                 self.progress.hide();
                 seen.tell(&recorded, &mut self.out)?;
+                if seen.failed_within() {
+                    self.follower.tell(&recorded.event, &mut self.out)?;
+                }
                 Ok(seen.render(&self.channels, &mut self.out)?)
             }
             Some(found) if differs => {
@@ -178,6 +186,7 @@ impl<W: Write> Session<'_, W> {
             }
         }
         self.out.flush()?;
+        self.follower.end()?;
         if let Some((path, page)) = &self.page {
             let written = std::fs::write(path, page.page(limits));
             written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;

@@ -4,7 +4,7 @@ use super::Stop;
 use hooksieve::pipeline::Rules;
 use hooksieve::replay::{BadInput, Batch, Defaults, Recorded, batches};
 use hooksieve::sandbox::{Instances, Kept, Run};
-use hooksieve::store::Commit;
+use hooksieve::store::{Commit, Outcome};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -22,6 +22,15 @@ const TWO: Kept = Kept {
 pub(super) struct Answer {
     pub(super) run: Run,
     pub(super) commit: Commit,
+}
+
+impl Answer {
+    fn failed(&self) -> bool {
+        let decisions = self.commit.decisions.iter();
+        decisions
+            .into_iter()
+            .any(|it| matches!(it.outcome, Outcome::Failed { .. }))
+    }
 }
 
 /// An event with what the rule made of it, and the one that it is compared with; `None` of a rule that
@@ -43,7 +52,7 @@ pub(super) struct Done {
 /// Somebody wants it to end.
 pub(super) static STOPPED: AtomicBool = AtomicBool::new(false);
 
-/// Gives all events, judged, in their order.
+/// Gives all events, judged, in their order; with `keep`, whole.
 ///
 /// # Errors
 /// The first input that cannot be read, once those before it were given; or what `each` returns.
@@ -52,6 +61,7 @@ pub(super) fn judge(
     before: Option<&Rules>,
     paths: &[PathBuf],
     defaults: &Defaults,
+    keep: bool,
     mut each: impl FnMut(Done) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     let count = thread::available_parallelism().map_or(1, usize::from);
@@ -60,7 +70,7 @@ pub(super) fn judge(
         for _ in 0..count {
             let (batches, work) = sync_channel(WAITING);
             let (done, judged) = sync_channel(WAITING);
-            scope.spawn(move || judges(rules, before, defaults, &work, &done));
+            scope.spawn(move || judges([Some(rules), before], defaults, keep, &work, &done));
             to.push(batches);
             from.push(judged);
         }
@@ -96,9 +106,9 @@ fn reads(paths: &[PathBuf], defaults: &Defaults, to: &[SyncSender<Batch>]) -> Re
 }
 
 fn judges(
-    rules: &Rules,
-    before: Option<&Rules>,
+    rules: [Option<&Rules>; 2],
     defaults: &Defaults,
+    keep: bool,
     work: &Receiver<Batch>,
     done: &SyncSender<Done>,
 ) {
@@ -110,10 +120,11 @@ fn judges(
     for batch in work {
         let (bytes, mut events) = (batch.bytes, Vec::new());
         let read = batch.events(defaults, &mut |mut recorded: Recorded| {
-            let answer = ask(rules, &recorded);
-            let before = before.and_then(|before| ask(before, &recorded));
-            // It is long, and has been seen.
-            recorded.event.encoded = Vec::new();
+            let [answer, before] = rules.map(|rules| ask(rules?, &recorded));
+            // It is long, and asked for again only where the rule failed.
+            if !keep && !answer.as_ref().is_some_and(Answer::failed) {
+                recorded.event.encoded = Vec::new();
+            }
             events.push(Judged {
                 recorded,
                 answer,
