@@ -13,6 +13,9 @@ const CRATES: [(&str, &str); 2] = [
     ("guest-sdk/macros", "hooksieve-sdk-macros"),
 ];
 
+/// What authors read, where a crate has it.
+const DOCUMENTS: [&str; 3] = ["README.md", "ABI.md", "ERRORS.md"];
+
 fn main() {
     let own = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR");
     let workspace = Path::new(&own).parent().expect("a crate of the workspace");
@@ -31,7 +34,12 @@ fn main() {
         );
         let manifest = standalone(&read(&folder.join("Cargo.toml")), &root);
         writeln!(listed, "({:?}, {manifest:?}),", format!("{to}/Cargo.toml")).expect("a string");
-        for file in sources(&folder.join("src")) {
+        let documents = DOCUMENTS.map(|name| folder.join(name));
+        let documents = documents.into_iter().filter(|path| path.exists());
+        for path in documents.clone() {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+        for file in sources(&folder.join("src")).into_iter().chain(documents) {
             let inside = file.strip_prefix(&folder).expect("it is inside");
             let name = format!("{to}/{}", inside.display());
             writeln!(listed, "({name:?}, {:?}),", read(&file)).expect("a string");

@@ -1,6 +1,8 @@
 //! The author's kit: from nothing to a rule that is built, tried and compared.
 
 use hooksieve_tests::{LEAN, Output, cli_with, program, say};
+use serde_json::json;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -98,7 +100,37 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     let none = replay(&["--expect", &expected], &events);
     assert_eq!(none.code, 2);
     assert!(none.stderr.contains("--bless"), "{}", none.stderr);
-    replay(&["--expect", &expected, "--bless"], &events);
+    let blessed = replay(&["--expect", &expected, "--bless"], &events);
+    assert_eq!(blessed.code, 0, "{}", blessed.stderr);
+    let kept = "kept     3 events, 1 of them as failing";
+    assert!(blessed.stdout.contains(kept), "{}", blessed.stdout);
+    let mode = std::fs::metadata(&expected).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o444, 0o444, "others may read it, too");
+    // Events are found by their ids, in whatever order they come.
+    let mut turned: Vec<&str> = EVENTS.lines().rev().collect();
+    std::fs::write(path("turned.ndjson"), turned.join("\n")).unwrap();
+    let same = replay(&["--expect", &expected], &path("turned.ndjson"));
+    assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
+    let more = EVENTS.lines().next().unwrap().replace("e1", "e4");
+    turned[0] = &more;
+    std::fs::write(path("turned.ndjson"), turned.join("\n")).unwrap();
+    let told = replay(&["--expect", &expected], &path("turned.ndjson"));
+    assert_eq!(told.code, 1);
+    for part in [
+        "new: it is not among what is expected",
+        "missing  1 event more expected, the first is e3",
+        "differ   1 of 3",
+    ] {
+        assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
+    }
+    std::fs::create_dir(path("empty")).unwrap();
+    let none = replay(&[], &path("empty"));
+    assert_eq!(none.code, 2);
+    assert!(
+        none.stderr.contains("no event to replay"),
+        "{}",
+        none.stderr
+    );
     let same = replay(&["--expect", &expected], &events);
     assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
     assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
@@ -141,7 +173,7 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     let told = replay(&["--expect", &expected], &path("short.ndjson"));
     assert_eq!(told.code, 1);
     assert!(
-        told.stdout.contains("2 more events are expected"),
+        told.stdout.contains("2 events more expected"),
         "{}",
         told.stdout
     );
@@ -184,6 +216,101 @@ fn two_modules_are_compared_on_the_same_events() {
     let mut lines = told.stdout.lines();
     let fuel = lines.any(|line| line.starts_with("  fuel") && line.contains("->"));
     assert!(!fuel, "other code burns other fuel: {}", told.stdout);
+}
+
+/// What an author changes in one branch of a rule is told of the events that take it, and of no others.
+#[test]
+fn a_change_in_one_branch_is_told_of_the_events_that_take_it() {
+    if hooksieve_tests::node().is_err() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let triage = include_str!("../../policies/github-triage/src/lib.rs");
+    let changed = triage.replace(r#".because("a release")"#, r#".because("a new release")"#);
+    assert_ne!(triage, changed);
+    well(dir.path(), &["new", "mine"]);
+    let folder = dir.path().join("mine");
+    let build = |text: &str, to: &str| {
+        std::fs::write(folder.join("src/lib.rs"), text).unwrap();
+        well(&folder, &["build"]);
+        std::fs::copy(folder.join("target/hooksieve/mine.wasm"), folder.join(to)).unwrap();
+    };
+    build(triage, "old.wasm");
+    build(&changed, "new.wasm");
+    let lines = crate::senders::examples().into_iter().enumerate().map(|(n, example)| {
+        let event = json!({ "id": format!("x{n}"), "source": "github", "type": example.kind(), "data": example.payload });
+        format!("{event}\n")
+    });
+    std::fs::write(folder.join("all.ndjson"), lines.collect::<String>()).unwrap();
+    let decided = well(
+        &folder,
+        &["replay", "--rule", "old.wasm", "--json", "all.ndjson"],
+    );
+    let ids = |text: &str, wanted: &dyn Fn(&serde_json::Value) -> bool| -> Vec<String> {
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let wanted = lines.filter(|line| wanted(line));
+        wanted
+            .map(|line: serde_json::Value| line["event"]["id"].to_string())
+            .collect()
+    };
+    let take_it = ids(&decided, &|line| line["decision"]["reason"] == "a release");
+    assert!(!take_it.is_empty());
+    let args = [
+        "replay",
+        "--rule",
+        "new.wasm",
+        "--compare",
+        "old.wasm",
+        "all.ndjson",
+    ];
+    let told = hooksieve(&folder, &args);
+    assert_eq!(told.code, 1, "{}", told.stderr);
+    let count = format!("differ   {} of 329", take_it.len());
+    assert!(told.stdout.contains(&count), "{}", told.stdout);
+    let told = hooksieve(&folder, &[&args[..], &["--json"]].concat()).stdout;
+    let differ = ids(&told, &|line| line["differences"] != json!([]));
+    assert_eq!(differ, take_it);
+    say(&format!("one branch: {differ:?} differ"));
+}
+
+/// Where the fuel goes is drawn, and a failure says where it happened; replay builds what is written.
+#[test]
+fn where_a_rule_is_is_known_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    well(dir.path(), &["new", "mine"]);
+    let folder = dir.path().join("mine");
+    well(&folder, &["replay", "--profile", "fuel.svg"]);
+    let drawn = std::fs::read_to_string(folder.join("fuel.svg")).unwrap();
+    for part in [
+        "<svg",
+        "hooksieve_decide (",
+        "hooksieve_sdk::wire::",
+        " fuel, ",
+    ] {
+        assert!(drawn.contains(part), "{part}");
+    }
+    let path = folder.join("src/lib.rs");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let broken = text.replace(
+        r#"let name = event.str("/workflow_run/name").unwrap_or("a run");"#,
+        "let name = name_of(event);",
+    ) + r#"
+#[inline(never)]
+fn name_of<'a>(event: &Event<'a>) -> &'a str {
+    event.str("/workflow_run/nome").unwrap()
+}
+"#;
+    std::fs::write(&path, broken).unwrap();
+    let told = hooksieve(&folder, &["replay"]);
+    assert_eq!(told.code, 1, "{}", told.stderr);
+    for part in [
+        "1 failed",
+        "panicked",
+        "in mine::name_of",
+        "called by hooksieve_decide",
+    ] {
+        assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
+    }
 }
 
 /// With a tenant's file, its limits and channels hold, and it is shown what would go out.
@@ -246,6 +373,10 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         "To all",
         "hello",
         "headroom",
+        "RCPT TO: b@mail.example",
+        "Subject: ",
+        "POST https://hooks.example/...",
+        "content-type: application/json",
     ] {
         assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
     }

@@ -67,6 +67,10 @@ impl Discord {
         })
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(super) async fn send(
         &self,
         client: &Outgoing,

@@ -70,6 +70,10 @@ impl Lark {
         })
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(super) async fn send(
         &self,
         client: &Outgoing,

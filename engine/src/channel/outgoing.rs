@@ -29,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections to one host that wait for the next request.
 const IDLE_PER_HOST_MAX: usize = 64;
 
+pub(super) const USER_AGENT: &str = concat!("hooksieve/", env!("CARGO_PKG_VERSION"));
+
 /// The shared clients of one engine.
 pub struct Outgoing {
     http: reqwest::Client,
@@ -76,7 +78,7 @@ impl Outgoing {
                 .map_err(|error| bad(&error))?;
         }
         let http = reqwest::Client::builder()
-            .user_agent(concat!("hooksieve/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .dns_resolver(Arc::new(guard.clone()))

@@ -116,6 +116,10 @@ impl PagerDuty {
         })
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(super) async fn send(
         &self,
         client: &Outgoing,

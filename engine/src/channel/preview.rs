@@ -1,10 +1,14 @@
 //! What a channel would send, without sending it: for people who try a rule. Holds no secret.
 
-use super::{Channel, discord, email, lark, pagerduty, slack, teams, voice, webhook};
+use super::{Channel, discord, email, lark, outgoing, pagerduty, slack, teams, voice, webhook};
 use crate::store::Delivery;
 use hooksieve_sdk::wire::Payload;
 use serde::{Deserialize, Serialize};
+use url::Url;
 use utoipa::ToSchema;
+
+/// In place of what is secret.
+pub(super) const HIDDEN: &str = "...";
 
 /// What would be sent.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -22,6 +26,28 @@ pub struct Preview {
 }
 
 impl Channel {
+    /// What stands before the body: a request's line and headers, or a mail's headers. What is secret in it is
+    /// masked: all of an address but the host, what the tenant's own headers say, signatures.
+    pub fn head(&self, delivery: &Delivery) -> Vec<String> {
+        let posts = |url: &Url| {
+            vec![
+                format!("POST {}://{}/{HIDDEN}", url.scheme(), outgoing::host(url)),
+                "content-type: application/json".to_owned(),
+                format!("user-agent: {}", outgoing::USER_AGENT),
+            ]
+        };
+        match self {
+            Channel::Discord(it) => posts(it.url()),
+            Channel::Lark(it) => posts(it.url()),
+            Channel::PagerDuty(it) => posts(it.url()),
+            Channel::Slack(it) => posts(it.url()),
+            Channel::Teams(it) => posts(it.url()),
+            Channel::Webhook(it) => it.head(delivery),
+            Channel::Email(it) => it.head(delivery),
+            Channel::Sql(_) | Channel::Voice(_) => Vec::new(),
+        }
+    }
+
     /// What would go out for a delivery.
     ///
     /// # Errors

@@ -51,6 +51,10 @@ impl Slack {
         })
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(super) async fn send(
         &self,
         client: &Outgoing,

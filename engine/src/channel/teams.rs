@@ -63,6 +63,10 @@ impl Teams {
         })
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(super) async fn send(
         &self,
         client: &Outgoing,

@@ -6,6 +6,7 @@
 
 use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
+use super::preview::HIDDEN;
 use super::{Failure, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
@@ -169,6 +170,25 @@ impl Webhook {
             );
         }
         headers
+    }
+
+    /// The request up to its body, as of when the delivery was decided.
+    pub(super) fn head(&self, delivery: &Delivery) -> Vec<String> {
+        let (url, host) = (&self.url, outgoing::host(&self.url));
+        let mut head = vec![format!(
+            "{} {}://{host}/{HIDDEN}",
+            self.method,
+            url.scheme()
+        )];
+        let at_s = u64::try_from(delivery.created_ms / 1_000).unwrap_or(0);
+        let headers = self.headers(&delivery.id.to_string(), at_s, &[]);
+        head.extend(headers.iter().map(|(name, value)| match value.to_str() {
+            Ok(_) if name == "webhook-signature" => format!("{name}: v1,{HIDDEN}"),
+            Ok(value) if !self.headers.contains_key(name) => format!("{name}: {value}"),
+            _ => format!("{name}: {HIDDEN}"),
+        }));
+        head.push(format!("user-agent: {}", outgoing::USER_AGENT));
+        head
     }
 
     pub(super) fn secrets(&self, secrets: &mut Secrets) {

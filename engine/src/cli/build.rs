@@ -52,7 +52,7 @@ pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
         .args(["build", "--release", "--lib", "--target", TARGET])
         // The names are for profiles and for where a rule failed; they are not uploaded.
         .args(["--config", "profile.release.strip=\"debuginfo\""])
-        .arg("--message-format=json-render-diagnostics")
+        .args(["--quiet", "--message-format=json-render-diagnostics"])
         // Cargo reads `.cargo/config.toml` from where it runs.
         .current_dir(folder)
         .stdout(Stdio::piped());

@@ -115,12 +115,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     anstream::println!("{good}made{good:#} {}", folder.display());
     anstream::println!("  src/lib.rs   the rule, with its tests");
     anstream::println!("  events/      three events to try it on");
-    anstream::println!("  {dim}sdk/         what it is written with{dim:#}");
+    anstream::println!(
+        "  sdk/         what it is written with; sdk/hooksieve-sdk/README.md tells all of it"
+    );
     anstream::println!("Next:");
     anstream::println!("  cd {}", folder.display());
     anstream::println!("  cargo test               {dim}# as a function{dim:#}");
-    anstream::println!("  hooksieve build          {dim}# as a module{dim:#}");
-    anstream::println!("  hooksieve replay events  {dim}# with the limits of an engine{dim:#}");
+    anstream::println!(
+        "  hooksieve replay         {dim}# builds it, and runs events/ with the limits of an engine{dim:#}"
+    );
+    anstream::println!("  hooksieve build          {dim}# as a module, checked, to push{dim:#}");
     Ok(())
 }
 

@@ -33,7 +33,7 @@ use std::time::{Duration, SystemTime};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The rule: a module, policy:NAME, or with --tenant one of its rules [default: the tenant's rules, or
-    /// what `hooksieve build` made here last]
+    /// the rule in this folder, which is built first]
     #[arg(long, value_name = "FILE.wasm|policy:NAME|RULE")]
     rule: Option<String>,
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
@@ -48,8 +48,9 @@ pub(crate) struct Args {
     /// Compare with what this rule decided of the events in a recording
     #[arg(long, value_name = "RULE", conflicts_with_all = ["expect", "compare", "watch"])]
     recorded: Option<Name>,
-    /// In a rule's folder: build and replay again whenever a file is saved, and tell what changed
-    #[arg(long, conflicts_with_all = ["rule", "json", "expect", "compare", "render"])]
+    /// In a rule's folder: build and replay again whenever a file is saved, and tell what changed, or with
+    /// --expect or --compare what differs
+    #[arg(long, conflicts_with_all = ["rule", "json", "bless", "render"])]
     watch: bool,
     /// Show what each channel of the tenant would send, sending nothing
     #[arg(long, requires = "tenant", conflicts_with_all = ["json", "expect", "compare"])]
@@ -66,26 +67,39 @@ pub(crate) struct Args {
     /// A configuration file, for limits that differ from the defaults
     #[arg(long, value_name = "FILE", env = "HOOKSIEVE_CONFIG")]
     config: Option<PathBuf>,
-    /// Compare with what this file says of the events, field by field; exit code 1 where they differ
+    /// Compare with what this file says of the events, found by their ids, field by field; exit code 1 where
+    /// they differ
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     expect: Option<PathBuf>,
     /// Write what the rule makes of the events now to the file of --expect
     #[arg(long, requires = "expect")]
     bless: bool,
+    /// How many percent more or less fuel than --expect says are no difference
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        default_value_t = 10.0,
+        requires = "expect"
+    )]
+    fuel_within: f64,
     /// Tell on which events this rule decides otherwise: an older module, or policy:NAME
     #[arg(long, value_name = "FILE.wasm|policy:NAME")]
     compare: Option<String>,
     /// One JSON object a line instead of text
     #[arg(long)]
     json: bool,
-    /// JSON files, folders, .ndjson files, or - for standard input
-    #[arg(value_name = "EVENT", required = true)]
+    /// JSON files, .ndjson files, recordings (.hsr), folders of them, or - for standard input
+    #[arg(value_name = "EVENT", default_value = "events")]
     events: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if args.watch {
         return watch(&args);
+    }
+    if args.rule.is_none() && args.tenant.is_none() && Path::new("Cargo.toml").exists() {
+        // What is replayed is what is written there now.
+        build::module(Path::new("."))?;
     }
     stop_on_ctrl_c();
     once(&args, None).map(drop)
@@ -160,11 +174,11 @@ fn with(
         (Some(path), ..) if args.bless => Compared::Blessed(Blessed::new(path)?),
         (Some(path), ..) => Compared::Expected(Expected::open(path)?),
         (_, Some(rule), _) => Compared::Recorded(rule.clone()),
+        _ if before.is_some() => Compared::Module(Rehearsal::default()),
         (.., Some(last)) => Compared::Last {
             last,
             now: Vec::new(),
         },
-        _ if before.is_some() => Compared::Module(Rehearsal::default()),
         _ => Compared::Nothing,
     };
     let sizes = args.events.iter().map(|path| bytes(path));
@@ -173,7 +187,9 @@ fn with(
         rehearsal: Rehearsal::default(),
         compared,
         page: args.html.clone().map(|path| (path, page::Seen::default())),
-        report: Report::new(limits.clone()),
+        report: Report::new(limits.clone(), place.tenant.is_some()),
+        fuel_within: args.fuel_within,
+        rule: rule.map_or_else(|| built_here().unwrap_or_default(), str::to_owned),
         differ: 0,
         json: args.json,
         named: named.clone(),
@@ -303,7 +319,7 @@ fn built_here() -> Result<String, Failure> {
     let built = build::last(Path::new("."));
     let built = built.ok_or_else(|| {
         Failure::Input(
-            "name the rule with --rule FILE.wasm, or run `hooksieve build` here first".to_owned(),
+            "name the rule with --rule FILE.wasm, or go to the folder of one that `hooksieve new` made".to_owned(),
         )
     })?;
     Ok(built.display().to_string())

@@ -1,4 +1,7 @@
 //! Which GitHub events I want to hear about, and where.
+//!
+//! An event's type is GitHub's name of it with its action: `issues.opened`, `star.created`, `push`. `notify`
+//! sends a message to a channel of yours; `post` sends a JSON body of your own, to a webhook alone.
 
 use hooksieve_sdk::prelude::*;
 
@@ -8,10 +11,15 @@ fn triage(event: &Event) -> Decision {
         return Decision::drop("a bot's");
     }
     match event.kind() {
-        "issues.opened" => notify("mail")
-            .title(event.str("/issue/title").unwrap_or("an issue"))
-            .text(event.str("/issue/body").unwrap_or(""))
-            .because("a new issue"),
+        "issues.opened" => {
+            // An item of an array is read as the event is.
+            let mut labels = event.each("/issue/labels");
+            let bug = labels.any(|label| label.str("/name") == Some("bug"));
+            notify("mail")
+                .title(event.str("/issue/title").unwrap_or("an issue"))
+                .text(event.str("/issue/body").unwrap_or(""))
+                .because(if bug { "a new bug" } else { "a new issue" })
+        }
         "workflow_run.completed"
             if event.str("/workflow_run/conclusion") == Some("failure") =>
         {
@@ -35,6 +43,13 @@ mod tests {
         let decision = triage(&event.event());
         assert_eq!(decision.reason, "a new issue");
         assert_eq!(decision.actions[0].channel, "mail");
+    }
+
+    #[test]
+    fn bugs_are_told_apart() {
+        let labelled = r#"{"issue": {"labels": [{"name": "ui"}, {"name": "bug"}]}}"#;
+        let event = testing::event("issues.opened", labelled);
+        assert_eq!(triage(&event.event()).reason, "a new bug");
     }
 
     #[test]

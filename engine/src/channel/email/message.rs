@@ -4,13 +4,37 @@ use super::{Email, HEADERS_OF_LISTS, SUBJECT_CHARS_MAX};
 use crate::channel::Failure;
 use crate::channel::text::{self, angle_entity, escaped};
 use crate::store::Delivery;
-use hooksieve_sdk::wire::Message;
+use hooksieve_sdk::wire::{Message, Payload};
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
 use lettre::message::{Body, MultiPart, MultiPartKind, SinglePart};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 impl Email {
+    /// The headers of the message, without the signature.
+    pub(in crate::channel) fn head(&self, delivery: &Delivery) -> Vec<String> {
+        let Payload::Message(message) = &delivery.payload else {
+            return Vec::new();
+        };
+        let to = self.to.iter().map(|to| format!("RCPT TO: {to}"));
+        let source = self.source(delivery, message).unwrap_or_default();
+        let source = String::from_utf8_lossy(&source);
+        let head = source.split("\r\n\r\n").next().unwrap_or_default();
+        let signature = ["DKIM-Signature"];
+        let mut told: Vec<String> = to.collect();
+        let mut skipped = false;
+        for line in head.lines() {
+            // What begins with a space goes on with the header before it.
+            if !line.starts_with([' ', '\t']) {
+                skipped = signature.iter().any(|it| line.starts_with(it));
+            }
+            if !skipped {
+                told.push(line.to_owned());
+            }
+        }
+        told
+    }
+
     /// The message as it goes over the wire.
     pub(super) fn source(
         &self,

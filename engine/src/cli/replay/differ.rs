@@ -2,8 +2,10 @@
 
 use crate::cli::{Failure, style};
 use serde_json::Value;
-use std::fs::File;
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, Permissions};
 use std::io::{BufRead as _, BufReader, BufWriter, Lines, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// What one event comes to, as it is compared and kept: nothing in it is other on another machine.
@@ -73,6 +75,11 @@ pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std
     };
     let (kind, id) = (text("/event/type"), text("/event/id"));
     writeln!(out, "{bold}{kind}{bold:#} {dim}{id}{dim:#}")?;
+    if let [only] = found
+        && (only.field.as_str(), only.before.is_null()) == ("event", true)
+    {
+        return writeln!(out, "  {bad}new{bad:#}: it is not among what is expected");
+    }
     for Difference {
         field,
         before,
@@ -93,11 +100,13 @@ pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std
     Ok(())
 }
 
-/// A file of what is expected: one JSON object a line, in the order of the events.
+/// A file of what is expected: one JSON object a line, each an event's, found by the event's id.
 pub(super) struct Expected {
     path: PathBuf,
     lines: Lines<BufReader<File>>,
     number: usize,
+    /// Lines that were passed on the way to another event's. None while both are in the same order.
+    passed: HashMap<String, VecDeque<Made>>,
 }
 
 impl Expected {
@@ -112,47 +121,99 @@ impl Expected {
             path: path.to_owned(),
             lines: BufReader::new(file).lines(),
             number: 0,
+            passed: HashMap::new(),
         })
     }
 
-    /// What the next event is expected to come to; null where the file has ended.
-    pub(super) fn next(&mut self) -> Result<Made, Failure> {
-        self.number += 1;
+    /// What an event is expected to come to; `None` of one that the file does not have.
+    pub(super) fn of(&mut self, id: &str) -> Result<Option<Made>, Failure> {
+        if let Some(passed) = self.passed.get_mut(id) {
+            let made = passed.pop_front();
+            if passed.is_empty() {
+                self.passed.remove(id);
+            }
+            return Ok(made);
+        }
+        while let Some((its, made)) = self.line()? {
+            if its == id {
+                return Ok(Some(made));
+            }
+            self.passed.entry(its).or_default().push_back(made);
+        }
+        Ok(None)
+    }
+
+    fn line(&mut self) -> Result<Option<(String, Made)>, Failure> {
         let Some(line) = self.lines.next() else {
-            return Ok(Value::Null);
+            return Ok(None);
         };
-        serde_json::from_str(&line?).map_err(|error| {
-            let (path, number) = (self.path.display(), self.number);
+        self.number += 1;
+        let (path, number) = (self.path.display(), self.number);
+        let wrong = |why: String| {
             Failure::Input(format!(
-                "{path}:{number}: not a line that --bless wrote: {error}"
+                "{path}:{number}: not a line that --bless wrote: {why}"
             ))
-        })
+        };
+        let made: Made = serde_json::from_str(&line?).map_err(|error| wrong(error.to_string()))?;
+        let id = made.pointer("/event/id").and_then(Value::as_str);
+        let id = id.ok_or_else(|| wrong("it has no event.id".to_owned()))?;
+        Ok(Some((id.to_owned(), made)))
     }
 
-    /// How many events are expected beyond those that were seen.
-    pub(super) fn rest(&mut self) -> usize {
-        self.lines.by_ref().count()
+    /// The ids of what is expected beyond the events that were seen.
+    pub(super) fn missing(&mut self) -> Result<Vec<String>, Failure> {
+        let mut missing: Vec<String> = Vec::new();
+        for (id, made) in self.passed.drain() {
+            missing.extend(made.iter().map(|_| id.clone()));
+        }
+        missing.sort();
+        while let Some((id, _)) = self.line()? {
+            missing.push(id);
+        }
+        Ok(missing)
     }
+}
+
+/// What is told of an event that the file does not have.
+pub(super) fn new(made: &Made) -> Vec<Difference> {
+    vec![Difference {
+        field: "event".to_owned(),
+        before: Value::Null,
+        after: made.get("event").cloned().unwrap_or_default(),
+    }]
+}
+
+/// Whether a difference is of fuel alone, and of at most so many percent.
+pub(super) fn about_as_much_fuel(difference: &Difference, percent: f64) -> bool {
+    let numbers = difference.before.as_f64().zip(difference.after.as_f64());
+    difference.field == "fuel"
+        && numbers.is_some_and(|(before, after)| (after - before).abs() <= before * percent / 100.0)
 }
 
 /// What is expected from now on, in place of the file only when all of it is written.
 pub(super) struct Blessed {
     path: PathBuf,
     to: BufWriter<tempfile::NamedTempFile>,
+    pub(super) events: u64,
 }
 
 impl Blessed {
     pub(super) fn new(path: &Path) -> Result<Self, Failure> {
         let folder = path.parent().filter(|it| !it.as_os_str().is_empty());
-        let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
+        // As any file that is made, and not for its owner alone: it is kept beside the rule.
+        let file = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder.unwrap_or(Path::new(".")));
         let file = file.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         Ok(Self {
             path: path.to_owned(),
             to: BufWriter::new(file),
+            events: 0,
         })
     }
 
     pub(super) fn add(&mut self, made: &Made) -> std::io::Result<()> {
+        self.events += 1;
         writeln!(self.to, "{made}")
     }
 
@@ -191,6 +252,14 @@ mod tests {
             ]
         );
         assert_eq!(differences(&after, &after), []);
+        let fuel = |before: u64, after: u64| Difference {
+            field: "fuel".to_owned(),
+            before: before.into(),
+            after: after.into(),
+        };
+        assert!(about_as_much_fuel(&fuel(1_000, 1_100), 10.0));
+        assert!(!about_as_much_fuel(&fuel(1_000, 1_101), 10.0));
+        assert!(!about_as_much_fuel(&fuel(1_000, 1_001), 0.0));
         let appeared = differences(&json!({ "d": null }), &json!({ "d": { "e": 5 } }));
         assert_eq!((appeared.len(), &*appeared[0].field), (1, "d.e"));
     }

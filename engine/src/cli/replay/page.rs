@@ -1,5 +1,6 @@
 //! A replay's report as one page that needs nothing else: for a mail, a ticket, a release.
 
+use crate::cli::style;
 use hooksieve::sandbox::Limits;
 use maud::{DOCTYPE, Markup, html};
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ pub(super) struct Row {
     pub(super) id: String,
     /// `drop`, `notify` or `failed`.
     pub(super) outcome: &'static str,
+    /// The channels.
+    pub(super) to: String,
     /// The decision's reason, or the failure.
     pub(super) why: String,
     pub(super) fuel: u64,
@@ -57,6 +60,7 @@ impl Seen {
             self.failed.push(Row {
                 kind: row.kind.clone(),
                 id: row.id.clone(),
+                to: row.to.clone(),
                 why: row.why.clone(),
                 ..row
             });
@@ -69,7 +73,7 @@ impl Seen {
     }
 
     /// The page.
-    pub(super) fn page(&self, limits: &Limits) -> String {
+    pub(super) fn page(&self, limits: &Limits, rule: &str, module: &str) -> String {
         let total = |at: usize| self.kinds.values().map(|counts| counts[at]).sum::<u64>();
         let (dropped, notified, failed) = (total(0), total(1), total(2));
         let page = html! {
@@ -79,11 +83,12 @@ impl Seen {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
-                    title { "Replay" }
+                    title { "Replay of " (rule) }
                     style { (STYLE) }
                 }
                 body {
-                    h1 { (dropped + notified + failed) " events" }
+                    h1 { (style::counted(dropped + notified + failed, "event")) }
+                    p.soft { "Rule " (rule) ", module " (module) ", " (jiff::Timestamp::now().strftime("%F %T UTC").to_string()) }
                     p {
                         (dropped) " dropped, " span.good { (notified) " notified" } ", "
                         span.bad[failed > 0] { (failed) " failed" }
@@ -101,7 +106,7 @@ impl Seen {
                         h2 { "Failed" }
                         (listed(&self.failed))
                     }
-                    h2 { "Most fuel" }
+                    h2 { "Events, most fuel first" }
                     (listed(&self.hungriest))
                 }
             }
@@ -128,7 +133,7 @@ impl Seen {
                     text x=(x) y=(106.0 - high) { (self.fuel[at]) }
                 }
             }
-            p.soft { "The limit is " (limit) "." }
+            p.soft { "The limit is " (style::grouped(limit)) "." }
         }
     }
 }
@@ -136,11 +141,12 @@ impl Seen {
 fn listed(rows: &[Row]) -> Markup {
     html! {
         table {
-            tr { th { "Event" } th { "Outcome" } th { "Why" } th.number { "Fuel" } th.number { "µs" } }
+            tr { th { "Event" } th { "Outcome" } th { "To" } th { "Why" } th.number { "Fuel" } th.number { "µs" } }
             @for row in rows {
                 tr {
                     td { (row.kind) br; span.soft { (row.id) } }
                     td { (row.outcome) }
+                    td { (row.to) }
                     td { (row.why) }
                     td.number { (row.fuel) }
                     td.number { (row.took.as_micros()) }
@@ -162,12 +168,13 @@ mod tests {
                 kind: "a<b>".to_owned(),
                 id: fuel.to_string(),
                 outcome: if fuel % 100 == 0 { "failed" } else { "drop" },
+                to: "mail".to_owned(),
                 why: "<script>alert(1)</script>".to_owned(),
                 fuel,
                 took: Duration::from_micros(3),
             });
         }
-        let page = seen.page(&Limits::default());
+        let page = seen.page(&Limits::default(), "a.wasm", "00");
         assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));
         assert!(page.contains("500 events") && page.contains("5 failed"));
         assert_eq!(seen.hungriest.len(), LISTED_MAX);

@@ -13,6 +13,8 @@ use std::time::Duration;
 /// What events came to, in as much memory for a million as for one.
 pub(super) struct Report {
     limits: Arc<Limits>,
+    /// Whether decisions were held against a tenant's channels.
+    channels_known: bool,
     /// Events that the rule was not asked about: they are of a type or source that it does not want.
     unasked: u64,
     dropped: u64,
@@ -29,7 +31,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(limits: Arc<Limits>) -> Self {
+    pub(super) fn new(limits: Arc<Limits>, channels_known: bool) -> Self {
         // Five digits are exact up to 262,143 fuel, and to the hundred-thousandth beyond.
         let counts = |highest: u64, digits| match Histogram::new_with_bounds(1, highest, digits) {
             Ok(counts) => counts,
@@ -39,6 +41,7 @@ impl Report {
             fuel: counts(limits.fuel.max(2), 5),
             memory_pages: counts((limits.memory_bytes / PAGE_BYTES).max(2), 5),
             limits,
+            channels_known,
             unasked: 0,
             dropped: 0,
             notified: 0,
@@ -53,6 +56,10 @@ impl Report {
     /// How many events the rule was asked about.
     pub(super) fn asked(&self) -> u64 {
         self.dropped + self.notified + self.failed
+    }
+
+    pub(super) fn all(&self) -> u64 {
+        self.asked() + self.unasked
     }
 
     pub(super) fn failed(&self) -> u64 {
@@ -99,12 +106,12 @@ impl Report {
             0 => style::GOOD,
             _ => style::BAD,
         };
-        let all = style::grouped(self.asked() + self.unasked);
+        let all = style::counted(self.all(), "event");
         let [dropped, notified, failed] =
             [self.dropped, self.notified, self.failed].map(style::grouped);
         writeln!(
             out,
-            "{bold}{all} events{bold:#}: {dropped} dropped, {notified} notified, {bad}{failed} failed{bad:#}"
+            "{bold}{all}{bold:#}: {dropped} dropped, {notified} notified, {bad}{failed} failed{bad:#}"
         )?;
         if self.asked() == 0 && self.unasked > 0 {
             let bad = style::BAD;
@@ -126,12 +133,23 @@ impl Report {
             .map(|(name, count)| counts((&style::clean(name), count)))
             .collect();
         if !channels.is_empty() {
-            writeln!(out, "  actions  {}", channels.join(", "))?;
+            let unchecked = match self.channels_known {
+                true => "",
+                false => " (whether there are such channels is known with --tenant)",
+            };
+            let channels = channels.join(", ");
+            writeln!(out, "  actions  {channels}{dim}{unchecked}{dim:#}")?;
         }
         if self.timed.keys().any(|state| *state != AT_ONCE) {
             let timed = self.timed.iter();
             let timed: Vec<_> = timed.map(|(state, n)| counts((state, n))).collect();
             writeln!(out, "  timing   {}", timed.join(", "))?;
+        }
+        if self.failed > 0 && !self.channels_known {
+            writeln!(
+                out,
+                "  {dim}an engine holds what a rule fails on, or passes or drops it, as its on_error says{dim:#}"
+            )?;
         }
         let mut used = |what: &str, all: &Histogram<u64>, limit: u64, shown: fn(u64) -> String| {
             let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| shown(all.value_at_quantile(q)));

@@ -10,7 +10,7 @@ use hooksieve::replay::Recorded;
 use hooksieve::sandbox::Run;
 use hooksieve::store::{Delivery, Outcome, State, StoredEvent};
 use hooksieve::timing::{Rehearsal, Suppressed};
-use hooksieve_sdk::wire::Decision;
+use hooksieve_sdk::wire::{Decision, Payload};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
@@ -87,11 +87,18 @@ impl Seen {
             let (name, kind) = (&delivery.channel, channel.kind());
             writeln!(out, "    {bold}{name}{bold:#} ({kind})")?;
             let text = match channel.preview(delivery) {
-                Ok(preview) => match (preview.text, preview.json) {
-                    (Some(text), _) => text,
-                    (None, Some(json)) => format!("{json:#}"),
-                    (None, None) => String::new(),
-                },
+                Ok(preview) => {
+                    let body = match (preview.text, preview.json) {
+                        (Some(text), _) => text,
+                        (None, Some(json)) => format!("{json:#}"),
+                        (None, None) => String::new(),
+                    };
+                    let mut head = channel.head(delivery).join("\n");
+                    if !head.is_empty() {
+                        head += "\n\n";
+                    }
+                    head + &body
+                }
                 Err(error) => format!("{bad}{error}{bad:#}"),
             };
             for line in text.lines() {
@@ -111,6 +118,7 @@ impl Seen {
             kind: recorded.event.kind.clone(),
             id: recorded.id.clone(),
             outcome,
+            to: self.decision.as_ref().map(channels).unwrap_or_default(),
             why: why.to_owned(),
             fuel: self.run.fuel,
             took: self.run.duration,
@@ -164,15 +172,20 @@ impl Seen {
             (Some(decision), _) => {
                 let to = channels(decision);
                 let reason = style::clean(&decision.reason);
+                let title = title(decision);
                 writeln!(
                     out,
-                    "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}"
+                    "{used}  {kind:<36} {good}notify{good:#}  {to}: {reason}{dim}{title}{dim:#}"
                 )?;
             }
             (None, error) => {
                 let error = error.as_ref().map(|(_, error)| style::clean(error));
                 let error = error.unwrap_or_default();
-                writeln!(out, "{used}  {kind:<36} {bad}failed{bad:#}  {error}")?;
+                let id = style::clean(&recorded.id);
+                writeln!(
+                    out,
+                    "{used}  {kind:<36} {bad}failed{bad:#}  {error} {dim}({id}){dim:#}"
+                )?;
             }
         }
         for timed in self.timed.iter().filter(|timed| timed.state != AT_ONCE) {
@@ -245,6 +258,22 @@ impl Timed {
             "deduped" => "dropped: it repeats one that was sent".to_owned(),
             _ => "held back: enough were sent in this period".to_owned(),
         }
+    }
+}
+
+/// The title of the first message, as much of it as fits on a line.
+fn title(decision: &Decision) -> String {
+    const CHARS_MAX: usize = 60;
+    let mut messages = decision.actions.iter().map(|action| &action.payload);
+    let Some(Payload::Message(message)) = messages.next() else {
+        return String::new();
+    };
+    let title = style::clean(&message.title);
+    let cut: String = title.chars().take(CHARS_MAX).collect();
+    match (title.is_empty(), cut.len() < title.len()) {
+        (true, _) => String::new(),
+        (_, true) => format!(" \u{201c}{cut}...\u{201d}"),
+        (_, false) => format!(" \u{201c}{cut}\u{201d}"),
     }
 }
 

@@ -46,9 +46,13 @@ pub(super) struct Session<'a, W: Write> {
     /// Where the report goes as a page, and what it is made of.
     pub(super) page: Option<(PathBuf, page::Seen)>,
     pub(super) report: Report,
+    /// How many percent of fuel more or less are as expected.
+    pub(super) fuel_within: f64,
     /// How many events come to something else.
     pub(super) differ: u64,
     pub(super) json: bool,
+    /// What was asked for.
+    pub(super) rule: String,
     /// Told with each event, where there are several rules.
     pub(super) named: Option<Name>,
     /// Those of which it is shown what they would send.
@@ -91,7 +95,17 @@ impl<W: Write> Session<'_, W> {
                 blessed.add(&made())?;
                 None
             }
-            Compared::Expected(expected) => Some(differ::differences(&expected.next()?, &made())),
+            Compared::Expected(expected) => {
+                let after = made();
+                Some(match expected.of(&recorded.id)? {
+                    None => differ::new(&after),
+                    Some(before) => {
+                        let mut found = differ::differences(&before, &after);
+                        found.retain(|it| !differ::about_as_much_fuel(it, self.fuel_within));
+                        found
+                    }
+                })
+            }
             Compared::Module(rehearsal) => {
                 let before = before.and_then(|it| Seen::new(it, &recorded.event, rehearsal));
                 before.map(|before| match before.same(&seen) {
@@ -162,9 +176,15 @@ impl<W: Write> Session<'_, W> {
             Compared::Last { last, .. } => (true, !last.is_empty()),
             _ => (false, true),
         };
+        if self.report.all() == 0 {
+            return Err(Failure::Input(
+                "there is no event to replay: give JSON files, .ndjson or .hsr files, or folders of them"
+                    .to_owned(),
+            ));
+        }
         let missing = match &mut self.compared {
-            Compared::Expected(expected) => expected.rest(),
-            _ => 0,
+            Compared::Expected(expected) => expected.missing()?,
+            _ => Vec::new(),
         };
         if !self.json {
             self.report.summary(&mut self.out)?;
@@ -175,25 +195,44 @@ impl<W: Write> Session<'_, W> {
                 };
                 let (differ, all) = (self.differ, self.report.asked());
                 let [differ, all] = [differ, all].map(style::grouped);
-                writeln!(self.out, "  {colour}differ   {differ} of {all}{colour:#}")?;
-            }
-            if missing > 0 {
-                let bad = style::BAD;
+                let since = if watched { " since the last save" } else { "" };
                 writeln!(
                     self.out,
-                    "  {bad}missing  {missing} more events are expected{bad:#}"
+                    "  {colour}differ   {differ} of {all}{since}{colour:#}"
                 )?;
+            }
+            if let Some(first) = missing.first() {
+                let (bad, count) = (style::BAD, style::counted(missing.len() as u64, "event"));
+                let first = style::clean(first);
+                writeln!(
+                    self.out,
+                    "  {bad}missing  {count} more expected, the first is {first}{bad:#}"
+                )?;
+            }
+            if let Compared::Blessed(blessed) = &self.compared {
+                let kept = style::counted(blessed.events, "event");
+                let failed = match self.report.failed() {
+                    0 => String::new(),
+                    failed => format!(", {failed} of them as failing"),
+                };
+                writeln!(self.out, "  kept     {kept}{failed}")?;
             }
         }
         self.out.flush()?;
         self.follower.end()?;
         if let Some((path, page)) = &self.page {
-            let written = std::fs::write(path, page.page(limits));
+            let module = self
+                .rules
+                .program()
+                .map(|it| it.module().hash().to_string());
+            let module = module.unwrap_or_default();
+            let written = std::fs::write(path, page.page(limits, &self.rule, &module));
             written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         }
         // What fails as it is expected to is as it should be.
-        let failed = self.report.failed() > 0 && !compared;
-        let good = !failed && (self.differ == 0 || watched) && missing == 0;
+        let blessed = matches!(self.compared, Compared::Blessed(_));
+        let failed = self.report.failed() > 0 && !compared && !blessed;
+        let good = !failed && (self.differ == 0 || watched) && missing.is_empty();
         let now = match self.compared {
             Compared::Blessed(blessed) => blessed.keep().map(|()| Vec::new())?,
             Compared::Last { now, .. } => now,
