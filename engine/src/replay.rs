@@ -57,6 +57,8 @@ pub struct Batch {
     /// How much of its file it takes.
     pub bytes: u64,
     place: String,
+    /// The event's name of raw payloads, where their folder says it.
+    kind: Option<String>,
     raw: Raw,
 }
 
@@ -83,6 +85,9 @@ impl Batch {
         defaults: &Defaults,
         each: &mut impl FnMut(Recorded) -> Result<(), E>,
     ) -> Result<(), E> {
+        let mut defaults = defaults.clone();
+        defaults.kind = defaults.kind.or(self.kind);
+        let defaults = &defaults;
         match self.raw {
             Raw::Block(block) => {
                 let read = block.events(&defaults.tenant, &mut |it| each(it).map_err(Ended::By));
@@ -98,7 +103,8 @@ impl Batch {
 }
 
 /// Gives every event of a file, a folder (its `.json`, `.ndjson` and `.hsr` files, in the order of their
-/// names), or `-` for standard input, one after another, without keeping them.
+/// names), or `-` for standard input, one after another, without keeping them. Raw payloads in a folder below
+/// it, and for which no event's name was given, are taken to be of their folder's name.
 ///
 /// # Errors
 /// The first input that cannot be read, or what `each` returns.
@@ -122,33 +128,43 @@ pub fn batches<E: From<BadInput>>(
     if path == Path::new("-") {
         return stream("standard input", std::io::stdin().lock(), defaults, each);
     }
-    let place = path.display().to_string();
-    if path.is_dir() {
-        return files(path)?
-            .iter()
-            .try_for_each(|file| batches(file, defaults, each));
+    if !path.is_dir() {
+        return of_file(path, None, each);
     }
+    files(path)?.iter().try_for_each(|file| {
+        // `issues/opened.json` below it is of `issues`.
+        let folder = file.parent().filter(|folder| *folder != path);
+        let kind = folder.and_then(|it| it.file_name()?.to_str());
+        of_file(file, kind, each)
+    })
+}
+
+fn of_file<E: From<BadInput>>(
+    path: &Path,
+    kind: Option<&str>,
+    each: &mut impl FnMut(Batch) -> Result<(), E>,
+) -> Result<(), E> {
+    let place = path.display().to_string();
     let open = || std::fs::File::open(path).map_err(|error| bad(&place, error));
+    let mut batch = |bytes, raw| {
+        each(Batch {
+            bytes,
+            place: place.clone(),
+            kind: kind.map(str::to_owned),
+            raw,
+        })
+    };
     match extension(path) {
         Some("hsr") => {
             let read = recording::blocks(BufReader::new(open()?), &mut |block| {
-                each(Batch {
-                    bytes: block.bytes(),
-                    place: place.clone(),
-                    raw: Raw::Block(block),
-                })
-                .map_err(Ended::By)
+                batch(block.bytes(), Raw::Block(block)).map_err(Ended::By)
             });
             read.map_err(|ended| ended.at(&place))
         }
-        Some("ndjson") => lines(&place, BufReader::new(open()?), each),
+        Some("ndjson") => lines(&place, BufReader::new(open()?), &mut batch),
         _ => {
             let json = std::fs::read(path).map_err(|error| bad(&place, error))?;
-            each(Batch {
-                bytes: json.len() as u64,
-                place,
-                raw: Raw::Json(json),
-            })
+            batch(json.len() as u64, Raw::Json(json))
         }
     }
 }
@@ -209,7 +225,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, BadInput> {
 fn lines<E: From<BadInput>>(
     place: &str,
     mut input: impl BufRead,
-    each: &mut impl FnMut(Batch) -> Result<(), E>,
+    each: &mut impl FnMut(u64, Raw) -> Result<(), E>,
 ) -> Result<(), E> {
     let (mut number, mut ended) = (0, false);
     while !ended {
@@ -225,11 +241,7 @@ fn lines<E: From<BadInput>>(
                 some.push((number, line));
             }
         }
-        each(Batch {
-            bytes: bytes as u64,
-            place: place.to_owned(),
-            raw: Raw::Lines(some),
-        })?;
+        each(bytes as u64, Raw::Lines(some))?;
     }
     Ok(())
 }
@@ -257,6 +269,7 @@ fn stream<E: From<BadInput>>(
         each(Batch {
             bytes: recorded.event.encoded.len() as u64,
             place,
+            kind: None,
             raw: Raw::Read(Box::new(recorded)),
         })?;
     }
@@ -333,7 +346,7 @@ fn recorded(place: &str, data: Data, defaults: &Defaults) -> Result<Recorded, Ba
     let Some(kind) = &defaults.kind else {
         return Err(bad(
             place,
-            "this is a raw payload: give the sender's event name with --type (for example --type issues), or an event with id, source, type and data",
+            "this is a raw payload: give the sender's event name with --type (for example --type issues), put it into a folder of that name below the one you give, or give an event with id, source, type and data",
         ));
     };
     let id = EventId::from_bytes(data.bytes()).to_string();

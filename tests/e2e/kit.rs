@@ -273,6 +273,40 @@ fn a_change_in_one_branch_is_told_of_the_events_that_take_it() {
     say(&format!("one branch: {differ:?} differ"));
 }
 
+/// Raw payloads in folders of their events' names are recorded, and replayed, as what they are.
+#[test]
+fn folders_of_payloads_are_recorded_as_their_names_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let payload = |at: &str, text: &str| {
+        let path = dir.path().join("payloads").join(at);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    payload(
+        "issues/opened.json",
+        r#"{"action":"opened","issue":{"title":"It fails"}}"#,
+    );
+    payload("push/main.json", r#"{"ref":"refs/heads/main"}"#);
+    well(dir.path(), &["record", "all.hsr", "--from", "payloads"]);
+    for events in ["all.hsr", "payloads"] {
+        let args = ["replay", "--rule", "policy:github-triage", "--json", events];
+        let lines = hooksieve(dir.path(), &args).json_lines();
+        let kinds: Vec<_> = lines
+            .iter()
+            .map(|line| line["event"]["type"].clone())
+            .collect();
+        assert_eq!(kinds, ["issues.opened", "push"], "{events}");
+    }
+    payload("stray.json", "{}");
+    let none = hooksieve(dir.path(), &["record", "none.hsr", "--from", "payloads"]);
+    assert_eq!(none.code, 2);
+    assert!(
+        none.stderr.contains("stray.json: this is a raw payload"),
+        "{}",
+        none.stderr
+    );
+}
+
 /// Where the fuel goes is drawn, and a failure says where it happened; replay builds what is written.
 #[test]
 fn where_a_rule_is_is_known_by_name() {

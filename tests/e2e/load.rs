@@ -1,4 +1,4 @@
-//! The short form of the load proof: the program itself, for a second.
+//! The short forms of the load proof and of replay's benchmark: the programs themselves, for a second.
 
 use serde_json::Value;
 use std::process::Command;
@@ -28,4 +28,20 @@ fn every_event_under_load_arrives_once() {
         (&told["lost"], &told["twice"]),
         (&Value::from(0), &Value::from(0))
     );
+}
+
+#[test]
+fn a_recording_is_replayed_beside_bare_decoding() {
+    if hooksieve_tests::node().is_err() {
+        return;
+    }
+    hooksieve_tests::program();
+    let own = std::env::current_exe().expect("the tests' executable has a path");
+    let output = Command::new(own.with_file_name("../examples/replay"))
+        .args(["--events", "3000", "--processes", "1"])
+        .output()
+        .expect("cargo builds examples with the tests");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.lines().count(), 6, "{said}");
 }

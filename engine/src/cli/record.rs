@@ -30,7 +30,8 @@ pub(crate) struct Args {
     /// The source that raw payloads are taken to come from
     #[arg(long, value_name = "NAME", default_value = "github", requires = "from")]
     source: Name,
-    /// The sender's event name of raw payloads, such as issues; their action is added to it
+    /// The sender's event name of raw payloads, such as issues; their action is added to it [default: the
+    /// folder that they are in, below the one that is given]
     #[arg(long = "type", value_name = "NAME", requires = "from")]
     kind: Option<String>,
     /// With what looks personal
