@@ -307,6 +307,41 @@ fn folders_of_payloads_are_recorded_as_their_names_say() {
     );
 }
 
+/// What is piped in is told as it comes, and Ctrl-C ends it with what it has, though the pipe stays open.
+#[test]
+fn ctrl_c_ends_a_replay_with_what_it_has() {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::process::Stdio;
+    let mut running = Command::new(program())
+        .args(["replay", "--rule", "policy:github-triage", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = running.stdin.take().unwrap();
+    let mut output = BufReader::new(running.stdout.take().unwrap());
+    for n in 1..3 {
+        let event = json!({ "id": n.to_string(), "source": "github", "type": "push", "data": {} });
+        writeln!(input, "{event}").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.contains("nothing for you"), "{line}");
+    }
+    let interrupt = format!("kill -INT {}", running.id());
+    let done = Command::new("sh").args(["-c", &interrupt]).status();
+    assert!(done.unwrap().success());
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("2 events: 2 dropped"), "{rest}");
+    let mut said = String::new();
+    let errors = running.stderr.take().unwrap().read_to_string(&mut said);
+    errors.unwrap();
+    assert!(said.contains("of the events until then"), "{said}");
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    drop(input);
+}
+
 /// Where the fuel goes is drawn, and a failure says where it happened; replay builds what is written.
 #[test]
 fn where_a_rule_is_is_known_by_name() {

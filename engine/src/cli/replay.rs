@@ -170,7 +170,6 @@ fn with(
     let rules = asked(rule, args, place)?;
     let before = args.compare.as_deref();
     let before = before.map(|it| asked(Some(it), args, place)).transpose()?;
-    let limits = place.limits();
     let compared = match (&args.expect, &args.recorded, last) {
         (Some(path), ..) if args.bless => Compared::Blessed(Blessed::new(path)?),
         (Some(path), ..) => Compared::Expected(Expected::open(path)?),
@@ -188,7 +187,7 @@ fn with(
         rehearsal: Rehearsal::default(),
         compared,
         page: args.html.clone().map(|path| (path, page::Seen::default())),
-        report: Report::new(limits.clone(), place.tenant.is_some()),
+        report: Report::new(place.limits(), place.tenant.is_some()),
         fuel_within: args.fuel_within,
         rule: rule.map_or_else(|| built_here().unwrap_or_default(), str::to_owned),
         differ: 0,
@@ -208,18 +207,11 @@ fn with(
         kind: args.kind.clone(),
     };
     let (all, keep) = (&args.events, session.follower.profiles());
-    let judged = threads::judge(&rules, before.as_ref(), all, &defaults, keep, |done| {
-        session.done(done)
+    let judged = threads::judge(&rules, before.as_ref(), all, &defaults, keep, |turn| {
+        session.turn(turn)
     });
     match judged {
-        Ok(()) => session.end(&limits),
-        Err(Stop::Asked) => {
-            session.out.flush()?;
-            session.end(&limits)?;
-            let dim = style::DIM;
-            anstream::eprintln!("{dim}interrupted: this is of the events until then{dim:#}");
-            std::process::exit(INTERRUPTED);
-        }
+        Ok(()) | Err(Stop::Asked) => session.end(),
         Err(Stop::Input(bad)) => {
             // What came before it was told.
             session.out.flush()?;

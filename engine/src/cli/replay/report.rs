@@ -53,6 +53,10 @@ impl Report {
         }
     }
 
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// How many events the rule was asked about.
     pub(super) fn asked(&self) -> u64 {
         self.dropped + self.notified + self.failed

@@ -4,14 +4,13 @@ use super::differ::{self, Blessed, Expected, Made};
 use super::follow::{Follower, PROFILED_MAX};
 use super::report::Report;
 use super::seen::Seen;
-use super::threads::{Done, Judged};
-use super::{Stop, page};
+use super::threads::{Judged, Turn};
+use super::{INTERRUPTED, Stop, page};
 use crate::cli::{Failure, style};
 use hooksieve::channel::Channel;
 use hooksieve::id::Name;
 use hooksieve::pipeline::Rules;
 use hooksieve::replay::Recorded;
-use hooksieve::sandbox::Limits;
 use hooksieve::timing::Rehearsal;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -63,11 +62,22 @@ pub(super) struct Session<'a, W: Write> {
 }
 
 impl<W: Write> Session<'_, W> {
-    pub(super) fn done(&mut self, done: Done) -> Result<(), Stop> {
-        let events = done.events.len() as u64;
-        done.events.into_iter().try_for_each(|it| self.event(it))?;
-        self.progress.add(done.bytes, events);
-        Ok(())
+    pub(super) fn turn(&mut self, turn: Turn) -> Result<(), Stop> {
+        match turn {
+            Turn::Done(done) => {
+                let events = done.events.len() as u64;
+                done.events.into_iter().try_for_each(|it| self.event(it))?;
+                self.progress.add(done.bytes, events);
+                Ok(())
+            }
+            Turn::Waiting => Ok(self.out.flush()?),
+            Turn::Stopped => {
+                self.tell(false)?;
+                let dim = style::DIM;
+                anstream::eprintln!("{dim}interrupted: this is of the events until then{dim:#}");
+                std::process::exit(INTERRUPTED);
+            }
+        }
     }
 
     fn event(&mut self, judged: Judged) -> Result<(), Stop> {
@@ -168,22 +178,33 @@ impl<W: Write> Session<'_, W> {
         }
     }
 
-    /// Tells what it all came to. Whether it is as it should be, and what is kept for the next run.
-    pub(super) fn end(mut self, limits: &Limits) -> Result<(bool, Vec<Made>), Failure> {
-        self.progress.end();
-        let (watched, compared) = match &self.compared {
-            Compared::Nothing | Compared::Blessed(_) => (false, false),
-            Compared::Last { last, .. } => (true, !last.is_empty()),
-            _ => (false, true),
-        };
+    /// Ends it: whether all is as it should be, and what is kept for the next run.
+    pub(super) fn end(mut self) -> Result<(bool, Vec<Made>), Failure> {
         if self.report.all() == 0 {
             return Err(Failure::Input(
                 "there is no event to replay: give JSON files, .ndjson or .hsr files, or folders of them"
                     .to_owned(),
             ));
         }
+        let good = self.tell(true)?;
+        let now = match self.compared {
+            Compared::Blessed(blessed) => blessed.keep().map(|()| Vec::new())?,
+            Compared::Last { now, .. } => now,
+            _ => Vec::new(),
+        };
+        Ok((good, now))
+    }
+
+    /// Tells what it came to, of all events or of those so far; whether that is as it should be.
+    fn tell(&mut self, all: bool) -> Result<bool, Failure> {
+        self.progress.end();
+        let (watched, compared) = match &self.compared {
+            Compared::Nothing | Compared::Blessed(_) => (false, false),
+            Compared::Last { last, .. } => (true, !last.is_empty()),
+            _ => (false, true),
+        };
         let missing = match &mut self.compared {
-            Compared::Expected(expected) => expected.missing()?,
+            Compared::Expected(expected) if all => expected.missing()?,
             _ => Vec::new(),
         };
         if !self.json {
@@ -193,8 +214,8 @@ impl<W: Write> Session<'_, W> {
                     0 => style::GOOD,
                     _ => style::BAD,
                 };
-                let (differ, all) = (self.differ, self.report.asked());
-                let [differ, all] = [differ, all].map(style::grouped);
+                let counts = [self.differ, self.report.asked()];
+                let [differ, all] = counts.map(style::grouped);
                 let since = if watched { " since the last save" } else { "" };
                 writeln!(
                     self.out,
@@ -209,7 +230,9 @@ impl<W: Write> Session<'_, W> {
                     "  {bad}missing  {count} more expected, the first is {first}{bad:#}"
                 )?;
             }
-            if let Compared::Blessed(blessed) = &self.compared {
+            if let Compared::Blessed(blessed) = &self.compared
+                && all
+            {
                 let kept = style::counted(blessed.events, "event");
                 let failed = match self.report.failed() {
                     0 => String::new(),
@@ -226,19 +249,14 @@ impl<W: Write> Session<'_, W> {
                 .program()
                 .map(|it| it.module().hash().to_string());
             let module = module.unwrap_or_default();
-            let written = std::fs::write(path, page.page(limits, &self.rule, &module));
+            let written =
+                std::fs::write(path, page.page(self.report.limits(), &self.rule, &module));
             written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         }
         // What fails as it is expected to is as it should be.
         let blessed = matches!(self.compared, Compared::Blessed(_));
         let failed = self.report.failed() > 0 && !compared && !blessed;
-        let good = !failed && (self.differ == 0 || watched) && missing.is_empty();
-        let now = match self.compared {
-            Compared::Blessed(blessed) => blessed.keep().map(|()| Vec::new())?,
-            Compared::Last { now, .. } => now,
-            _ => Vec::new(),
-        };
-        Ok((good, now))
+        Ok(!failed && (self.differ == 0 || watched) && missing.is_empty())
     }
 }
 

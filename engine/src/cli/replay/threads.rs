@@ -7,11 +7,14 @@ use hooksieve::sandbox::{Instances, Kept, Run};
 use hooksieve::store::{Commit, Outcome};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 /// Batches that wait for a thread, and that wait for those before them.
 const WAITING: usize = 4;
+/// After which it is looked whether somebody wants it to end.
+const WAIT: Duration = Duration::from_millis(100);
 /// Each thread keeps an instance of a rule, and of the one that it is compared with.
 const TWO: Kept = Kept {
     count_max: 2,
@@ -41,6 +44,15 @@ pub(super) struct Judged {
     pub(super) before: Option<Answer>,
 }
 
+/// What comes next.
+pub(super) enum Turn {
+    Done(Done),
+    /// Nothing, for the moment.
+    Waiting,
+    /// Nothing: somebody wanted it to end.
+    Stopped,
+}
+
 /// Events that were judged together, and how much of their file they take.
 pub(super) struct Done {
     pub(super) bytes: u64,
@@ -62,7 +74,7 @@ pub(super) fn judge(
     paths: &[PathBuf],
     defaults: &Defaults,
     keep: bool,
-    mut each: impl FnMut(Done) -> Result<(), Stop>,
+    mut each: impl FnMut(Turn) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
     let count = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -76,15 +88,26 @@ pub(super) fn judge(
         }
         let reader = scope.spawn(move || reads(paths, defaults, &to));
         // They get batches in turn, so they are asked in turn; who has none left was the last.
-        for judged in from.iter().cycle() {
-            let Ok(mut done) = judged.recv() else { break };
+        'all: for judged in from.iter().cycle() {
+            let mut done = loop {
+                match judged.recv_timeout(WAIT) {
+                    Ok(done) => break done,
+                    Err(RecvTimeoutError::Disconnected) => break 'all,
+                    // Whoever writes to standard input may not write again.
+                    Err(RecvTimeoutError::Timeout) if STOPPED.load(Ordering::Relaxed) => {
+                        each(Turn::Stopped)?;
+                    }
+                    Err(RecvTimeoutError::Timeout) => each(Turn::Waiting)?,
+                }
+            };
             let bad = done.bad.take();
-            each(done)?;
+            each(Turn::Done(done))?;
             if let Some(bad) = bad {
                 return Err(bad.into());
             }
         }
         match reader.join() {
+            Ok(Err(Stop::Asked)) => each(Turn::Stopped),
             Ok(read) => read,
             Err(panic) => std::panic::resume_unwind(panic),
         }
