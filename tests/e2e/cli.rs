@@ -110,7 +110,7 @@ fn replay_shows_each_event_and_what_it_cost() {
         text.stdout
     );
     assert!(
-        text.stdout.contains("actions  a 1, b 1, hook 1\n"),
+        text.stdout.contains("actions  a 1, b 1, hook 1 (whether"),
         "{}",
         text.stdout
     );
@@ -335,7 +335,8 @@ fn replay_says_by_its_exit_code_how_it_went() {
         ),
         (
             vec!["--rule", &rule],
-            "error: the following required arguments were not provided".into(),
+            "error: name the events, JSON files or folders: there is no folder `events` here\n"
+                .into(),
         ),
         (
             vec![&file],

@@ -37,6 +37,16 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     check::examine(&module, config, args.json)
 }
 
+/// Whether a folder is a rule's: its crate makes a module, with the SDK.
+pub(super) fn is_rule(folder: &Path) -> bool {
+    let text = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
+    let manifest = toml::from_str::<toml::Table>(&text).unwrap_or_default();
+    let under = |section: &str, key: &str| manifest.get(section)?.get(key);
+    let kinds = under("lib", "crate-type").and_then(toml::Value::as_array);
+    let module = kinds.is_some_and(|it| it.iter().any(|kind| kind.as_str() == Some("cdylib")));
+    module && under("dependencies", "hooksieve-sdk").is_some()
+}
+
 /// Compiles the crate; gives where its module is put.
 pub(super) fn module(folder: &Path) -> Result<PathBuf, Failure> {
     let manifest = folder.join("Cargo.toml");

@@ -90,17 +90,26 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// JSON files, .ndjson files, recordings (.hsr), folders of them, or - for standard input
-    #[arg(value_name = "EVENT", default_value = "events")]
+    #[arg(value_name = "EVENT", default_value = EVENTS)]
     events: Vec<PathBuf>,
 }
+
+/// Where a rule that `hooksieve new` made has its events.
+const EVENTS: &str = "events";
 
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     if args.watch {
         return watch(&args);
     }
-    if args.rule.is_none() && args.tenant.is_none() && Path::new("Cargo.toml").exists() {
+    let (here, unnamed) = (Path::new("."), Path::new(EVENTS));
+    if args.events == [unnamed] && !unnamed.exists() {
+        return Err(Failure::Input(format!(
+            "name the events, JSON files or folders: there is no folder `{EVENTS}` here"
+        )));
+    }
+    if args.rule.is_none() && args.tenant.is_none() && build::is_rule(here) {
         // What is replayed is what is written there now.
-        build::module(Path::new("."))?;
+        build::module(here)?;
     }
     stop_on_ctrl_c();
     once(&args, None).map(drop)
