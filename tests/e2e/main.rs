@@ -7,6 +7,7 @@ mod compile;
 mod console;
 mod crash;
 mod egress;
+mod examples;
 mod faults;
 mod flow;
 mod fuel;
