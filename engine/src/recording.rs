@@ -567,6 +567,31 @@ mod tests {
     }
 
     #[test]
+    fn no_damage_goes_unnoticed() {
+        let events = [event(r#"{"n":1}"#), event(r#"{"n":2}"#)];
+        let whole = written(&events, false);
+        let same = |bytes: &[u8]| {
+            all(bytes).is_ok_and(|back| {
+                let pairs = back.iter().zip(&events);
+                back.len() == events.len()
+                    && pairs
+                        .into_iter()
+                        .all(|(one, other)| one.event.encoded == other.event.encoded)
+            })
+        };
+        assert!(same(&whole));
+        let mut damaged = whole.clone();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                damaged[at] ^= 1 << bit;
+                assert!(all(&damaged).is_err() || same(&damaged), "{at} {bit}");
+                damaged[at] = whole[at];
+            }
+            assert!(all(&whole[..at]).is_err(), "{at}");
+        }
+    }
+
+    #[test]
     fn what_looks_personal_is_masked_in_its_place_and_in_decisions() {
         let json = r#"{"customer":{"first_name":"Zoë","email":"zoe@a.example","orders":3},
             "note":"for zoe@a.example","contact":"ann@b.example","billing_address":{"zip":["12345"]},
