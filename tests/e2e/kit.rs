@@ -135,8 +135,20 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
     assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
 
-    let page = path("report.html");
-    replay(&["--html", &page], &events);
+    let (page, report) = (path("report.html"), path("report.json"));
+    replay(&["--html", &page, "--report", &report], &events);
+    let report = std::fs::read_to_string(report).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    for (key, value) in [
+        ("events", 3),
+        ("dropped", 1),
+        ("notified", 1),
+        ("failed", 1),
+    ] {
+        assert_eq!(report[key], value, "{report}");
+    }
+    assert_eq!(report["fuel"]["limit"], 10_000_000, "{report}");
+    assert_eq!(report["slowest"].as_array().unwrap().len(), 3, "{report}");
     let page = std::fs::read_to_string(page).unwrap();
     for part in ["3 events", "1 failed", "asked to panic: 4", "<svg"] {
         assert!(page.contains(part), "{part}");

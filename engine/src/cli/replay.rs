@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Write the report as one page, too
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     html: Option<PathBuf>,
+    /// Write the report as JSON, too
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    report: Option<PathBuf>,
     /// Write where the fuel goes, by function, as a flame graph, too: of the first 1,000 events
     #[arg(long, value_name = "FILE.svg", conflicts_with = "watch")]
     profile: Option<PathBuf>,
@@ -197,6 +200,7 @@ fn with(
         compared,
         page: args.html.clone().map(|path| (path, page::Seen::default())),
         report: Report::new(place.limits(), place.tenant.is_some()),
+        report_to: args.report.clone(),
         fuel_within: args.fuel_within,
         rule: rule.map_or_else(|| built_here().unwrap_or_default(), str::to_owned),
         differ: 0,
@@ -262,7 +266,7 @@ impl From<std::io::Error> for Stop {
 impl Args {
     /// Whether all of a tenant's rules can be asked, one after another.
     fn every(&self) -> bool {
-        let file = self.html.is_some() || self.profile.is_some();
+        let file = self.html.is_some() || self.report.is_some() || self.profile.is_some();
         let one = file || self.expect.is_some() || self.recorded.is_some();
         let read_once = self.events.iter().any(|it| it == Path::new("-"));
         !one && !read_once && self.compare.is_none()

@@ -5,10 +5,14 @@ use crate::cli::style;
 use hdrhistogram::Histogram;
 use hooksieve::replay::Recorded;
 use hooksieve::sandbox::{Limits, PAGE_BYTES};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Events that are named for how long they took.
+const SLOWEST_MAX: usize = 3;
 
 /// What events came to, in as much memory for a million as for one.
 pub(super) struct Report {
@@ -25,9 +29,10 @@ pub(super) struct Report {
     timed: BTreeMap<&'static str, u64>,
     fuel: Histogram<u64>,
     memory_pages: Histogram<u64>,
-    /// The event that came closest to the limit of fuel, and the one that took longest.
+    /// The event that came closest to the limit of fuel.
     nearest: (u64, String),
-    slowest: (Duration, String),
+    /// Those that took longest, the longest first.
+    slowest: Vec<(Duration, String)>,
 }
 
 impl Report {
@@ -49,7 +54,7 @@ impl Report {
             channels: BTreeMap::new(),
             timed: BTreeMap::new(),
             nearest: Default::default(),
-            slowest: Default::default(),
+            slowest: Vec::new(),
         }
     }
 
@@ -83,8 +88,10 @@ impl Report {
         if fuel > self.nearest.0 {
             self.nearest = (fuel, which());
         }
-        if duration > self.slowest.0 {
-            self.slowest = (duration, which());
+        let place = self.slowest.partition_point(|(took, _)| *took >= duration);
+        if place < SLOWEST_MAX {
+            self.slowest.insert(place, (duration, which()));
+            self.slowest.truncate(SLOWEST_MAX);
         }
         for timed in &seen.timed {
             *self.timed.entry(timed.state).or_default() += 1;
@@ -174,9 +181,40 @@ impl Report {
             let left = 100.0 - 100.0 * self.nearest.0 as f64 / self.limits.fuel as f64;
             let which = style::clean(&self.nearest.1);
             writeln!(out, "  headroom {left:.1} % of the fuel, on {which}")?;
-            let (took, which) = (self.slowest.0.as_micros(), style::clean(&self.slowest.1));
-            writeln!(out, "  slowest  {took} µs, {which}")?;
+        }
+        for (n, (took, which)) in self.slowest.iter().enumerate() {
+            let what = if n == 0 { "slowest" } else { "" };
+            let (took, which) = (took.as_micros(), style::clean(which));
+            writeln!(out, "  {what:<8} {took} µs, {which}")?;
         }
         Ok(())
+    }
+
+    /// The same for programs.
+    pub(super) fn json(&self, rule: &str, differ: Option<u64>) -> serde_json::Value {
+        let used = |all: &Histogram<u64>, unit: u64, limit: u64| {
+            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| all.value_at_quantile(q) * unit);
+            let max = all.max().min(all.value_at_quantile(1.0)) * unit;
+            json!({ "p50": p50, "p95": p95, "p99": p99, "max": max, "limit": limit })
+        };
+        let slowest = self.slowest.iter();
+        let slowest: Vec<_> = slowest
+            .map(|(took, which)| json!({ "duration_us": took.as_micros() as u64, "event": which }))
+            .collect();
+        json!({
+            "rule": rule,
+            "events": self.all(),
+            "unasked": self.unasked,
+            "dropped": self.dropped,
+            "notified": self.notified,
+            "failed": self.failed,
+            "differ": differ,
+            "actions": self.channels,
+            "timing": self.timed,
+            "fuel": used(&self.fuel, 1, self.limits.fuel),
+            "memory_bytes": used(&self.memory_pages, PAGE_BYTES, self.limits.memory_bytes),
+            "nearest": { "fuel": self.nearest.0, "event": self.nearest.1 },
+            "slowest": slowest,
+        })
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Session<'a, W: Write> {
     /// Where the report goes as a page, and what it is made of.
     pub(super) page: Option<(PathBuf, page::Seen)>,
     pub(super) report: Report,
+    /// Where the report goes as JSON.
+    pub(super) report_to: Option<PathBuf>,
     /// How many percent of fuel more or less are as expected.
     pub(super) fuel_within: f64,
     /// How many events come to something else.
@@ -243,6 +245,12 @@ impl<W: Write> Session<'_, W> {
         }
         self.out.flush()?;
         self.follower.end()?;
+        if let Some(path) = &self.report_to {
+            let differ = compared.then_some(self.differ);
+            let report = self.report.json(&self.rule, differ);
+            let written = std::fs::write(path, format!("{report:#}\n"));
+            written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
+        }
         if let Some((path, page)) = &self.page {
             let module = self
                 .rules
