@@ -33,7 +33,7 @@ fn the_tenant_with_everything_is_taken() {
         ("ACME_DISCORD_URL", "https://hooks.example/discord"),
         ("ACME_FEISHU_URL", "https://hooks.example/feishu"),
         ("ACME_FEISHU_SECRET", "made up"),
-        ("ACME_PAGERDUTY_KEY", "made up"),
+        ("ACME_PAGERDUTY_KEY", "0123456789abcdef0123456789abcdef"),
         ("ACME_DB_PASSWORD", "made up"),
         ("ACME_TEAMS_URL", "https://hooks.example/teams"),
         ("ACME_TWILIO_TOKEN", "made up"),
