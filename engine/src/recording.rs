@@ -16,13 +16,15 @@
 //! its bytes' layout and its skip index; decisions are masked alike. Signatures, tokens and cookies never were
 //! in an event.
 
+mod personal;
+
+pub use personal::Personal;
+
 use crate::id::{EventId, Name};
 use crate::replay::Recorded;
 use crate::store::{Outcome, StoredEvent, Story};
-use hooksieve_sdk::wire::{Kind, Value};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
-use std::ops::Range;
 
 const MAGIC: &[u8; 8] = b"hsrec\x00\x01\n";
 /// How much is packed together, and how much one block may be.
@@ -145,7 +147,7 @@ impl<W: Write> Writer<W> {
             made,
         };
         if self.masked {
-            mask(&mut packed);
+            personal::mask(&mut packed);
         }
         let written = packed.serialize(&mut rmp_serde::Serializer::new(&mut self.full));
         written.map_err(io::Error::other)?;
@@ -338,172 +340,11 @@ fn unpacked(packed: Packed, tenant: &Name) -> Recorded {
     }
 }
 
-/// Keys under which texts look personal, in lower case and without `_` and `-`.
-const PERSONAL: [&str; 22] = [
-    "address1",
-    "address2",
-    "birthday",
-    "browserip",
-    "cookie",
-    "dateofbirth",
-    "email",
-    "firstname",
-    "iban",
-    "ip",
-    "ipaddress",
-    "lastname",
-    "mail",
-    "mobile",
-    "passport",
-    "password",
-    "phone",
-    "postcode",
-    "secret",
-    "surname",
-    "token",
-    "zip",
-];
-
-/// The shortest text that is looked for in decisions: shorter ones are in everything.
-const TOLD_BYTES_MIN: usize = 4;
-
-fn mask(packed: &mut Packed) {
-    let mut found = Vec::new();
-    look(Value::new(&packed.event), false, &packed.event, &mut found);
-    let mut pairs = Vec::new();
-    for range in found {
-        let Some(text) = packed.event.get(range.clone()) else {
-            continue;
-        };
-        let hidden = masked(text);
-        if let (Ok(before), Ok(after)) = (std::str::from_utf8(text), std::str::from_utf8(&hidden))
-            && before.len() >= TOLD_BYTES_MIN
-        {
-            pairs.push((before.to_owned(), after.to_owned()));
-        }
-        packed.event[range].copy_from_slice(&hidden);
-    }
-    // The longest first, so that no part of one is masked before the whole.
-    pairs.sort_by_key(|(before, _)| std::cmp::Reverse(before.len()));
-    pairs.dedup();
-    // What was found somewhere may stand in other texts of the payload, too.
-    let mut texts = Vec::new();
-    if let Some(data) = Value::new(&packed.event).get("data") {
-        each_place(data, &packed.event, &mut texts);
-    }
-    for place in texts {
-        for (before, after) in &pairs {
-            let text = &mut packed.event[place.clone()];
-            let mut from = 0;
-            while let Some(at) = find(&text[from..], before.as_bytes()) {
-                let at = from + at;
-                from = at + before.len();
-                text[at..from].copy_from_slice(after.as_bytes());
-            }
-        }
-    }
-    let hide = |text: &mut String| {
-        for (before, after) in &pairs {
-            if text.contains(before.as_str()) {
-                *text = text.replace(before.as_str(), after);
-            }
-        }
-    };
-    for made in &mut packed.made {
-        if let Some((_, error)) = &mut made.error {
-            hide(error);
-        }
-        let read = made.decision.as_deref().map(serde_json::from_str);
-        if let Some(Ok(mut decision)) = read {
-            each_text(&mut decision, &hide);
-            made.decision = serde_json::to_string(&decision).ok();
-        }
-    }
-}
-
-fn each_text(value: &mut serde_json::Value, hide: &impl Fn(&mut String)) {
-    match value {
-        serde_json::Value::String(text) => hide(text),
-        serde_json::Value::Array(items) => items.iter_mut().for_each(|it| each_text(it, hide)),
-        serde_json::Value::Object(all) => all.values_mut().for_each(|it| each_text(it, hide)),
-        _ => {}
-    }
-}
-
-/// Where personal texts stand in an event.
-fn look(value: Value<'_>, personal: bool, all: &[u8], found: &mut Vec<Range<usize>>) {
-    match value.kind() {
-        Kind::Str => {
-            let text = value.as_str().unwrap_or_default();
-            // An empty one may stand nowhere.
-            if !text.is_empty() && (personal || is_mail(text)) {
-                // It is a part of these bytes.
-                let at = text.as_ptr() as usize - all.as_ptr() as usize;
-                found.push(at..at + text.len());
-            }
-        }
-        Kind::Array => value
-            .items()
-            .for_each(|item| look(item, personal, all, found)),
-        Kind::Map => value.entries().for_each(|(key, item)| {
-            let personal = personal || is_personal(key);
-            look(item, personal, all, found);
-        }),
-        _ => {}
-    }
-}
-
-/// Where texts stand in a value.
-fn each_place(value: Value<'_>, all: &[u8], found: &mut Vec<Range<usize>>) {
-    match value.kind() {
-        Kind::Str => {
-            if let Some(text) = value.as_str().filter(|it| !it.is_empty()) {
-                let at = text.as_ptr() as usize - all.as_ptr() as usize;
-                found.push(at..at + text.len());
-            }
-        }
-        Kind::Array => value.items().for_each(|it| each_place(it, all, found)),
-        Kind::Map => value
-            .entries()
-            .for_each(|(_, it)| each_place(it, all, found)),
-        _ => {}
-    }
-}
-
-fn find(text: &[u8], what: &[u8]) -> Option<usize> {
-    text.windows(what.len()).position(|it| it == what)
-}
-
-fn is_personal(key: &str) -> bool {
-    let letters = key.chars().filter(|it| !matches!(it, '_' | '-' | ' '));
-    let plain: String = letters.map(|it| it.to_ascii_lowercase()).collect();
-    PERSONAL.iter().any(|it| plain == *it)
-        || ["email", "phone", "password", "secret", "token"]
-            .iter()
-            .any(|it| plain.ends_with(it))
-}
-
-/// Whether all of a text is a mail address.
-fn is_mail(text: &str) -> bool {
-    text.split_once('@').is_some_and(|(name, host)| {
-        let fits = |it: char| it.is_alphanumeric() || "._%+-".contains(it);
-        !name.is_empty() && host.contains('.') && name.chars().all(fits) && host.chars().all(fits)
-    })
-}
-
-/// Letters and digits become `x`; what they are separated by stays.
-fn masked(text: &[u8]) -> Vec<u8> {
-    let hide = |byte: &u8| match byte {
-        byte if byte.is_ascii_alphanumeric() || !byte.is_ascii() => b'x',
-        byte => *byte,
-    };
-    text.iter().map(hide).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::replay::{self, Defaults};
+    use hooksieve_sdk::wire::Value;
 
     fn event(json: &str) -> Recorded {
         let defaults = Defaults {

@@ -135,8 +135,8 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     assert_eq!(same.code, 0, "{}{}", same.stdout, same.stderr);
     assert!(same.stdout.contains("differ   0 of 3"), "{}", same.stdout);
 
-    let (page, report) = (path("report.html"), path("report.json"));
-    replay(&["--html", &page, "--report", &report], &events);
+    let (page_file, report) = (path("report.html"), path("report.json"));
+    replay(&["--html", &page_file, "--report", &report], &events);
     let report = std::fs::read_to_string(report).unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     for (key, value) in [
@@ -149,8 +149,15 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
     }
     assert_eq!(report["fuel"]["limit"], 10_000_000, "{report}");
     assert_eq!(report["slowest"].as_array().unwrap().len(), 3, "{report}");
-    let page = std::fs::read_to_string(page).unwrap();
-    for part in ["3 events", "1 failed", "asked to panic: 4", "<svg"] {
+    let page = std::fs::read_to_string(&page_file).unwrap();
+    for part in [
+        "3 events",
+        "1 failed",
+        "asked to panic: 4",
+        "<svg",
+        "Headroom",
+        "p99",
+    ] {
         assert!(page.contains(part), "{part}");
     }
     assert!(!page.contains("src="), "it needs nothing else");
@@ -160,8 +167,10 @@ fn what_differs_from_what_is_expected_is_told_field_by_field() {
         .replace("\"drop\"", "\"error\"");
     std::fs::write(path("two.ndjson"), other).unwrap();
     let two = path("two.ndjson");
-    let told = replay(&["--expect", &expected], &two);
+    let told = replay(&["--expect", &expected, "--html", &page_file], &two);
     assert_eq!(told.code, 1);
+    let page = std::fs::read_to_string(&page_file).unwrap();
+    assert!(page.contains("What differs") && page.contains("decision.actions[0].message.title"));
     for line in [
         "a e1",
         "decision.actions[0].message.title",
@@ -414,7 +423,7 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
     let all = [
         line(
             "e1",
-            r#"{"do":"notify","title":"A title","text":"A text","link":"https://a.example/"}"#,
+            r#"{"do":"notify","title":"A title","text":"A text of ann@acme.example","email":"ann@acme.example","link":"https://a.example/"}"#,
         ),
         line(
             "e2",
@@ -445,11 +454,12 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         "{}",
         which.stderr
     );
-    let shown = replay(&["--rule", "one", "--render"]);
+    let page = path("report.html");
+    let shown = replay(&["--rule", "one", "--render", "--html", &page]);
     assert_eq!(shown.code, 0, "{}{}", shown.stdout, shown.stderr);
     for part in [
         "mail (email)",
-        "A text",
+        "A text of ann@acme.example",
         "chat (slack)",
         "To all",
         "hello",
@@ -462,6 +472,17 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
     }
     assert!(!shown.stdout.contains("planted"), "{}", shown.stdout);
+    // On the page the mail is as its reader sees it; a page is handed on, so what is personal is masked.
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in [
+        "<iframe sandbox",
+        "RCPT TO: b@mail.example",
+        "A text of xxx@xxxx.xxxxxxx",
+        "&quot;text&quot;: &quot;",
+    ] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert!(!page.contains("planted") && !page.contains("ann@"));
     // The second may not mail.
     let refused = replay(&["--rule", "two"]);
     assert_eq!(refused.code, 1);

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
     #[arg(long, value_name = "FILE.toml")]
     tenant: Option<PathBuf>,
-    /// Write the report as one page, too
+    /// Write the report as one page, too; with --render, with the mails as they are read
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     html: Option<PathBuf>,
     /// Write the report as JSON, too

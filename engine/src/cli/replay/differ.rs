@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) type Made = Value;
 
 /// One field that is other than it was.
-#[derive(Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Difference {
     pub(super) field: String,
     pub(super) before: Value,
@@ -86,11 +86,6 @@ pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std
         after,
     } in found
     {
-        let shown = |value: &Value| match value {
-            Value::Null => "nothing".to_owned(),
-            Value::String(text) => style::clean(text),
-            other => style::clean(&other.to_string()),
-        };
         let (before, after) = (shown(before), shown(after));
         writeln!(
             out,
@@ -98,6 +93,14 @@ pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std
         )?;
     }
     Ok(())
+}
+
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) => style::clean(text),
+        other => style::clean(&other.to_string()),
+    }
 }
 
 /// A file of what is expected: one JSON object a line, each an event's, found by the event's id.

@@ -1,12 +1,15 @@
 //! A replay's report as one page that needs nothing else: for a mail, a ticket, a release.
 
+use super::differ::{self, Difference, Made};
+use super::report::Report;
+use super::seen::Sent;
 use crate::cli::style;
-use hooksieve::sandbox::Limits;
+use hooksieve::recording::Personal;
 use maud::{DOCTYPE, Markup, html};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Events that are listed: those that burned most, and those that failed.
+/// Events that are listed in each of the tables: those that burned most, that failed, that differ.
 const LISTED_MAX: usize = 100;
 /// Bars of the chart of fuel: each is twice as far as the one before.
 const BARS: usize = 24;
@@ -14,9 +17,11 @@ const BARS: usize = 24;
 const STYLE: &str = ":root{color-scheme:light dark;--ink:light-dark(#1c2430,#e6e9ee);--soft:light-dark(#566170,#a9b3c0);--line:light-dark(#d5dbe3,#39424e);--good:light-dark(#1a6b35,#7fd69b);--bad:light-dark(#a8231c,#ff9d94)}\
 body{margin:0 auto;max-width:64rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink)}\
 table{width:100%;border-collapse:collapse;font-size:.92rem}th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}\
+pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem;border:1px solid var(--line);font-size:.85rem}iframe{width:100%;height:16rem;border:1px solid var(--line);background:#fff;resize:vertical}\
 th,.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}.number{text-align:right}svg{width:100%;height:9rem}svg text{font-size:9px;fill:currentColor}rect.good{fill:var(--good)}";
 
 /// An event as it is listed.
+#[derive(Clone)]
 pub(super) struct Row {
     pub(super) kind: String,
     pub(super) id: String,
@@ -30,7 +35,7 @@ pub(super) struct Row {
     pub(super) took: Duration,
 }
 
-/// What a page is made of.
+/// What a page is made of, besides the report. Texts that look personal are masked in it.
 #[derive(Default)]
 pub(super) struct Seen {
     /// By type: how many were dropped, notified, failed.
@@ -39,10 +44,15 @@ pub(super) struct Seen {
     fuel: [u64; BARS],
     hungriest: Vec<Row>,
     failed: Vec<Row>,
+    /// By event, what is other than what it was compared with.
+    differ: Vec<(Made, Vec<Difference>)>,
+    /// By event, what would go out.
+    sent: Vec<(String, Vec<Sent>)>,
 }
 
 impl Seen {
-    pub(super) fn add(&mut self, row: Row) {
+    /// Adds what became of an event, which is given as MessagePack.
+    pub(super) fn add(&mut self, mut row: Row, event: &[u8]) {
         let at = match row.outcome {
             "drop" => 0,
             "notify" => 1,
@@ -56,26 +66,48 @@ impl Seen {
         self.kinds.entry(kind).or_default()[at] += 1;
         let power = (u64::BITS - row.fuel.leading_zeros()) as usize;
         self.fuel[power.min(BARS - 1)] += 1;
-        if at == 2 && self.failed.len() < LISTED_MAX {
-            self.failed.push(Row {
-                kind: row.kind.clone(),
-                id: row.id.clone(),
-                to: row.to.clone(),
-                why: row.why.clone(),
-                ..row
-            });
-        }
+        let failed = at == 2 && self.failed.len() < LISTED_MAX;
         let place = self.hungriest.partition_point(|it| it.fuel >= row.fuel);
+        if failed || place < LISTED_MAX {
+            Personal::of(event).hide(&mut row.why);
+        }
+        if failed {
+            self.failed.push(row.clone());
+        }
         if place < LISTED_MAX {
             self.hungriest.insert(place, row);
             self.hungriest.truncate(LISTED_MAX);
         }
     }
 
+    /// Adds how an event differs.
+    pub(super) fn differs(&mut self, made: &Made, found: &[Difference], event: &[u8]) {
+        if self.differ.len() == LISTED_MAX {
+            return;
+        }
+        let masks = Personal::of(event);
+        let masked = found.iter().cloned().map(|mut it| {
+            masks.hide_in(&mut it.before);
+            masks.hide_in(&mut it.after);
+            it
+        });
+        self.differ.push((made["event"].clone(), masked.collect()));
+    }
+
+    /// Whether it can still be told what would go out for an event.
+    pub(super) fn has_room(&self) -> bool {
+        self.sent.len() < LISTED_MAX
+    }
+
+    /// Adds what would go out for an event.
+    pub(super) fn sends(&mut self, which: String, sent: Vec<Sent>) {
+        if !sent.is_empty() {
+            self.sent.push((which, sent));
+        }
+    }
+
     /// The page.
-    pub(super) fn page(&self, limits: &Limits, rule: &str, module: &str) -> String {
-        let total = |at: usize| self.kinds.values().map(|counts| counts[at]).sum::<u64>();
-        let (dropped, notified, failed) = (total(0), total(1), total(2));
+    pub(super) fn page(&self, report: &Report, rule: &str, module: &str) -> String {
         let page = html! {
             (DOCTYPE)
             html lang="en" {
@@ -87,14 +119,21 @@ impl Seen {
                     style { (STYLE) }
                 }
                 body {
-                    h1 { (style::counted(dropped + notified + failed, "event")) }
+                    h1 { (style::counted(report.all(), "event")) }
                     p.soft { "Rule " (rule) ", module " (module) ", " (jiff::Timestamp::now().strftime("%F %T UTC").to_string()) }
                     p {
-                        (dropped) " dropped, " span.good { (notified) " notified" } ", "
-                        span.bad[failed > 0] { (failed) " failed" }
+                        (report.dropped) " dropped, " span.good { (report.notified) " notified" } ", "
+                        span.bad[report.failed > 0] { (report.failed) " failed" }
+                        @if report.unasked > 0 { ", " (report.unasked) " of other types or sources than the rule wants" }
                     }
+                    @if !report.channels.is_empty() {
+                        p { "To " @for (n, (channel, count)) in report.channels.iter().enumerate() {
+                            @if n > 0 { ", " } (channel) " " (count)
+                        } }
+                    }
+                    (used(report))
                     h2 { "Fuel of each event" }
-                    (self.chart(limits.fuel))
+                    (self.chart(report.limits().fuel))
                     h2 { "By type" }
                     table {
                         tr { th { "Type" } th.number { "dropped" } th.number { "notified" } th.number { "failed" } }
@@ -102,12 +141,21 @@ impl Seen {
                             tr { td { (kind) } @for count in counts { td.number { (count) } } }
                         }
                     }
+                    @if !self.differ.is_empty() {
+                        h2 { "What differs" }
+                        (differ(&self.differ))
+                    }
                     @if !self.failed.is_empty() {
                         h2 { "Failed" }
                         (listed(&self.failed))
                     }
+                    @if !self.sent.is_empty() {
+                        h2 { "What would go out" }
+                        (sent(&self.sent))
+                    }
                     h2 { "Events, most fuel first" }
                     (listed(&self.hungriest))
+                    p.soft { "At most " (LISTED_MAX) " events stand in each list. Texts that look personal are masked." }
                 }
             }
         };
@@ -138,6 +186,67 @@ impl Seen {
     }
 }
 
+fn used(report: &Report) -> Markup {
+    html! {
+        table {
+            tr { th { "Of an event" } th.number { "p50" } th.number { "p95" } th.number { "p99" } th.number { "most" } th.number { "limit" } th.number { "most, of the limit" } }
+            @for used in report.used() {
+                tr {
+                    td { (used.what) }
+                    @for shown in &used.shown { td.number { (shown) } }
+                    td.number { (format!("{:.1} %", used.share)) }
+                }
+            }
+        }
+        @if let Some((left, which)) = report.headroom() {
+            p { "Headroom: " (format!("{left:.1} %")) " of the fuel was left at least, on " (which) "." }
+        }
+        p { "Slowest: " @for (n, (took, which)) in report.slowest.iter().enumerate() {
+            @if n > 0 { ", " } (took.as_micros()) " µs " (which)
+        } }
+    }
+}
+
+fn differ(events: &[(Made, Vec<Difference>)]) -> Markup {
+    let text = |event: &Made, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    html! {
+        table {
+            tr { th { "Event" } th { "Field" } th { "Before" } th { "After" } }
+            @for (event, found) in events {
+                @for (n, one) in found.iter().enumerate() {
+                    tr {
+                        td { @if n == 0 { (text(event, "type")) br; span.soft { (text(event, "id")) } } }
+                        td { (one.field) }
+                        td.bad { (differ::shown(&one.before)) }
+                        td.good { (differ::shown(&one.after)) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn sent(events: &[(String, Vec<Sent>)]) -> Markup {
+    html! {
+        @for (which, all) in events {
+            h3 { (which) }
+            @for sent in all {
+                p { b { (sent.channel) } " (" (sent.kind) ")" }
+                @match &sent.body {
+                    Ok(body) => {
+                        pre { (sent.text(body)) }
+                        // It is a tenant's and a sender's text: nothing in it runs.
+                        @if let Some(mail) = &body.html {
+                            iframe sandbox="" title={ "The mail to " (sent.channel) } srcdoc=(mail) {}
+                        }
+                    }
+                    Err(error) => p.bad { (error) },
+                }
+            }
+        }
+    }
+}
+
 fn listed(rows: &[Row]) -> Markup {
     html! {
         table {
@@ -159,24 +268,37 @@ fn listed(rows: &[Row]) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hooksieve::sandbox::Limits;
+    use std::sync::Arc;
 
     #[test]
-    fn the_page_escapes_and_keeps_what_burned_most() {
+    fn the_page_escapes_masks_and_keeps_what_burned_most() {
         let mut seen = Seen::default();
+        let event = rmp_serde::to_vec_named(&serde_json::json!({ "email": "ann@acme.example" }));
+        let event = event.unwrap();
         for fuel in 0..500 {
-            seen.add(Row {
+            let row = Row {
                 kind: "a<b>".to_owned(),
                 id: fuel.to_string(),
                 outcome: if fuel % 100 == 0 { "failed" } else { "drop" },
                 to: "mail".to_owned(),
-                why: "<script>alert(1)</script>".to_owned(),
+                why: "<script>alert(1)</script> ann@acme.example".to_owned(),
                 fuel,
                 took: Duration::from_micros(3),
-            });
+            };
+            seen.add(row, &event);
         }
-        let page = seen.page(&Limits::default(), "a.wasm", "00");
+        let other = Difference {
+            field: "decision.reason".to_owned(),
+            before: "of ann@acme.example".into(),
+            after: serde_json::Value::Null,
+        };
+        let made = serde_json::json!({ "event": { "type": "a<b>", "id": "7" } });
+        seen.differs(&made, &[other], &event);
+        let report = Report::new(Arc::new(Limits::default()), false);
+        let page = seen.page(&report, "a.wasm", "00");
         assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));
-        assert!(page.contains("500 events") && page.contains("5 failed"));
+        assert!(!page.contains("ann@") && page.contains("of xxx@xxxx.xxxxxxx"));
         assert_eq!(seen.hungriest.len(), LISTED_MAX);
         assert_eq!(
             (seen.hungriest[0].fuel, seen.hungriest[99].fuel),

@@ -14,17 +14,26 @@ use std::time::Duration;
 /// Events that are named for how long they took.
 const SLOWEST_MAX: usize = 3;
 
+/// What events used of one thing that is limited, as it is shown.
+pub(super) struct Used {
+    pub(super) what: &'static str,
+    /// p50, p95, p99, the highest, and the limit.
+    pub(super) shown: [String; 5],
+    /// The highest, in percent of the limit.
+    pub(super) share: f64,
+}
+
 /// What events came to, in as much memory for a million as for one.
 pub(super) struct Report {
     limits: Arc<Limits>,
     /// Whether decisions were held against a tenant's channels.
     channels_known: bool,
     /// Events that the rule was not asked about: they are of a type or source that it does not want.
-    unasked: u64,
-    dropped: u64,
-    notified: u64,
-    failed: u64,
-    channels: BTreeMap<String, u64>,
+    pub(super) unasked: u64,
+    pub(super) dropped: u64,
+    pub(super) notified: u64,
+    pub(super) failed: u64,
+    pub(super) channels: BTreeMap<String, u64>,
     /// Deliveries by what their timing comes to.
     timed: BTreeMap<&'static str, u64>,
     fuel: Histogram<u64>,
@@ -32,7 +41,7 @@ pub(super) struct Report {
     /// The event that came closest to the limit of fuel.
     nearest: (u64, String),
     /// Those that took longest, the longest first.
-    slowest: Vec<(Duration, String)>,
+    pub(super) slowest: Vec<(Duration, String)>,
 }
 
 impl Report {
@@ -71,12 +80,13 @@ impl Report {
         self.asked() + self.unasked
     }
 
-    pub(super) fn failed(&self) -> u64 {
-        self.failed
-    }
-
     pub(super) fn unasked(&mut self) {
         self.unasked += 1;
+    }
+
+    /// An event as it is named.
+    pub(super) fn which(recorded: &Recorded) -> String {
+        format!("{} {}", recorded.event.kind, recorded.id)
     }
 
     pub(super) fn add(&mut self, seen: &Seen, recorded: &Recorded) {
@@ -84,7 +94,7 @@ impl Report {
         self.fuel.saturating_record(fuel);
         self.memory_pages
             .saturating_record(seen.run.memory_bytes / PAGE_BYTES);
-        let which = || format!("{} {}", recorded.event.kind, recorded.id);
+        let which = || Self::which(recorded);
         if fuel > self.nearest.0 {
             self.nearest = (fuel, which());
         }
@@ -162,24 +172,16 @@ impl Report {
                 "  {dim}an engine holds what a rule fails on, or passes or drops it, as its on_error says{dim:#}"
             )?;
         }
-        let mut used = |what: &str, all: &Histogram<u64>, limit: u64, shown: fn(u64) -> String| {
-            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| shown(all.value_at_quantile(q)));
-            // The highest is told as it was, not as the highest of its class.
-            let highest = all.max().min(all.value_at_quantile(1.0));
-            let share = 100.0 * highest as f64 / limit as f64;
-            let (max, limit) = (shown(highest), shown(limit));
+        for used in self.used() {
+            let (what, share) = (used.what, used.share);
+            let [p50, p95, p99, max, limit] = used.shown;
             writeln!(
                 out,
                 "  {what:<8} p50 {p50}, p95 {p95}, p99 {p99}, max {max} of {limit} ({share:.1} %)"
-            )
-        };
-        let pages = |pages: u64| style::bytes(pages * PAGE_BYTES);
-        used("fuel", &self.fuel, self.limits.fuel, style::grouped)?;
-        let limit_pages = self.limits.memory_bytes / PAGE_BYTES;
-        used("memory", &self.memory_pages, limit_pages, pages)?;
-        if self.nearest.0 > 0 {
-            let left = 100.0 - 100.0 * self.nearest.0 as f64 / self.limits.fuel as f64;
-            let which = style::clean(&self.nearest.1);
+            )?;
+        }
+        if let Some((left, which)) = self.headroom() {
+            let which = style::clean(which);
             writeln!(out, "  headroom {left:.1} % of the fuel, on {which}")?;
         }
         for (n, (took, which)) in self.slowest.iter().enumerate() {
@@ -188,6 +190,33 @@ impl Report {
             writeln!(out, "  {what:<8} {took} µs, {which}")?;
         }
         Ok(())
+    }
+
+    /// What events used of what is limited.
+    pub(super) fn used(&self) -> [Used; 2] {
+        let used = |what, all: &Histogram<u64>, limit: u64, shown: fn(u64) -> String| {
+            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| all.value_at_quantile(q));
+            // The highest is told as it was, not as the highest of its class.
+            let max = all.max().min(all.value_at_quantile(1.0));
+            Used {
+                what,
+                share: 100.0 * max as f64 / limit as f64,
+                shown: [p50, p95, p99, max, limit].map(shown),
+            }
+        };
+        let limit_pages = self.limits.memory_bytes / PAGE_BYTES;
+        let pages = |pages: u64| style::bytes(pages * PAGE_BYTES);
+        [
+            used("fuel", &self.fuel, self.limits.fuel, style::grouped),
+            used("memory", &self.memory_pages, limit_pages, pages),
+        ]
+    }
+
+    /// What percentage of the fuel was left at least, and on which event.
+    pub(super) fn headroom(&self) -> Option<(f64, &str)> {
+        let (most, which) = &self.nearest;
+        let left = 100.0 - 100.0 * *most as f64 / self.limits.fuel as f64;
+        (*most > 0).then_some((left, which))
     }
 
     /// The same for programs.

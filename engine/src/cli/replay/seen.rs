@@ -4,8 +4,9 @@ use super::differ::Made;
 use super::page;
 use super::threads::Answer;
 use crate::cli::style;
-use hooksieve::channel::Channel;
+use hooksieve::channel::{Channel, Preview};
 use hooksieve::id::Name;
+use hooksieve::recording::Personal;
 use hooksieve::replay::Recorded;
 use hooksieve::sandbox::Run;
 use hooksieve::store::{Delivery, Outcome, State, StoredEvent};
@@ -73,32 +74,40 @@ impl Seen {
         (&self.decision, &self.error, &self.timed) == (&other.decision, &other.error, &other.timed)
     }
 
-    /// What each of these channels would send.
+    /// What each of these channels would send; with masks, where there are some.
+    pub(super) fn sent(
+        &self,
+        channels: &BTreeMap<Name, Arc<Channel>>,
+        masks: Option<&Personal>,
+    ) -> Vec<Sent> {
+        let sent = self.deliveries.iter().filter_map(|delivery| {
+            let channel = channels.get(&delivery.channel)?;
+            let delivery = match masks {
+                Some(masks) => masked(delivery, masks),
+                None => delivery.clone(),
+            };
+            Some(Sent {
+                channel: delivery.channel.to_string(),
+                kind: channel.kind(),
+                head: channel.head(&delivery),
+                body: channel.preview(&delivery),
+            })
+        });
+        sent.collect()
+    }
+
+    /// Tells what each of these channels would send.
     pub(super) fn render(
         &self,
         channels: &BTreeMap<Name, Arc<Channel>>,
         out: &mut impl Write,
     ) -> std::io::Result<()> {
         let (bold, bad) = (style::HEADING, style::BAD);
-        for delivery in &self.deliveries {
-            let Some(channel) = channels.get(&delivery.channel) else {
-                continue;
-            };
-            let (name, kind) = (&delivery.channel, channel.kind());
+        for sent in self.sent(channels, None) {
+            let (name, kind) = (&sent.channel, sent.kind);
             writeln!(out, "    {bold}{name}{bold:#} ({kind})")?;
-            let text = match channel.preview(delivery) {
-                Ok(preview) => {
-                    let body = match (preview.text, preview.json) {
-                        (Some(text), _) => text,
-                        (None, Some(json)) => format!("{json:#}"),
-                        (None, None) => String::new(),
-                    };
-                    let mut head = channel.head(delivery).join("\n");
-                    if !head.is_empty() {
-                        head += "\n\n";
-                    }
-                    head + &body
-                }
+            let text = match &sent.body {
+                Ok(body) => sent.text(body),
                 Err(error) => format!("{bad}{error}{bad:#}"),
             };
             for line in text.lines() {
@@ -197,6 +206,41 @@ impl Seen {
         }
         Ok(())
     }
+}
+
+/// What a channel would send.
+pub(super) struct Sent {
+    pub(super) channel: String,
+    pub(super) kind: &'static str,
+    head: Vec<String>,
+    pub(super) body: Result<Preview, String>,
+}
+
+impl Sent {
+    /// All of it but a mail's HTML.
+    pub(super) fn text(&self, body: &Preview) -> String {
+        let mut text = self.head.join("\n");
+        if !text.is_empty() {
+            text += "\n\n";
+        }
+        match (&body.text, &body.json) {
+            (Some(plain), _) => text + plain,
+            (None, Some(json)) => format!("{text}{json:#}"),
+            (None, None) => text,
+        }
+    }
+}
+
+fn masked(delivery: &Delivery, masks: &Personal) -> Delivery {
+    let mut delivery = delivery.clone();
+    masks.hide(&mut delivery.reason);
+    if let Ok(mut payload) = serde_json::to_value(&delivery.payload) {
+        masks.hide_in(&mut payload);
+        if let Ok(payload) = serde_json::from_value(payload) {
+            delivery.payload = payload;
+        }
+    }
+    delivery
 }
 
 /// A delivery that goes out as soon as it is decided.

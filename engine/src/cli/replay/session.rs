@@ -10,6 +10,7 @@ use crate::cli::{Failure, style};
 use hooksieve::channel::Channel;
 use hooksieve::id::Name;
 use hooksieve::pipeline::Rules;
+use hooksieve::recording::Personal;
 use hooksieve::replay::Recorded;
 use hooksieve::timing::Rehearsal;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -94,8 +95,13 @@ impl<W: Write> Session<'_, W> {
             return Ok(());
         };
         self.report.add(&seen, &recorded);
+        let encoded = &recorded.event.encoded;
         if let Some((_, page)) = &mut self.page {
-            page.add(seen.row(&recorded));
+            page.add(seen.row(&recorded), encoded);
+            if !self.channels.is_empty() && page.has_room() {
+                let sent = seen.sent(&self.channels, Some(&Personal::of(encoded)));
+                page.sends(Report::which(&recorded), sent);
+            }
         }
         if self.follower.profiles() && self.report.asked() <= PROFILED_MAX {
             self.follower.profile(&recorded.event);
@@ -144,6 +150,10 @@ impl<W: Write> Session<'_, W> {
         };
         let differs = found.as_ref().is_some_and(|it| !it.is_empty());
         self.differ += u64::from(differs);
+        if let (Some((_, page)), Some(found)) = (&mut self.page, found.as_ref().filter(|_| differs))
+        {
+            page.differs(&made(), found, encoded);
+        }
         if self.json {
             let mut line = seen.line(&recorded);
             if let Some(name) = &self.named {
@@ -236,7 +246,7 @@ impl<W: Write> Session<'_, W> {
                 && all
             {
                 let kept = style::counted(blessed.events, "event");
-                let failed = match self.report.failed() {
+                let failed = match self.report.failed {
                     0 => String::new(),
                     failed => format!(", {failed} of them as failing"),
                 };
@@ -257,13 +267,12 @@ impl<W: Write> Session<'_, W> {
                 .program()
                 .map(|it| it.module().hash().to_string());
             let module = module.unwrap_or_default();
-            let written =
-                std::fs::write(path, page.page(self.report.limits(), &self.rule, &module));
+            let written = std::fs::write(path, page.page(&self.report, &self.rule, &module));
             written.map_err(|error| Failure::input(format!("{}: {error}", path.display())))?;
         }
         // What fails as it is expected to is as it should be.
         let blessed = matches!(self.compared, Compared::Blessed(_));
-        let failed = self.report.failed() > 0 && !compared && !blessed;
+        let failed = self.report.failed > 0 && !compared && !blessed;
         Ok(!failed && (self.differ == 0 || watched) && missing.is_empty())
     }
 }
