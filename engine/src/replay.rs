@@ -370,7 +370,8 @@ fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
             .parse()
             .unwrap_or_else(|_| EventId::from_bytes(&encoded)),
         tenant: defaults.tenant.clone(),
-        source: defaults.source.clone(),
+        // Rules are asked by it; what is no name is no source of a tenant's.
+        source: (head.source.parse()).unwrap_or_else(|_| defaults.source.clone()),
         kind: head.kind.to_owned(),
         sender_id: None,
         verified: "recorded".to_owned(),

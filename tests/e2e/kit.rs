@@ -460,6 +460,7 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
     for part in [
         "mail (email)",
         "A text of ann@acme.example",
+        "a from open, ",
         "chat (slack)",
         "To all",
         "hello",

@@ -219,7 +219,9 @@ fn with(
         source: args.source.clone(),
         kind: args.kind.clone(),
     };
-    let (all, keep) = (&args.events, session.follower.profiles());
+    // A profile runs them again, and a page masks what in them is personal.
+    let keep = session.follower.profiles() || session.page.is_some();
+    let all = &args.events;
     let judged = threads::judge(&rules, before.as_ref(), all, &defaults, keep, |turn| {
         session.turn(turn)
     });
