@@ -17,7 +17,7 @@ const BARS: usize = 24;
 const STYLE: &str = ":root{color-scheme:light dark;--ink:light-dark(#1c2430,#e6e9ee);--soft:light-dark(#566170,#a9b3c0);--line:light-dark(#d5dbe3,#39424e);--good:light-dark(#1a6b35,#7fd69b);--bad:light-dark(#a8231c,#ff9d94)}\
 body{margin:0 auto;max-width:64rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink)}\
 table{width:100%;border-collapse:collapse;font-size:.92rem}th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}\
-pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem;border:1px solid var(--line);font-size:.85rem}iframe{width:100%;height:16rem;border:1px solid var(--line);background:#fff;resize:vertical}\
+pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem;border:1px solid var(--line);font-size:.85rem}iframe{box-sizing:border-box;width:100%;height:16rem;border:1px solid var(--line);background:#fff;resize:vertical}\
 th,.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}.number{text-align:right}svg{width:100%;height:9rem}svg text{font-size:9px;fill:currentColor}rect.good{fill:var(--good)}";
 
 /// An event as it is listed.
@@ -174,7 +174,7 @@ impl Seen {
         });
         let wide = (last - first + 1) * 50;
         html! {
-            svg viewBox={ "0 0 " (wide) " 130" } role="img" aria-label="How many events burned how much fuel" preserveAspectRatio="xMinYMid" {
+            svg viewBox={ "0 -6 " (wide) " 136" } role="img" aria-label="How many events burned how much fuel" preserveAspectRatio="xMinYMid" {
                 @for (at, x, high) in bars {
                     rect.good x=(x) y=(110.0 - high) width="46" height=(high) {}
                     text x=(x) y="122" { "to " (1_u64 << at) }
@@ -202,7 +202,7 @@ fn used(report: &Report) -> Markup {
             p { "Headroom: " (format!("{left:.1} %")) " of the fuel was left at least, on " (which) "." }
         }
         p { "Slowest: " @for (n, (took, which)) in report.slowest.iter().enumerate() {
-            @if n > 0 { ", " } (took.as_micros()) " µs " (which)
+            @if n > 0 { ", " } (style::grouped(took.as_micros() as u64)) " µs " (which)
         } }
     }
 }
