@@ -23,6 +23,7 @@ async fn everything_in_the_console_works_in_a_browser() {
     })
     .await;
     let setup = Setup::new()
+        .env("CHAT_URL", &receiver.url("/chat"))
         .config("[dispatch]\nretry_ms = [10]\n[quarantine]\nlast_events = 10\n")
         .tenant(
             "acme",
@@ -30,7 +31,8 @@ async fn everything_in_the_console_works_in_a_browser() {
                 "[[source]]\nname = 'open'\nkind = 'json'\nopen = true\nsubject_from = '/subject'\n\
                  [[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = '{}'\n\
                  [[channel]]\nname = 'gone'\nkind = 'webhook'\nurl = '{}'\n\
-                 [[channel]]\nname = 'mail'\nkind = 'email'\nhost = 'mail.example'\nfrom = 'a@mail.example'\nto = ['b@mail.example']\n",
+                 [[channel]]\nname = 'mail'\nkind = 'email'\nhost = 'mail.example'\nfrom = 'a@mail.example'\nto = ['b@mail.example']\n\
+                 [[channel]]\nname = 'chat'\nkind = 'slack'\nurl = {{ env = 'CHAT_URL' }}\n",
                 receiver.url("/hook"),
                 receiver.url("/gone"),
             ),

@@ -106,7 +106,7 @@ await look("event");
 await open("Try", "Try a rule");
 await page.getByLabel("Event", { exact: true }).selectOption(first);
 await page.getByRole("button", { name: "Try it" }).click();
-await page.getByRole("heading", { name: "It would have been notified" }).waitFor();
+await page.getByRole("heading", { name: "The event would have been notified" }).waitFor();
 await page.getByLabel("Event", { exact: true }).selectOption("");
 await page.getByLabel("Payload").fill("{");
 await page.getByRole("button", { name: "Try it" }).click();
@@ -116,6 +116,13 @@ await page.getByRole("button", { name: "Try it" }).click();
 await page.frameLocator("iframe").getByText(HOSTILE).first().waitFor();
 assert.equal(await page.locator("main img, main b").count(), 0);
 await look("try");
+await page.getByLabel("Payload").fill(JSON.stringify({ do: "notify", channel: "chat", title: HOSTILE, text: HOSTILE, link: "https://a.example/" }));
+await page.getByRole("button", { name: "Try it" }).click();
+await page.locator(".bubble").getByText(HOSTILE).first().waitFor();
+await page.locator(".bubble").getByRole("link", { name: "https://a.example/" }).waitFor();
+assert.equal(await page.locator("main img, main b").count(), 0);
+await look("try-chat");
+await page.getByLabel("Payload").fill(JSON.stringify({ do: "notify", channel: "mail", title: HOSTILE, text: HOSTILE }));
 // The same in the browser itself; then a module that nobody has uploaded, with a configuration, and one that
 // never ends, which is ended.
 const where = page.getByLabel("Where it runs");
@@ -153,7 +160,7 @@ await page.getByRole("button", { name: "Make the version" }).click();
 await page.getByText("shadow 2").first().waitFor();
 await send({ do: "post", subject: "second", payload: 1 });
 // The count follows.
-await page.getByText("Of 1 events it would have decided 1 differently").waitFor();
+await page.getByText("Of 1 event it would have decided 1 differently").waitFor();
 await look("rule");
 await page.getByRole("button", { name: "Canary …" }).click();
 await page.getByText("canary 2, 50 %").waitFor();

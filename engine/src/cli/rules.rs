@@ -424,7 +424,8 @@ fn show(whose: &Whose, rule: &str) -> Result<(), Failure> {
             shadow.since
         );
         for difference in &shadow.differences {
-            anstream::println!("  {}", difference.event);
+            let kind = style::clean(&difference.kind);
+            anstream::println!("  {kind} {dim}{}{dim:#}", difference.event);
             anstream::println!("    live    {}", line(&difference.live));
             anstream::println!("    shadow  {}", line(&difference.shadow));
         }

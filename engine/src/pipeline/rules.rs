@@ -406,7 +406,7 @@ impl Rules {
             .sees(event)
             .then(|| self.ask(&shadow.rule, event, instances));
         let (run, outcome) = own.unzip();
-        shadow.tally.note(event.id, live, outcome.as_ref());
+        shadow.tally.note(event, live, outcome.as_ref());
         run.map_or(0, |run| run.fuel)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{ActiveRule, Failure};
 use crate::clock::now_ms;
-use crate::id::{EventId, Name};
+use crate::id::Name;
 use crate::store::StoredEvent;
 use hooksieve_sdk::wire::{Decision, Event, SkipIndex};
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,9 @@ pub struct Difference {
     pub event: String,
     pub live: Short,
     pub shadow: Short,
+    /// Its type. Tallies that were kept by an earlier build have none.
+    #[serde(default, rename = "type")]
+    pub kind: String,
 }
 
 /// A decision as a line in a list.
@@ -158,7 +161,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    pub(super) fn note(&self, event: EventId, live: Made<'_>, shadow: Made<'_>) {
+    pub(super) fn note(&self, event: &StoredEvent, live: Made<'_>, shadow: Made<'_>) {
         let same = match (live, shadow) {
             (None, None) => return,
             (Some(Ok(live)), Some(Ok(shadow))) => live == shadow,
@@ -176,9 +179,10 @@ impl Tally {
             noted.last.pop_front();
         }
         noted.last.push_back(Difference {
-            event: event.to_string(),
+            event: event.id.to_string(),
             live: short(live),
             shadow: short(shadow),
+            kind: event.kind.clone(),
         });
     }
 
@@ -241,6 +245,7 @@ fn short(made: Made<'_>) -> Short {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::EventId;
 
     #[test]
     fn a_share_is_of_subjects_and_stays() {
@@ -266,21 +271,34 @@ mod tests {
     #[test]
     fn only_what_differs_is_listed_and_only_the_last() {
         let tally = Tally::default();
-        let id = |n: i64| EventId::next(n, None);
+        let event = |n: i64| StoredEvent {
+            id: EventId::next(n, None),
+            tenant: "acme".parse().unwrap(),
+            source: "hub".parse().unwrap(),
+            kind: "push".to_owned(),
+            sender_id: None,
+            verified: String::new(),
+            received_ms: n,
+            encoded: Vec::new(),
+            index: Vec::new(),
+        };
         let dropped: Result<Decision, Failure> = Ok(Decision {
             reason: "no".to_owned(),
             actions: Vec::new(),
         });
-        tally.note(id(1), Some(&dropped), Some(&dropped));
-        tally.note(id(2), None, None);
+        tally.note(&event(1), Some(&dropped), Some(&dropped));
+        tally.note(&event(2), None, None);
         for n in 0..DIFFERENCES_MAX as i64 + 5 {
-            tally.note(id(n), Some(&dropped), None);
+            tally.note(&event(n), Some(&dropped), None);
         }
         let (compared, differed, last) = tally.counts();
         assert_eq!(
             (compared, differed, last.len()),
             (106, 105, DIFFERENCES_MAX)
         );
-        assert_eq!(last[0].shadow.outcome, "not-asked");
+        assert_eq!(
+            (&*last[0].shadow.outcome, &*last[0].kind),
+            ("not-asked", "push")
+        );
     }
 }

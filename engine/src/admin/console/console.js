@@ -94,7 +94,7 @@ const tones = {
 };
 const tag = (word) => el("span", { class: `tag ${tones[word.split(" ")[0]] ?? ""}` }, word);
 const time = (text) => el("time", { datetime: text, title: text }, new Date(text).toLocaleString());
-const bytes = (count) => count < 1024 ? `${count} B` : count < 1048576 ? `${Math.round(count / 1024)} KiB` : `${(count / 1048576).toFixed(1)} MiB`;
+const bytes = (count) => count < 1024 ? `${count} B` : count < 1048576 ? `${Math.round(count / 1024)} KiB` : count < 1073741824 ? `${(count / 1048576).toFixed(1)} MiB` : `${(count / 1073741824).toFixed(1)} GiB`;
 const scopes = ["ingest-only", "read-only", "author", "tenant-admin", "operator"];
 const may = (scope) => scopes.indexOf(who.scope) >= scopes.indexOf(scope);
 const base = (tenant) => `/v1/tenants/${encodeURIComponent(tenant)}`;
@@ -201,9 +201,9 @@ async function rulePage(tenant, name) {
     compared.replaceChildren(
       it.compared === 0
         ? el("p", {}, "It was not asked about any event yet, since ", time(it.since), ".")
-        : el("p", {}, `Of ${it.compared} events it would have decided ${it.differed} differently, since `, time(it.since), "."),
+        : el("p", {}, `Of ${it.compared} ${it.compared === 1 ? "event" : "events"} it would have decided ${it.differed} differently, since `, time(it.since), "."),
       it.differences.length > 0 ? table(["Event", "Live", "Shadow"], it.differences.map((it) => [
-        el("a", { href: link(tenant, "events", it.event) }, it.event), short(it.live), short(it.shadow),
+        el("a", { href: link(tenant, "events", it.event), title: it.event }, it.type || it.event), short(it.live), short(it.shadow),
       ])) : "");
   }
   if (shadow) {
@@ -227,17 +227,16 @@ async function rulePage(tenant, name) {
       may("author") && el("div", { class: "row" },
         button("Have it asked again", () => call("POST", `${path}/resume`), { kind: "main", done: "It is asked again." }))),
     minutes.length > 0 && el("section", {}, el("h2", {}, "The last hour"), bars(minutes)),
-    may("author") && el("div", { class: "row" },
-      button("Release its held events", () => call("POST", `${path}/release`, {}), {
-        done: (it) => `Released ${it.released}${it.failed ? `, failed again on ${it.failed}: ${it.error}` : ""}${it.next ? "; there are more" : ""}.`,
-      })),
-    may("author") && !rule.in_file && el("div", { class: "row" },
+    may("author") && el("div", { class: "row" }, rule.in_file ? [] : [
       rule.before != null && button(`Roll back to version ${rule.before}`, () => call("POST", `${path}/rollback`),
         { kind: "main", ask: `Have version ${rule.before} decide again, in place of ${rule.live}?`, done: `Version ${rule.before} is live again.` }),
       (rule.shadow != null || rule.canary) && button("End shadow and canary", () => call("POST", `${path}/stop`), { done: "Ended." }),
       el("a", { href: link(tenant, "upload", name) }, "Upload a new version"),
       button("Delete the rule", () => call("DELETE", path).then(() => (location.hash = link(tenant, "rules"))),
-        { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false })),
+        { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false }),
+    ], button("Release its held events", () => call("POST", `${path}/release`, {}), {
+      done: (it) => `Released ${it.released}${it.failed ? `, failed again on ${it.failed}: ${it.error}` : ""}${it.next ? "; there are more" : ""}.`,
+    })),
     shadow && el("section", {},
       el("h2", {}, `Version ${shadow.version} in the shadow`),
       compared,
@@ -274,6 +273,7 @@ async function uploadPage(tenant, rule = "") {
   const about = tenants.find((it) => it.name === tenant);
   // A new version begins as the newest one is.
   const newest = rule ? (await get(`${base(tenant)}/rules/${encodeURIComponent(rule)}`)).versions[0] : undefined;
+  const known = (await get(`${base(tenant)}/rules`)).map((it) => it.name);
   const report = el("div");
   const file = el("input", { type: "file", accept: ".wasm,application/wasm", onchange: () => take(file.files[0]) });
   const drop = el("label", {
@@ -295,7 +295,10 @@ async function uploadPage(tenant, rule = "") {
   }
 
   function accepted(module, fileName) {
-    const name = el("input", { id: "rule", required: true, pattern: "[a-z0-9][a-z0-9_\\-]{0,62}", value: rule || fileName.replace(/\.wasm$/, "").replace(/[^a-z0-9_-]/g, "-") });
+    // Beside what runs, a version begins in the shadow; a new rule has nothing to be compared with.
+    let chosen = false;
+    const suggest = () => { if (!chosen) role.value = known.includes(name.value) ? "shadow" : "live"; };
+    const name = el("input", { id: "rule", required: true, oninput: suggest, pattern: "[a-z0-9][a-z0-9_\\-]{0,62}", value: rule || fileName.replace(/\.wasm$/, "").replace(/[^a-z0-9_-]/g, "-") });
     const events = el("input", { id: "events", required: true, value: newest?.events.join(", ") ?? "*" });
     const config = el("textarea", { id: "config", spellcheck: "false" }, JSON.stringify(newest?.config ?? {}, null, 2));
     const named = newest?.channels.length ? newest.channels : about.channels;
@@ -305,11 +308,12 @@ async function uploadPage(tenant, rule = "") {
       .map(([value, text]) => el("option", { value, selected: newest?.on_error === value }, text)));
     const percent = el("input", { id: "percent", type: "number", min: "0.01", max: "100", step: "0.01", value: "5" });
     const share = el("div", { class: "fields", hidden: true }, el("label", { for: "percent" }, "Of how many percent of all subjects it decides"), percent);
-    const role = el("select", { id: "role", onchange: () => (share.hidden = role.value !== "canary") },
+    const role = el("select", { id: "role", onchange() { chosen = true; share.hidden = role.value !== "canary"; } },
       el("option", { value: "shadow" }, "Shadow: asked as well, without effect"),
       el("option", { value: "canary" }, "Canary: it decides for a share of the subjects"),
       el("option", { value: "kept" }, "Nothing yet"),
       el("option", { value: "live" }, "Live: it decides from the next event on"));
+    suggest();
     const form = el("form", {
       class: "fields",
       async onsubmit(event) {
@@ -363,9 +367,8 @@ function eventRow(tenant, story) {
     time(event.time),
     el("a", { href: link(tenant, "events", event.id) }, event.type),
     event.subject ?? "",
-    story.decided
-      ? story.decisions.flatMap((it) => [tag(it.outcome), ` ${it.rule} `])
-      : tag("waits"),
+    !story.decided ? tag("waits") : !story.decisions.length ? el("span", { class: "soft" }, "no rule wants it")
+      : story.decisions.flatMap((it) => [tag(it.outcome), ` ${it.rule}${it.reason ? `: ${it.reason}` : ""} `]),
     story.deliveries.flatMap((it) => [tag(it.state), ` ${it.channel} `]),
   ];
 }
@@ -406,11 +409,11 @@ async function tryPage(tenant, rule = "", version = "") {
     el("label", { for: "config" }, "Configuration, as JSON"), config);
   const event = el("select", { id: "event", onchange: () => (pasted.hidden = event.value !== "") },
     el("option", { value: "" }, "One that is pasted below"),
-    recorded.map((it) => el("option", { value: it.event.id }, `${it.event.type} ${it.event.subject ?? ""} ${it.event.time}`)));
+    recorded.map((it, n) => el("option", { value: it.event.id, selected: n === 0 }, [it.event.type, it.event.subject, new Date(it.event.time).toLocaleString()].filter(Boolean).join(", "))));
   const type = el("input", { id: "type", placeholder: "issues" });
   const source = el("select", { id: "source" }, about.sources.map((it) => el("option", {}, it)));
   const payload = el("textarea", { id: "payload", spellcheck: "false" }, "{}");
-  const pasted = el("div", { class: "fields" },
+  const pasted = el("div", { class: "fields", hidden: recorded.length > 0 },
     el("label", { for: "source" }, "Source that it would come in at"), source,
     el("label", { for: "type" }, "The sender's name of the event; a source of JSON knows it itself"), type,
     el("label", { for: "payload" }, "Payload, as JSON"), payload);
@@ -476,7 +479,7 @@ const unstyled = (html) => html.replaceAll(/ style="[^"]*"/g, "");
 function trial(it) {
   return [
     el("section", {},
-      el("h2", {}, "It would have been ", tag(it.outcome)),
+      el("h2", {}, "The event would have been ", tag(it.outcome)),
       el("p", { class: it.error ? "bad" : "" }, it.reason ?? it.error ?? ""),
       !it.subscribed && el("p", { class: "warn" }, "The version has not subscribed to such events, so it would not have been asked."),
       facts([
@@ -489,14 +492,30 @@ function trial(it) {
       action.timing && el("pre", {}, JSON.stringify(action.timing, null, 2)),
       action.preview?.html && el("iframe", { sandbox: "", title: `The mail to ${action.channel}`, srcdoc: unstyled(action.preview.html) }),
       action.preview?.text && el("pre", {}, action.preview.text),
-      el("pre", {}, JSON.stringify(action.preview?.json ?? action.payload, null, 2)))),
+      CHATS.includes(action.kind) && action.payload.message && bubble(action.payload.message, it),
+      el("details", { open: !action.payload.message }, el("summary", {}, "As JSON"),
+        el("pre", {}, JSON.stringify(action.preview?.json ?? action.payload, null, 2))))),
   ];
+}
+
+const CHATS = ["slack", "discord", "lark", "teams"];
+
+/** A message about as a chat shows it; each has its own looks. All of it is plain text. */
+function bubble(message, { reason, type }) {
+  // An address of another kind is not for following, here as in the chats.
+  const url = /^https?:/i.test(message.link?.url ?? "") ? message.link.url : null;
+  return el("div", { class: "bubble" },
+    el("strong", {}, message.title),
+    message.text && el("p", {}, message.text),
+    message.fields?.length > 0 && facts(message.fields.map((it) => [it.name, it.value])),
+    url && el("p", {}, el("a", { href: url, rel: "noreferrer noopener", target: "_blank" }, message.link.label ?? url)),
+    el("p", { class: "soft" }, [reason, type].filter(Boolean).join(" · ")));
 }
 
 async function eventsPage(tenant) {
   const filter = { type: "", outcome: "" };
   const list = el("div");
-  const live = el("input", { type: "checkbox", id: "live", onchange: follow });
+  const live = el("input", { type: "checkbox", id: "live", checked: true, onchange: follow });
   let rows = [];
   let next = null;
   let newest = "00000000-0000-0000-0000-000000000000";
@@ -540,6 +559,7 @@ async function eventsPage(tenant) {
     try { await load(); follow(); } catch (error) { say(error.message, true); }
   };
   await load();
+  if (here === shown) follow();
   return [
     el("h1", {}, "Events"),
     el("div", { class: "row" },
@@ -704,22 +724,34 @@ async function channelsPage(tenant) {
   ];
 }
 
-/** A minute's bars, one on the other: what was notified, dropped and failed. The table below says the same. */
+/** The last hour, minute by minute: what was notified, dropped and failed, and what a decision burned. The table says the same. */
 function bars(minutes) {
   const total = (it) => it.notified + it.dropped + it.failed;
+  const mean = (it) => Math.round(it.fuel / Math.max(1, total(it)));
+  const at = (it) => Math.floor(new Date(it.at) / 60_000);
+  const known = new Map(minutes.map((it) => [at(it), it]));
+  const now = Math.floor(Date.now() / 60_000);
+  const slots = Array.from({ length: 60 }, (_, n) => known.get(now - 59 + n));
   const most = Math.max(1, ...minutes.map(total));
-  const part = (name, count) => {
+  const highest = Math.max(1, ...minutes.map(mean));
+  const part = (name, share) => {
     const made = el("span", { class: name });
-    made.style.height = `${(100 * count) / most}%`;
+    made.style.height = `${100 * share}%`;
     return made;
   };
+  const chart = (name, of) => el("div", { class: `bars ${name}`, "aria-hidden": "true" }, slots.map((it) => it ? of(it) : el("div")));
+  const clock = (minute) => new Date(minute * 60_000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const key = (name, text) => el("span", {}, el("i", { class: name }), ` ${text} `);
   return [
-    el("div", { class: "bars", "aria-hidden": "true" }, minutes.map((it) =>
-      el("div", { title: `${new Date(it.at).toLocaleTimeString()}: ${it.notified} notified, ${it.dropped} dropped, ${it.failed} failed` },
-        part("bad", it.failed), part("soft", it.dropped), part("good", it.notified)))),
-    el("details", {}, el("summary", {}, `Decisions in each minute, at most ${most}`),
-      table(["Minute", "Notified", "Dropped", "Failed", "Fuel"], minutes.toReversed().map((it) =>
-        [time(it.at), it.notified, it.dropped, it.failed, it.fuel].map((cell) => typeof cell === "number" ? cell.toLocaleString() : cell)))),
+    chart("", (it) =>
+      el("div", { title: `${clock(at(it))}: ${it.notified} notified, ${it.dropped} dropped, ${it.failed} failed` },
+        part("bad", it.failed / most), part("soft", it.dropped / most), part("good", it.notified / most))),
+    chart("low", (it) => el("div", { title: `${clock(at(it))}: ${mean(it).toLocaleString()} fuel` }, part("mark", mean(it) / highest))),
+    el("p", { class: "axis soft", "aria-hidden": "true" }, el("span", {}, clock(now - 59)),
+      el("span", {}, key("good", "notified"), key("soft", "dropped"), key("bad", "failed"), key("mark", "fuel of a decision")), el("span", {}, clock(now))),
+    el("details", {}, el("summary", {}, `Decisions in each minute, at most ${most.toLocaleString()}; fuel of a decision, at most ${highest.toLocaleString()}`),
+      table(["Minute", "Notified", "Dropped", "Failed", "Fuel", "Fuel of one"], minutes.toReversed().map((it) =>
+        [time(it.at), it.notified, it.dropped, it.failed, it.fuel, mean(it)].map((cell) => typeof cell === "number" ? cell.toLocaleString() : cell)))),
   ];
 }
 
