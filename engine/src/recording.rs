@@ -337,6 +337,7 @@ fn unpacked(packed: Packed, tenant: &Name) -> Recorded {
         source: packed.source,
         event,
         made: packed.made,
+        place: None,
     }
 }
 

@@ -34,6 +34,15 @@ pub struct Recorded {
     pub event: StoredEvent,
     /// What was decided of it, where it is of a recording.
     pub made: Vec<Made>,
+    /// Where a raw payload stands, whose id says nothing to people.
+    pub place: Option<Box<str>>,
+}
+
+impl Recorded {
+    /// What people know it by: its id, or where it stands.
+    pub fn name(&self) -> &str {
+        self.place.as_deref().unwrap_or(&self.id)
+    }
 }
 
 /// Input that holds no event: where, and what is wrong.
@@ -359,7 +368,9 @@ fn recorded(place: &str, data: Data, defaults: &Defaults) -> Result<Recorded, Ba
         time: FIXED_TIME,
         headers: &[],
     };
-    Ok(join(&head, &incoming.data, defaults))
+    let mut recorded = join(&head, &incoming.data, defaults);
+    recorded.place = Some(place.into());
+    Ok(recorded)
 }
 
 fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
@@ -385,5 +396,6 @@ fn join(head: &EventHead<'_>, data: &Data, defaults: &Defaults) -> Recorded {
         source: head.source.to_owned(),
         event,
         made: Vec::new(),
+        place: None,
     }
 }

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 
 /// A rule that never answers.
-const ENDLESS: &str = r#"(module
+pub(crate) const ENDLESS: &str = r#"(module
     (memory (export "memory") 1)
     (func (export "hooksieve_abi_1"))
     (func (export "hooksieve_reserve") (param i32) (result i32) (i32.const 1024))

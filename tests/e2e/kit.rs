@@ -1,5 +1,6 @@
 //! The author's kit: from nothing to a rule that is built, tried and compared.
 
+use super::console::ENDLESS;
 use hooksieve_tests::{LEAN, Output, cli_with, program, say};
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
@@ -56,6 +57,20 @@ fn every_template_builds_and_decides() {
         assert!(replayed.contains(&expected), "{replayed}");
         say(&format!("{template}: {:?}", began.elapsed()));
     }
+    // A tenant's file without rules: the rule that is here is meant.
+    let folder = dir.path().join("my-github");
+    let mail = |name: &str| {
+        format!(
+            "[[channel]]\nname = '{name}'\nkind = 'email'\nhost = 'mail.example'\nfrom = 'a@mail.example'\nto = ['b@mail.example']\n"
+        )
+    };
+    std::fs::write(folder.join("acme.toml"), mail("mail")).unwrap();
+    let args = ["replay", "--tenant", "acme.toml"];
+    let one = hooksieve(&folder, &args);
+    assert_eq!(one.code, 1);
+    assert!(one.stdout.contains("no channel `chat`"), "{}", one.stdout);
+    std::fs::write(folder.join("acme.toml"), mail("mail") + &mail("chat")).unwrap();
+    assert!(well(&folder, &args).contains("2 notified, 0 failed"));
     // What is there stays.
     let again = hooksieve(dir.path(), &["new", "my-json"]);
     assert_eq!(again.code, 2);
@@ -318,6 +333,10 @@ fn folders_of_payloads_are_recorded_as_their_names_say() {
             .collect();
         assert_eq!(kinds, ["issues.opened", "push"], "{events}");
     }
+    // Whose id is made of their bytes is known by where it stands.
+    let args = ["replay", "--rule", "policy:github-triage", "payloads"];
+    let told = hooksieve(dir.path(), &args).stdout;
+    assert!(told.contains("push payloads/push/main.json"), "{told}");
     payload("stray.json", "{}");
     let none = hooksieve(dir.path(), &["record", "none.hsr", "--from", "payloads"]);
     assert_eq!(none.code, 2);
@@ -399,6 +418,32 @@ fn name_of<'a>(event: &Event<'a>) -> &'a str {
         "in mine::name_of",
         "called by hooksieve_decide",
     ] {
+        assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
+    }
+}
+
+/// Large counts are kept by classes; what is told is never more than there was.
+#[test]
+fn a_rule_that_never_ends_burns_the_limit_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("endless.wasm"),
+        wat::parse_str(ENDLESS).unwrap(),
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("push.json"), "{}").unwrap();
+    let args = [
+        "replay",
+        "--rule",
+        "endless.wasm",
+        "--type",
+        "push",
+        "push.json",
+    ];
+    let told = hooksieve(dir.path(), &args);
+    assert_eq!(told.code, 1);
+    let max = "p99 10 000 000, max 10 000 000 of 10 000 000 (100.0 %)";
+    for part in [max, "headroom 0.0 % of the fuel, on push push.json"] {
         assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
     }
 }

@@ -33,7 +33,7 @@ use std::time::{Duration, SystemTime};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The rule: a module, policy:NAME, or with --tenant one of its rules [default: the tenant's rules, or
-    /// the rule in this folder, which is built first]
+    /// the rule in this folder]; in a rule's folder, it is built first
     #[arg(long, value_name = "FILE.wasm|policy:NAME|RULE")]
     rule: Option<String>,
     /// A tenant's file: its limits, channels and, of its rules, configuration and channels hold
@@ -110,7 +110,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             "name the events, JSON files or folders: there is no folder `{EVENTS}` here"
         )));
     }
-    if args.rule.is_none() && args.tenant.is_none() && build::is_rule(here) {
+    // A tenant's rule may run what is built here.
+    let named = match (&args.tenant, &args.rule) {
+        (Some(_), Some(rule)) => rule.parse::<Name>().is_err(),
+        (_, rule) => rule.is_some(),
+    };
+    if !named && build::is_rule(here) {
         // What is replayed is what is written there now.
         build::module(here)?;
     }
@@ -178,7 +183,12 @@ fn with(
     named: Option<Name>,
     last: Option<Vec<Made>>,
 ) -> Result<(bool, Vec<Made>), Failure> {
-    let rule = named.as_ref().map(Name::as_str).or(args.rule.as_deref());
+    let own = match &place.tenant {
+        Some(tenant) if tenant.rules.is_empty() && args.rule.is_none() => Some(built_here()?),
+        _ => None,
+    };
+    let rule = args.rule.as_deref().or(own.as_deref());
+    let rule = named.as_ref().map(Name::as_str).or(rule);
     let rules = asked(rule, args, place)?;
     let before = args.compare.as_deref();
     let before = before.map(|it| asked(Some(it), args, place)).transpose()?;
@@ -392,13 +402,10 @@ fn of_tenant(
     match (rule, known) {
         (Some(rule), None) => Ok(all.instead(alone(rule, args, place)?)),
         (_, name) => all.choose(name.as_ref()).ok_or_else(|| {
-            let which = match names.is_empty() {
-                true => "it has none".to_owned(),
-                false => format!("it has {}", names.join(", ")),
-            };
             Failure::Input(format!(
-                "name one rule of the tenant {} with --rule: {which}",
-                tenant.name
+                "name one rule of the tenant {} with --rule: it has {}",
+                tenant.name,
+                names.join(", ")
             ))
         }),
     }

@@ -1,7 +1,8 @@
 //! Which GitHub events I want to hear about, and where.
 //!
 //! An event's type is GitHub's name of it with its action: `issues.opened`, `star.created`, `push`. `notify`
-//! sends a message to a channel of yours; `post` sends a JSON body of your own, to a webhook alone.
+//! sends a message to a channel of yours; `post("board").set("name", value)` sends a JSON body of your own, to a
+//! webhook alone.
 
 use hooksieve_sdk::prelude::*;
 

@@ -1,6 +1,7 @@
 //! How what a rule makes of events differs from what is expected, or from what another module makes of them.
 
 use crate::cli::{Failure, style};
+use hooksieve::replay::Recorded;
 use serde_json::Value;
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, Permissions};
@@ -67,14 +68,14 @@ fn differ(at: &str, before: &Value, after: &Value, found: &mut Vec<Difference>) 
 }
 
 /// Writes the differences of an event as a person wants to read them.
-pub(super) fn show(of: &Made, found: &[Difference], out: &mut impl Write) -> std::io::Result<()> {
+pub(super) fn show(
+    of: &Recorded,
+    found: &[Difference],
+    out: &mut impl Write,
+) -> std::io::Result<()> {
     let (bold, dim, bad, good) = (style::HEADING, style::DIM, style::BAD, style::GOOD);
-    let text = |pointer: &str| {
-        let found = of.pointer(pointer).and_then(Value::as_str);
-        style::clean(found.unwrap_or_default())
-    };
-    let (kind, id) = (text("/event/type"), text("/event/id"));
-    writeln!(out, "{bold}{kind}{bold:#} {dim}{id}{dim:#}")?;
+    let (kind, name) = (style::clean(&of.event.kind), style::clean(of.name()));
+    writeln!(out, "{bold}{kind}{bold:#} {dim}{name}{dim:#}")?;
     if let [only] = found
         && (only.field.as_str(), only.before.is_null()) == ("event", true)
     {

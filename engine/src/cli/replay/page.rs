@@ -1,6 +1,6 @@
 //! A replay's report as one page that needs nothing else: for a mail, a ticket, a release.
 
-use super::differ::{self, Difference, Made};
+use super::differ::{self, Difference};
 use super::report::Report;
 use super::seen::Sent;
 use crate::cli::style;
@@ -24,7 +24,8 @@ th,.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}.number
 #[derive(Clone)]
 pub(super) struct Row {
     pub(super) kind: String,
-    pub(super) id: String,
+    /// What it is known by: its id, or where it stands.
+    pub(super) name: String,
     /// `drop`, `notify` or `failed`.
     pub(super) outcome: &'static str,
     /// The channels.
@@ -45,7 +46,7 @@ pub(super) struct Seen {
     hungriest: Vec<Row>,
     failed: Vec<Row>,
     /// By event, what is other than what it was compared with.
-    differ: Vec<(Made, Vec<Difference>)>,
+    differ: Vec<(String, Vec<Difference>)>,
     /// By event, what would go out.
     sent: Vec<(String, Vec<Sent>)>,
 }
@@ -81,7 +82,7 @@ impl Seen {
     }
 
     /// Adds how an event differs.
-    pub(super) fn differs(&mut self, made: &Made, found: &[Difference], event: &[u8]) {
+    pub(super) fn differs(&mut self, which: String, found: &[Difference], event: &[u8]) {
         if self.differ.len() == LISTED_MAX {
             return;
         }
@@ -91,7 +92,7 @@ impl Seen {
             masks.hide_in(&mut it.after);
             it
         });
-        self.differ.push((made["event"].clone(), masked.collect()));
+        self.differ.push((which, masked.collect()));
     }
 
     /// Whether it can still be told what would go out for an event.
@@ -207,15 +208,14 @@ fn used(report: &Report) -> Markup {
     }
 }
 
-fn differ(events: &[(Made, Vec<Difference>)]) -> Markup {
-    let text = |event: &Made, key: &str| event[key].as_str().unwrap_or_default().to_owned();
+fn differ(events: &[(String, Vec<Difference>)]) -> Markup {
     html! {
         table {
             tr { th { "Event" } th { "Field" } th { "Before" } th { "After" } }
-            @for (event, found) in events {
+            @for (which, found) in events {
                 @for (n, one) in found.iter().enumerate() {
                     tr {
-                        td { @if n == 0 { (text(event, "type")) br; span.soft { (text(event, "id")) } } }
+                        td { @if n == 0 { (which) } }
                         td { (one.field) }
                         td.bad { (differ::shown(&one.before)) }
                         td.good { (differ::shown(&one.after)) }
@@ -253,7 +253,7 @@ fn listed(rows: &[Row]) -> Markup {
             tr { th { "Event" } th { "Outcome" } th { "To" } th { "Why" } th.number { "Fuel" } th.number { "µs" } }
             @for row in rows {
                 tr {
-                    td { (row.kind) br; span.soft { (row.id) } }
+                    td { (row.kind) br; span.soft { (row.name) } }
                     td { (row.outcome) }
                     td { (row.to) }
                     td { (row.why) }
@@ -279,7 +279,7 @@ mod tests {
         for fuel in 0..500 {
             let row = Row {
                 kind: "a<b>".to_owned(),
-                id: fuel.to_string(),
+                name: fuel.to_string(),
                 outcome: if fuel % 100 == 0 { "failed" } else { "drop" },
                 to: "mail".to_owned(),
                 why: "<script>alert(1)</script> ann@acme.example".to_owned(),
@@ -293,8 +293,7 @@ mod tests {
             before: "of ann@acme.example".into(),
             after: serde_json::Value::Null,
         };
-        let made = serde_json::json!({ "event": { "type": "a<b>", "id": "7" } });
-        seen.differs(&made, &[other], &event);
+        seen.differs("a<b> 7".to_owned(), &[other], &event);
         let report = Report::new(Arc::new(Limits::default()), false);
         let page = seen.page(&report, "a.wasm", "00");
         assert!(!page.contains("<script>") && page.contains("&lt;script&gt;"));

@@ -86,7 +86,7 @@ impl Report {
 
     /// An event as it is named.
     pub(super) fn which(recorded: &Recorded) -> String {
-        format!("{} {}", recorded.event.kind, recorded.id)
+        format!("{} {}", recorded.event.kind, recorded.name())
     }
 
     pub(super) fn add(&mut self, seen: &Seen, recorded: &Recorded) {
@@ -194,21 +194,33 @@ impl Report {
 
     /// What events used of what is limited.
     pub(super) fn used(&self) -> [Used; 2] {
-        let used = |what, all: &Histogram<u64>, limit: u64, shown: fn(u64) -> String| {
-            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| all.value_at_quantile(q));
-            // The highest is told as it was, not as the highest of its class.
-            let max = all.max().min(all.value_at_quantile(1.0));
+        let used = |what, of: [u64; 4], limit: u64, shown: fn(u64) -> String| {
+            let [p50, p95, p99, max] = of;
             Used {
                 what,
                 share: 100.0 * max as f64 / limit as f64,
                 shown: [p50, p95, p99, max, limit].map(shown),
             }
         };
+        let [fuel, pages] = self.quantiles();
         let limit_pages = self.limits.memory_bytes / PAGE_BYTES;
-        let pages = |pages: u64| style::bytes(pages * PAGE_BYTES);
+        let shown = |pages: u64| style::bytes(pages * PAGE_BYTES);
         [
-            used("fuel", &self.fuel, self.limits.fuel, style::grouped),
-            used("memory", &self.memory_pages, limit_pages, pages),
+            used("fuel", fuel, self.limits.fuel, style::grouped),
+            used("memory", pages, limit_pages, shown),
+        ]
+    }
+
+    /// p50, p95, p99 and the highest of fuel and of pages.
+    fn quantiles(&self) -> [[u64; 4]; 2] {
+        let of = |all: &Histogram<u64>, max: u64| {
+            // A quantile is the highest of its class, which may be more than there was.
+            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| all.value_at_quantile(q).min(max));
+            [p50, p95, p99, max]
+        };
+        [
+            of(&self.fuel, self.nearest.0),
+            of(&self.memory_pages, self.memory_pages.max()),
         ]
     }
 
@@ -221,11 +233,11 @@ impl Report {
 
     /// The same for programs.
     pub(super) fn json(&self, rule: &str, differ: Option<u64>) -> serde_json::Value {
-        let used = |all: &Histogram<u64>, unit: u64, limit: u64| {
-            let [p50, p95, p99] = [0.5, 0.95, 0.99].map(|q| all.value_at_quantile(q) * unit);
-            let max = all.max().min(all.value_at_quantile(1.0)) * unit;
+        let used = |of: [u64; 4], unit: u64, limit: u64| {
+            let [p50, p95, p99, max] = of.map(|it| it * unit);
             json!({ "p50": p50, "p95": p95, "p99": p99, "max": max, "limit": limit })
         };
+        let [fuel, pages] = self.quantiles();
         let slowest = self.slowest.iter();
         let slowest: Vec<_> = slowest
             .map(|(took, which)| json!({ "duration_us": took.as_micros() as u64, "event": which }))
@@ -240,8 +252,8 @@ impl Report {
             "differ": differ,
             "actions": self.channels,
             "timing": self.timed,
-            "fuel": used(&self.fuel, 1, self.limits.fuel),
-            "memory_bytes": used(&self.memory_pages, PAGE_BYTES, self.limits.memory_bytes),
+            "fuel": used(fuel, 1, self.limits.fuel),
+            "memory_bytes": used(pages, PAGE_BYTES, self.limits.memory_bytes),
             "nearest": { "fuel": self.nearest.0, "event": self.nearest.1 },
             "slowest": slowest,
         })

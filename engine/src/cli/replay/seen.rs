@@ -125,7 +125,7 @@ impl Seen {
         };
         page::Row {
             kind: recorded.event.kind.clone(),
-            id: recorded.id.clone(),
+            name: recorded.name().to_owned(),
             outcome,
             to: self.decision.as_ref().map(channels).unwrap_or_default(),
             why: why.to_owned(),
@@ -190,10 +190,10 @@ impl Seen {
             (None, error) => {
                 let error = error.as_ref().map(|(_, error)| style::clean(error));
                 let error = error.unwrap_or_default();
-                let id = style::clean(&recorded.id);
+                let name = style::clean(recorded.name());
                 writeln!(
                     out,
-                    "{used}  {kind:<36} {bad}failed{bad:#}  {error} {dim}({id}){dim:#}"
+                    "{used}  {kind:<36} {bad}failed{bad:#}  {error} {dim}({name}){dim:#}"
                 )?;
             }
         }

@@ -152,7 +152,7 @@ impl<W: Write> Session<'_, W> {
         self.differ += u64::from(differs);
         if let (Some((_, page)), Some(found)) = (&mut self.page, found.as_ref().filter(|_| differs))
         {
-            page.differs(&made(), found, encoded);
+            page.differs(Report::which(&recorded), found, encoded);
         }
         if self.json {
             let mut line = seen.line(&recorded);
@@ -184,7 +184,7 @@ impl<W: Write> Session<'_, W> {
             }
             Some(found) if differs => {
                 self.progress.hide();
-                Ok(differ::show(&made(), &found, &mut self.out)?)
+                Ok(differ::show(&recorded, &found, &mut self.out)?)
             }
             _ => Ok(()),
         }
