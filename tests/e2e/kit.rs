@@ -68,7 +68,12 @@ fn every_template_builds_and_decides() {
     let args = ["replay", "--tenant", "acme.toml"];
     let one = hooksieve(&folder, &args);
     assert_eq!(one.code, 1);
-    assert!(one.stdout.contains("no channel `chat`"), "{}", one.stdout);
+    assert!(
+        one.stdout
+            .contains("\"chat\", which its tenant does not have"),
+        "{}",
+        one.stdout
+    );
     std::fs::write(folder.join("acme.toml"), mail("mail") + &mail("chat")).unwrap();
     assert!(well(&folder, &args).contains("2 notified, 0 failed"));
     // What is there stays.
