@@ -342,6 +342,15 @@ fn folders_of_payloads_are_recorded_as_their_names_say() {
     let args = ["replay", "--rule", "policy:github-triage", "payloads"];
     let told = hooksieve(dir.path(), &args).stdout;
     assert!(told.contains("push payloads/push/main.json"), "{told}");
+    // Nothing to compare with is no agreement.
+    let args = ["replay", "--rule", "policy:github-triage", "all.hsr"];
+    let none = hooksieve(dir.path(), &[&args[..], &["--recorded", "other"]].concat());
+    assert_eq!(none.code, 2);
+    assert!(
+        none.stderr.contains("they hold no decisions"),
+        "{}",
+        none.stderr
+    );
     payload("stray.json", "{}");
     let none = hooksieve(dir.path(), &["record", "none.hsr", "--from", "payloads"]);
     assert_eq!(none.code, 2);
@@ -445,8 +454,13 @@ fn a_rule_that_never_ends_burns_the_limit_and_no_more() {
         "push",
         "push.json",
     ];
-    let told = hooksieve(dir.path(), &args);
+    let told = hooksieve(
+        dir.path(),
+        &[&args[..], &["--profile", "fuel.svg"]].concat(),
+    );
     assert_eq!(told.code, 1);
+    let profile = std::fs::read_to_string(dir.path().join("fuel.svg")).unwrap();
+    assert!(profile.contains("all (10,000,000 fuel"), "{profile}");
     let max = "p99 10 000 000, max 10 000 000 of 10 000 000 (100.0 %)";
     for part in [max, "headroom 0.0 % of the fuel, on push push.json"] {
         assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
@@ -534,6 +548,15 @@ fn a_tenant_s_limits_and_channels_hold_in_replay() {
         assert!(page.contains(part), "{part}: {page}");
     }
     assert!(!page.contains("planted") && !page.contains("ann@"));
+    let unknown = replay(&["--rule", "tow"]);
+    assert_eq!(unknown.code, 2);
+    assert!(
+        unknown
+            .stderr
+            .contains("no rule `tow`; did you mean `two`?"),
+        "{}",
+        unknown.stderr
+    );
     // The second may not mail.
     let refused = replay(&["--rule", "two"]);
     assert_eq!(refused.code, 1);

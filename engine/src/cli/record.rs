@@ -52,6 +52,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return write(&args, &mut stdout().lock());
     }
     let named = |error: io::Error| Failure::input(format!("{}: {error}", file.display()));
+    if file.exists() {
+        let file = file.display();
+        return Err(Failure::Input(format!(
+            "there is {file} already; name another file, or remove it"
+        )));
+    }
     let mut to = BufWriter::new(File::create_new(file).map_err(named)?);
     write(&args, &mut to).inspect_err(|_| {
         // Half a recording is of no use, and in the way of the next try.

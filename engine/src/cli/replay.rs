@@ -12,7 +12,7 @@ mod threads;
 use self::differ::{Blessed, Expected, Made};
 use self::follow::{Follower, with_names};
 use self::report::Report;
-use self::session::{Compared, Progress, Session};
+use self::session::{AsRecorded, Compared, Progress, Session};
 use self::threads::STOPPED;
 use super::{Failure, build, environment, style};
 use hooksieve::config::Config;
@@ -195,7 +195,7 @@ fn with(
     let compared = match (&args.expect, &args.recorded, last) {
         (Some(path), ..) if args.bless => Compared::Blessed(Blessed::new(path)?),
         (Some(path), ..) => Compared::Expected(Expected::open(path)?),
-        (_, Some(rule), _) => Compared::Recorded(rule.clone()),
+        (_, Some(rule), _) => Compared::Recorded(AsRecorded::new(rule.clone())),
         _ if before.is_some() => Compared::Module(Rehearsal::default()),
         (.., Some(last)) => Compared::Last {
             last,
@@ -400,6 +400,13 @@ fn of_tenant(
     let named = rule.and_then(|rule| rule.parse::<Name>().ok());
     let known = named.filter(|name| names.contains(&name.as_str()));
     match (rule, known) {
+        (Some(rule), None) if rule.parse::<Name>().is_ok() && !Path::new(rule).exists() => {
+            let mean = did_you_mean(rule, names);
+            Err(Failure::Input(format!(
+                "the tenant {} has no rule `{rule}`{mean}",
+                tenant.name
+            )))
+        }
         (Some(rule), None) => Ok(all.instead(alone(rule, args, place)?)),
         (_, name) => all.choose(name.as_ref()).ok_or_else(|| {
             Failure::Input(format!(

@@ -1,6 +1,7 @@
 //! Where a rule is while it burns fuel: the flame graph of `--profile`, and the calls that led to a failure.
 
 use crate::cli::{Failure, style};
+use hooksieve::id::EventId;
 use hooksieve::pipeline::Rules;
 use hooksieve::sandbox::{Profiler, strip};
 use hooksieve::store::StoredEvent;
@@ -33,6 +34,8 @@ pub(super) struct Follower<'a> {
     profiler: Option<Result<Profiler, String>>,
     /// Where the flame graph goes.
     profile: Option<PathBuf>,
+    /// The event that was profiled last, and where it failed.
+    last: Option<(EventId, Vec<String>)>,
     told: u32,
 }
 
@@ -43,6 +46,7 @@ impl<'a> Follower<'a> {
             wasm,
             profiler: None,
             profile,
+            last: None,
             told: 0,
         }
     }
@@ -64,11 +68,12 @@ impl<'a> Follower<'a> {
     /// Adds an event to the profile.
     pub(super) fn profile(&mut self, event: &StoredEvent) {
         if let Ok(profiler) = self.profiler() {
-            profiler.run(&event.encoded, &event.index);
+            let (_, frames) = profiler.run(&event.encoded, &event.index);
+            self.last = Some((event.id, frames));
         }
     }
 
-    /// Tells where the rule was when it failed.
+    /// Tells where the rule was when it failed: of a profile's events, those that are in it.
     pub(super) fn tell(
         &mut self,
         event: &StoredEvent,
@@ -77,11 +82,16 @@ impl<'a> Follower<'a> {
         if self.told == TOLD_MAX {
             return Ok(());
         }
-        self.told += 1;
-        let Ok(profiler) = self.profiler() else {
-            return Ok(());
+        let frames = match self.last.take() {
+            Some((id, frames)) if id == event.id => frames,
+            // Run once more, it would count twice.
+            _ if self.profiles() => return Ok(()),
+            _ => match self.profiler() {
+                Ok(profiler) => profiler.run(&event.encoded, &event.index).1,
+                Err(_) => return Ok(()),
+            },
         };
-        let (_, frames) = profiler.run(&event.encoded, &event.index);
+        self.told += 1;
         let known = |frame: &&String| !MACHINERY.iter().any(|it| frame.starts_with(it));
         let dim = style::DIM;
         for (n, frame) in frames.iter().filter(known).take(FRAMES_MAX).enumerate() {

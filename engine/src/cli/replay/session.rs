@@ -14,7 +14,7 @@ use hooksieve::recording::Personal;
 use hooksieve::replay::Recorded;
 use hooksieve::timing::Rehearsal;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,12 +31,57 @@ pub(super) enum Compared {
     /// What another module makes of them.
     Module(Rehearsal),
     /// What a rule of the recording's decided.
-    Recorded(Name),
+    Recorded(AsRecorded),
     /// What the run before this one made of them; and what this one makes.
     Last {
         last: Vec<Made>,
         now: Vec<Made>,
     },
+}
+
+/// A rule of a recording's, and whether it is there.
+pub(super) struct AsRecorded {
+    pub(super) rule: Name,
+    found: bool,
+    /// Rules that are.
+    others: BTreeSet<Name>,
+}
+
+impl AsRecorded {
+    pub(super) fn new(rule: Name) -> Self {
+        Self {
+            rule,
+            found: false,
+            others: BTreeSet::new(),
+        }
+    }
+
+    fn note(&mut self, recorded: &Recorded) {
+        for made in &recorded.made {
+            self.found |= made.rule == self.rule;
+            if self.others.len() < LISTED_MAX as usize && !self.others.contains(&made.rule) {
+                self.others.insert(made.rule.clone());
+            }
+        }
+    }
+
+    /// Nothing to compare with is no agreement.
+    fn check(&self) -> Result<(), Failure> {
+        if self.found {
+            return Ok(());
+        }
+        let rule = &self.rule;
+        let why = match self.others.is_empty() {
+            true => "they hold no decisions; `hooksieve record --tenant NAME` records an engine's with them".to_owned(),
+            false => {
+                let names: Vec<&str> = self.others.iter().map(Name::as_str).collect();
+                format!("they are of {}", names.join(", "))
+            }
+        };
+        Err(Failure::Input(format!(
+            "nothing that the rule {rule} decided is in these events: {why}"
+        )))
+    }
 }
 
 pub(super) struct Session<'a, W: Write> {
@@ -137,8 +182,9 @@ impl<W: Write> Session<'_, W> {
                     }
                 })
             }
-            Compared::Recorded(rule) => {
-                let before = as_recorded(rule, self.rules, &recorded, made());
+            Compared::Recorded(kept) => {
+                kept.note(&recorded);
+                let before = as_recorded(&kept.rule, self.rules, &recorded, made());
                 before.map(|before| differ::differences(&before, &made()))
             }
             Compared::Last { last, now } => {
@@ -197,6 +243,9 @@ impl<W: Write> Session<'_, W> {
                 "there is no event to replay: give JSON files, .ndjson or .hsr files, or folders of them"
                     .to_owned(),
             ));
+        }
+        if let Compared::Recorded(kept) = &self.compared {
+            kept.check()?;
         }
         let good = self.tell(true)?;
         let now = match self.compared {
