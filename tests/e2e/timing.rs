@@ -163,7 +163,11 @@ async fn what_nobody_acknowledges_is_escalated() {
             .map(|it| it["state"].as_str().unwrap_or("").to_owned())
             .collect()
     };
-    assert_eq!(states().await, ["delivered", "pending"]);
+    // What has arrived is noted a little later.
+    until("the first is delivered", || async {
+        (states().await == ["delivered", "pending"]).then_some(())
+    })
+    .await;
     for _ in 0..2 {
         let done = server.call_with(Method::POST, path, None).await;
         assert_eq!(done.status, 200, "{}", done.body);
