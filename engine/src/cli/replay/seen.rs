@@ -82,16 +82,23 @@ impl Seen {
     ) -> Vec<Sent> {
         let sent = self.deliveries.iter().filter_map(|delivery| {
             let channel = channels.get(&delivery.channel)?;
-            let delivery = match masks {
-                Some(masks) => masked(delivery, masks),
-                None => delivery.clone(),
-            };
-            Some(Sent {
-                channel: delivery.channel.to_string(),
+            let name = delivery.channel.to_string();
+            let sent = |head, body| Sent {
+                channel: name,
                 kind: channel.kind(),
-                head: channel.head(&delivery),
-                body: channel.preview(&delivery),
-            })
+                head,
+                body,
+            };
+            let delivery = match masks.map(|masks| masked(delivery, masks)) {
+                None => delivery.clone(),
+                Some(Ok(masked)) => masked,
+                // What cannot be masked is not shown.
+                Some(Err(error)) => {
+                    let why = format!("it is left out, as it cannot be masked: {error}");
+                    return Some(sent(Vec::new(), Err(why)));
+                }
+            };
+            Some(sent(channel.head(&delivery), channel.preview(&delivery)))
         });
         sent.collect()
     }
@@ -231,16 +238,13 @@ impl Sent {
     }
 }
 
-fn masked(delivery: &Delivery, masks: &Personal) -> Delivery {
+fn masked(delivery: &Delivery, masks: &Personal) -> serde_json::Result<Delivery> {
     let mut delivery = delivery.clone();
     masks.hide(&mut delivery.reason);
-    if let Ok(mut payload) = serde_json::to_value(&delivery.payload) {
-        masks.hide_in(&mut payload);
-        if let Ok(payload) = serde_json::from_value(payload) {
-            delivery.payload = payload;
-        }
-    }
-    delivery
+    let mut payload = serde_json::to_value(&delivery.payload)?;
+    masks.hide_in(&mut payload);
+    delivery.payload = serde_json::from_value(payload)?;
+    Ok(delivery)
 }
 
 /// A delivery that goes out as soon as it is decided.
