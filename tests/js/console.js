@@ -103,8 +103,10 @@ assert.ok(!(await page.title()).includes("taken"));
 await look("event");
 
 // A version is tried on an event that came in, and on one that is pasted.
-await open("Try", "Try a rule");
-await page.getByLabel("Event", { exact: true }).selectOption(first);
+await page.getByRole("link", { name: "Try a rule on this event" }).click();
+await heading("Try a rule");
+assert.equal(await page.getByLabel("Event", { exact: true }).inputValue(), first);
+assert.equal(await page.getByLabel("Version", { exact: true }).inputValue(), "own/1");
 await page.getByRole("button", { name: "Try it" }).click();
 await page.getByRole("heading", { name: "The event would have been notified" }).waitFor();
 await page.getByLabel("Event", { exact: true }).selectOption("");

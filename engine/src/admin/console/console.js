@@ -232,11 +232,10 @@ async function rulePage(tenant, name) {
         { kind: "main", ask: `Have version ${rule.before} decide again, in place of ${rule.live}?`, done: `Version ${rule.before} is live again.` }),
       (rule.shadow != null || rule.canary) && button("End shadow and canary", () => call("POST", `${path}/stop`), { done: "Ended." }),
       el("a", { href: link(tenant, "upload", name) }, "Upload a new version"),
-      button("Delete the rule", () => call("DELETE", path).then(() => (location.hash = link(tenant, "rules"))),
-        { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false }),
     ], button("Release its held events", () => call("POST", `${path}/release`, {}), {
       done: (it) => `Released ${it.released}${it.failed ? `, failed again on ${it.failed}: ${it.error}` : ""}${it.next ? "; there are more" : ""}.`,
-    })),
+    }), !rule.in_file && button("Delete the rule", () => call("DELETE", path).then(() => (location.hash = link(tenant, "rules"))),
+      { kind: "danger", ask: `Delete the rule ${name} with all its versions?`, done: "Deleted.", again: false })),
     shadow && el("section", {},
       el("h2", {}, `Version ${shadow.version} in the shadow`),
       compared,
@@ -374,6 +373,8 @@ function eventRow(tenant, story) {
 }
 
 const OWN = "a file of one's own";
+// The version that a rule is tried in where an address names none.
+const NEWEST = "newest";
 /** How long a rule may run in the browser before its thread is ended. */
 const RUN_MS = 5000;
 
@@ -392,14 +393,22 @@ function runHere(wasm, input) {
   }).finally(() => worker.terminate());
 }
 
-async function tryPage(tenant, rule = "", version = "") {
+// Several of one type within a second are told apart by what became of them.
+function recordedAs({ event, decisions }) {
+  const became = decisions.map((it) => [it.outcome, it.reason].filter(Boolean).join(": "));
+  return [event.type, event.subject, ...became, new Date(event.time).toLocaleString()].filter(Boolean).join(", ");
+}
+
+async function tryPage(tenant, rule = "", version = "", on = "") {
   const about = tenants.find((it) => it.name === tenant);
   const rules = (await get(`${base(tenant)}/rules`)).filter((it) => !it.in_file);
   const recorded = (await get(`${base(tenant)}/events?limit=50`)).items;
+  if (on && !recorded.some((it) => it.event.id === on)) recorded.unshift(await get(`/v1/events/${encodeURIComponent(on)}`));
   const versions = rules.flatMap((it) => it.versions.map((version) => [it.name, version.version, version.module]));
+  const begin = versions.find(([name, number]) => name === rule && (version === NEWEST || String(number) === version));
   const which = el("select", { id: "which", onchange: choose },
     versions.map(([name, number]) =>
-      el("option", { value: `${name}/${number}`, selected: name === rule && String(number) === version }, `${name}, version ${number}`)),
+      el("option", { value: `${name}/${number}`, selected: begin?.[0] === name && begin[1] === number }, `${name}, version ${number}`)),
     el("option", { value: OWN }, "A module of mine that is not uploaded"));
   const where = el("select", { id: "where" }, el("option", { value: "server" }, "On the server, with its limits"), el("option", { value: "here" }, "In this browser"));
   const file = el("input", { type: "file", id: "file", accept: ".wasm,application/wasm" });
@@ -409,7 +418,7 @@ async function tryPage(tenant, rule = "", version = "") {
     el("label", { for: "config" }, "Configuration, as JSON"), config);
   const event = el("select", { id: "event", onchange: () => (pasted.hidden = event.value !== "") },
     el("option", { value: "" }, "One that is pasted below"),
-    recorded.map((it, n) => el("option", { value: it.event.id, selected: n === 0 }, [it.event.type, it.event.subject, new Date(it.event.time).toLocaleString()].filter(Boolean).join(", "))));
+    recorded.map((it, n) => el("option", { value: it.event.id, selected: on ? it.event.id === on : n === 0 }, recordedAs(it))));
   const type = el("input", { id: "type", placeholder: "issues" });
   const source = el("select", { id: "source" }, about.sources.map((it) => el("option", {}, it)));
   const payload = el("textarea", { id: "payload", spellcheck: "false" }, "{}");
@@ -613,6 +622,7 @@ async function eventPage(tenant, id) {
       facts([["Used", `${it.fuel.toLocaleString()} fuel, ${bytes(it.memory_bytes)}, ${it.duration_us} µs`]]),
       shadows.get(it.rule),
       it.log.length > 0 && el("pre", {}, it.log.join("\n")))),
+    may("author") && el("p", {}, el("a", { href: link(tenant, "try", story.decisions[0]?.rule ?? "-", NEWEST, event.id) }, "Try a rule on this event")),
     story.deliveries.map((it) => deliveryCard(tenant, it)),
     el("h2", {}, "Data"), el("pre", { tabindex: "0" }, JSON.stringify(event.data, null, 2)),
     el("details", {}, el("summary", {}, "Headers"), el("pre", {}, JSON.stringify(event.headers, null, 2))),
