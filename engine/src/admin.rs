@@ -14,6 +14,7 @@ mod dead;
 mod deliveries;
 mod events;
 mod held;
+pub(crate) mod kinds;
 mod modules;
 mod once;
 mod openapi;
@@ -144,7 +145,7 @@ impl Admin {
                 once::once_by_key,
             ))
             .route_layer(middleware::from_fn_with_state(admin.clone(), authorised))
-            .merge(openapi::router(described))
+            .merge(openapi::router(described, admin.registry.limits_max()))
             .merge(console::router())
             .route("/readyz", get(ready))
             .route("/healthz", get(async || "ok"))

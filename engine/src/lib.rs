@@ -73,3 +73,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tenant;
 pub mod timing;
+mod whole;

@@ -42,6 +42,7 @@ use own::Own;
 use trial::TRIALS_MAX;
 
 use crate::clock::now_ms;
+use crate::config::LimitsMax;
 use crate::config::Uploads;
 use crate::id::{Hash, Name};
 use crate::live::{Live, OfTenant};
@@ -533,6 +534,11 @@ impl Registry {
             })
         });
         self.pipeline.set_rules(fixed.rules.with(asked));
+    }
+
+    /// What the operator lets a tenant's own limits be.
+    pub fn limits_max(&self) -> &LimitsMax {
+        &self.bounds.limits_max
     }
 
     /// That there is such a tenant.

@@ -15,6 +15,7 @@ use crate::ingest::verify::{Access, Verify};
 use crate::sandbox::{Limits, PAGE_BYTES, Sandbox};
 use crate::secret::Secret;
 use crate::store::Then;
+use crate::whole::whole;
 use hooksieve_sdk::wire::json::Data;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -46,13 +47,25 @@ pub struct Tenant {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OwnLimits {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 1_000)]
     pub fuel: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 65_536)]
     pub memory_bytes: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(minimum = 1)]
     pub actions: Option<usize>,
 }
@@ -106,16 +119,32 @@ impl OwnLimits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OwnQuotas {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(maximum = 1_000_000)]
     pub events_per_s: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(maximum = 1_125_899_906_842_624_i64)]
     pub fuel_per_s: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(maximum = 1_000_000)]
     pub deliveries_per_s: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schema(maximum = 1_125_899_906_842_624_i64)]
     pub stored_bytes: Option<u64>,
 }
@@ -196,13 +225,14 @@ pub enum ModuleRef {
 
 /// A subscription: `issues.opened` is that type alone; `issues` and `issues.*` are `issues` and all
 /// that begin with `issues.`; `*` is everything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, ToSchema)]
+#[schema(as = EventPattern, value_type = String, pattern = "^([*]|[^*]{1,200}([.][*])?)$")]
 pub struct Pattern(String);
 
 impl Pattern {
     pub fn new(text: &str) -> Result<Self, String> {
         let stem = text.strip_suffix(".*").unwrap_or(text);
-        if text == "*" || (!stem.is_empty() && !stem.contains('*') && stem.len() <= 200) {
+        if text == "*" || (!stem.is_empty() && !stem.contains('*') && stem.chars().count() <= 200) {
             Ok(Self(text.to_owned()))
         } else {
             Err(format!(
@@ -532,6 +562,19 @@ pub fn source(
     })
 }
 
+/// A source or channel has no fractions: what JSON writes as `5.0` is 5 in TOML.
+fn plain_numbers(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Number(number) => {
+            let whole = whole(&*number).ok().flatten();
+            *number = whole.map_or_else(|| number.clone(), |it: u64| it.into());
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(plain_numbers),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(plain_numbers),
+        _ => {}
+    }
+}
+
 fn given<T>(
     what: &'static str,
     name: &Name,
@@ -545,6 +588,7 @@ fn given<T>(
         ));
     }
     let mut table = settings.clone();
+    table.values_mut().for_each(plain_numbers);
     table.insert("name".to_owned(), name.as_str().into());
     let whole = BTreeMap::from([(what, [table])]);
     let text = toml::to_string(&whole).map_err(|error| format!("{what} `{name}`: {error}"))?;

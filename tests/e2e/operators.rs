@@ -223,7 +223,16 @@ async fn a_tenant_has_limits_of_its_own_within_the_operator_s() {
     let told = told.problem(422, "invalid");
     assert!(told.contains("1000 to 20000000"), "{told}");
     let told = set(json!({ "default_channel": "none" })).await;
-    told.problem(422, "invalid");
+    told.problem(409, "conflict");
+    // The same fields in a row are not what they are by name.
+    for list in [json!({ "limits": [2_000, null] }), json!([{}, {}])] {
+        let told = set(list).await.problem(422, "invalid-body");
+        assert!(told.contains("is not what this call takes"), "{told}");
+    }
+    assert_eq!(
+        set(json!({ "limits": { "actions": 3.0 } })).await.status,
+        200
+    );
     server.stop().await;
     let over = setup.tenant("large", &format!("{source}[limits]\nactions = 21\n"));
     let (code, said) = over.refused(&[]);
@@ -592,7 +601,7 @@ async fn versions_have_room_for_so_much_and_no_more() {
     let told = author.version("x", json!({ "events": many })).await;
     assert!(told.problem(422, "invalid").contains("the limit is 100"));
     let told = author.version("x", json!({ "channels": ["a", "a"] })).await;
-    told.problem(422, "invalid");
+    told.problem(409, "conflict");
     let large = json!({ "config": { "greeting": "x".repeat(8_000) } });
     for _ in 0..2 {
         assert_eq!(author.version("x", large.clone()).await.status, 201);

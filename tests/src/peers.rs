@@ -73,7 +73,10 @@ pub fn browser() -> Result<Node, Absent> {
 /// When it is not, and the environment does not say that it must be.
 pub fn python() -> Result<Python, Absent> {
     let import = Command::new("python3")
-        .args(["-c", "import aiosmtpd, dkim, dnslib, nacl, rsa"])
+        .args([
+            "-c",
+            "import aiosmtpd, dkim, dnslib, nacl, rsa, schemathesis",
+        ])
         .output();
     if import.is_ok_and(|output| output.status.success()) {
         return Ok(Python(()));
@@ -145,6 +148,18 @@ impl Python {
     pub fn script(&self, name: &str) -> Command {
         let mut command = Command::new("python3");
         command.arg("-u").arg(tests_folder().join("py").join(name));
+        command
+    }
+
+    /// What asks an API for all that its description says, with `tests/py/schemathesis.toml`.
+    pub fn schemathesis(&self) -> Command {
+        let mut command = Command::new("python3");
+        let settings = tests_folder().join("py/schemathesis.toml");
+        command
+            .args(["-m", "schemathesis.cli", "--config-file"])
+            .arg(settings);
+        // It keeps notes where it is started.
+        command.current_dir(std::env::temp_dir());
         command
     }
 }

@@ -6,7 +6,8 @@ use crate::ingest::verify::{is_json, media_type};
 use crate::problem::Problem;
 use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::{StatusCode, header};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
+use serde_json::Error;
 use serde_json::error::Category;
 use std::sync::Arc;
 
@@ -31,7 +32,14 @@ impl<T: DeserializeOwned> FromRequest<Arc<Admin>> for Sent<T> {
         }
         let limit = ("of calls", BODY_BYTES_MAX);
         let bytes = read(&parts.headers, body, limit, admin.request_timeout).await?;
-        serde_json::from_slice(&bytes).map(Sent).map_err(|error| {
+        let taken = serde_json::from_slice(&bytes);
+        // serde takes the fields of a structure in a row as well, without their names.
+        let in_a_row = bytes.trim_ascii_start().starts_with(b"[");
+        let taken = taken.and_then(|taken| match in_a_row {
+            true => Err(Error::custom("it is a list, expected an object")),
+            false => Ok(Sent(taken)),
+        });
+        taken.map_err(|error| {
             let status = match error.classify() {
                 Category::Data => StatusCode::UNPROCESSABLE_ENTITY,
                 _ => StatusCode::BAD_REQUEST,

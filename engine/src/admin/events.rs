@@ -77,6 +77,7 @@ async fn event(
 #[into_params(parameter_in = Query)]
 struct EventsQuery {
     /// Only of this type, or of all that a pattern such as `issues` or `issues.*` means.
+    #[param(value_type = Option<Pattern>)]
     r#type: Option<String>,
     #[param(value_type = Option<Name>)]
     source: Option<String>,
@@ -89,7 +90,7 @@ struct EventsQuery {
     #[param(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     after: Option<String>,
     /// The oldest first, from the event after this one, and only what is decided: how a program
-    /// follows what comes in. Not with `after`.
+    /// follows what comes in. Where `after` is given too, that goes on with it.
     #[param(pattern = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
     since: Option<String>,
     #[param(minimum = 1, maximum = 100)]
@@ -116,9 +117,12 @@ async fn events(
     let Query(query) = query?;
     let filter = Filter::new(query.r#type, query.source, query.outcome, query.rule)?;
     let (seek, follows) = match (&query.after, &query.since) {
-        (Some(_), Some(_)) => return Err(invalid("`after` and `since` exclude each other".into())),
-        (_, Some(since)) => (Seek::After(cursor(since, "since")?), true),
-        (Some(after), _) => (Seek::Before(Some(cursor(after, "after")?)), false),
+        (Some(after), Some(since)) => {
+            let (after, since) = (cursor(after, "after")?, cursor(since, "since")?);
+            (Seek::After(after.max(since)), true)
+        }
+        (None, Some(since)) => (Seek::After(cursor(since, "since")?), true),
+        (Some(after), None) => (Seek::Before(Some(cursor(after, "after")?)), false),
         (None, None) => (Seek::Before(None), false),
     };
     let limit = page_limit(query.limit, PAGE_MAX)?;
@@ -182,6 +186,7 @@ const FEED_PAUSE: Duration = Duration::from_millis(25);
 #[into_params(parameter_in = Query)]
 struct FeedQuery {
     /// Only of this type, or of all that a pattern such as `issues` or `issues.*` means.
+    #[param(value_type = Option<Pattern>)]
     r#type: Option<String>,
     #[param(value_type = Option<Name>)]
     source: Option<String>,

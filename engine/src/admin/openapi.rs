@@ -3,7 +3,8 @@
 //! What is the same for every call is added here: its path's parameters, the token, and the problem that it
 //! answers with when it cannot do what was asked. Needs no token: it says nothing of any tenant.
 
-use super::Admin;
+use super::{Admin, kinds};
+use crate::config::LimitsMax;
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderName, header};
@@ -20,6 +21,17 @@ with 404. A call that changes something may have an `Idempotency-Key` header of 
 again within a day with the same key, it is not made again but answered as before, with \
 `Idempotency-Replayed: true`. An answer 429 says in `Retry-After` after how many seconds to call again.";
 
+/// The calls whose bodies are described here and not by their types.
+const BODIES: [(&str, &str, &str); 3] = [
+    ("/v1/tenants/{tenant}/sources/{source}", "put", "SourceBody"),
+    (
+        "/v1/tenants/{tenant}/channels/{channel}",
+        "put",
+        "ChannelBody",
+    ),
+    ("/v1/tenants/{tenant}/try/input", "post", "TrialInputBody"),
+];
+
 const STYLE: &str = include_str!("openapi.css");
 
 /// A page that runs no scripts and loads nothing but its own style.
@@ -28,9 +40,12 @@ const POLICY: (HeaderName, &str) = (
     "default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
 );
 
-pub(super) fn router(described: utoipa::openapi::OpenApi) -> Router<Arc<Admin>> {
+pub(super) fn router(
+    described: utoipa::openapi::OpenApi,
+    limits_max: &LimitsMax,
+) -> Router<Arc<Admin>> {
     let document = match serde_json::to_value(described) {
-        Ok(described) => document(described),
+        Ok(described) => document(described, limits_max),
         Err(_) => unreachable!("a description is JSON"),
     };
     let page = page(&document).into_string();
@@ -54,7 +69,7 @@ pub(super) fn router(described: utoipa::openapi::OpenApi) -> Router<Arc<Admin>> 
 }
 
 /// Completes what the calls say of themselves.
-fn document(mut described: Value) -> Value {
+fn document(mut described: Value, limits_max: &LimitsMax) -> Value {
     described["info"] = json!({
         "title": "Hooksieve",
         "version": env!("CARGO_PKG_VERSION"),
@@ -77,6 +92,29 @@ fn document(mut described: Value) -> Value {
             "detail": { "type": "string", "description": "One sentence with the next step" },
         },
     });
+    let schemas = &mut described["components"]["schemas"];
+    // Read as the same, but what is asked of them differs.
+    schemas["TrialInputBody"] = schemas["TrialBody"].clone();
+    for (name, schema) in kinds::schemas() {
+        schemas[name] = schema;
+    }
+    for (name, rules) in between_fields() {
+        for (keyword, rule) in rules {
+            schemas[name][keyword] = rule;
+        }
+    }
+    let limits = &mut schemas["OwnLimits"]["properties"];
+    limits["fuel"]["maximum"] = limits_max.fuel.into();
+    limits["memory_bytes"]["maximum"] = limits_max.memory_bytes.into();
+    limits["actions"]["maximum"] = limits_max.actions.into();
+    if let Some(schemas) = schemas.as_object_mut() {
+        schemas.remove("SettingsBody");
+    }
+    for (path, method, body) in BODIES {
+        let reference = json!({ "$ref": format!("#/components/schemas/{body}") });
+        described["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"] =
+            reference;
+    }
     for (path, operations) in entries(&mut described["paths"]) {
         let of_path: Vec<Value> = path.split('/').filter_map(parameter).collect();
         for (_, operation) in entries(operations) {
@@ -101,6 +139,61 @@ fn document(mut described: Value) -> Value {
         }
     }
     described
+}
+
+/// What fields of a body ask of each other, which their types do not say.
+fn between_fields() -> [(&'static str, Map<String, Value>); 5] {
+    let canary = json!({
+        "oneOf": [
+            {
+                "required": ["as", "percent"],
+                "properties": { "as": { "const": "canary" }, "percent": { "type": "number" } },
+            },
+            {
+                "properties": { "as": { "not": { "const": "canary" } }, "percent": { "type": "null" } },
+            },
+        ],
+    });
+    let text = || json!({ "type": "string" });
+    let none = || json!({ "type": "null" });
+    let a_rule =
+        json!({ "required": ["rule"], "properties": { "rule": text(), "module": none() } });
+    let module =
+        json!({ "required": ["module"], "properties": { "module": text(), "rule": none() } });
+    let mut module_run = module.clone();
+    module_run["properties"]["answer"] = none();
+    let answer = json!({
+        "required": ["answer"], "properties": { "answer": text(), "rule": none(), "module": none() },
+    });
+    let neither = json!({ "properties": { "rule": none(), "module": none() } });
+    let on = json!({
+        "oneOf": [
+            { "required": ["event"], "properties": { "event": text(), "payload": none() } },
+            {
+                "required": ["payload", "source"],
+                "properties": { "payload": { "type": "object" }, "source": text(), "event": none() },
+            },
+        ],
+    });
+    let trial = json!({ "allOf": [{ "oneOf": [a_rule.clone(), module_run, answer] }, on.clone()] });
+    let input = json!({ "allOf": [{ "oneOf": [a_rule, module, neither] }, on] });
+    let token = json!({
+        "oneOf": [
+            { "properties": { "scope": { "const": "operator" }, "tenant": { "type": "null" } } },
+            {
+                "required": ["tenant"],
+                "properties": { "scope": { "not": { "const": "operator" } }, "tenant": text() },
+            },
+        ],
+    });
+    let of = |value: Value| value.as_object().cloned().unwrap_or_default();
+    [
+        ("NewVersionBody", of(canary.clone())),
+        ("StageBody", of(canary)),
+        ("TrialBody", of(trial)),
+        ("TrialInputBody", of(input)),
+        ("NewTokenBody", of(token)),
+    ]
 }
 
 /// A parameter is text or it is not there: none of them is ever null.
@@ -235,13 +328,10 @@ fn described((method, path, operation): Call<'_>, document: &Value) -> Markup {
     }
 }
 
-/// The fields of a body, as the schema names them.
+/// The fields of a body, as the schema names them; of each kind, where there are several.
 fn schema(schema: &Value, document: &Value) -> Markup {
     let mut schema = schema;
     let mut list = "";
-    if let Some(one) = schema["oneOf"].as_array().and_then(|all| all.last()) {
-        schema = one;
-    }
     if schema["type"] == "array" {
         (schema, list) = (&schema["items"], "A list of: ");
     }
@@ -249,15 +339,28 @@ fn schema(schema: &Value, document: &Value) -> Markup {
         schema = &document["components"]["schemas"][name];
     }
     let fields = schema["properties"].as_object();
+    let kinds = schema["oneOf"].as_array().into_iter().flatten();
+    let kinds = kinds.filter(|it| fields.is_none() && it["type"] != "null");
     html! {
         p { (list) (text(&schema["description"])) }
         @if let Some(fields) = fields {
             dl {
                 @for (name, field) in fields {
+                    @let described = &document["components"]["schemas"][referred(field).unwrap_or_default()];
                     dt { code { (name) } }
-                    dd { (text(&field["description"])) " " small { (kind(field)) } }
+                    dd {
+                        @match field["description"].as_str() {
+                            Some(description) => (description),
+                            None => (text(&described["description"])),
+                        }
+                        " " small { (kind(field)) }
+                    }
                 }
             }
+        }
+        @for kind in kinds {
+            @if let Some(name) = referred(kind) { h4 { (name) } }
+            (self::schema(kind, document))
         }
     }
 }
@@ -272,6 +375,13 @@ fn kind(schema: &Value) -> String {
     }
     if let Some(all) = schema["oneOf"].as_array() {
         return all.iter().map(kind).collect::<Vec<_>>().join(" or ");
+    }
+    if let Some(one) = schema["const"].as_str() {
+        return format!("{one:?}");
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        let words = words.iter().map(Value::to_string);
+        return words.collect::<Vec<_>>().join(" or ");
     }
     match &schema["type"] {
         Value::Array(all) => {

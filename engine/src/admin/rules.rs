@@ -12,6 +12,8 @@ use crate::pipeline::{Difference, Share};
 use crate::problem::Problem;
 use crate::registry::{Changed, NewVersion, Role, Scope, Version};
 use crate::store::Then;
+use crate::tenant::Pattern;
+use crate::whole::{one_whole, whole};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -199,9 +201,10 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     let Some(given) = headers.get(header::IF_MATCH) else {
         return Ok(None);
     };
+    // A shell takes the quotes off easily, and without them it means nothing else.
     let number = given.to_str().ok().and_then(|text| {
-        let text = text.trim().strip_prefix('"')?.strip_suffix('"')?;
-        text.parse().ok()
+        let quoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
+        quoted.unwrap_or(text).parse().ok()
     });
     number.map(Some).ok_or_else(|| {
         Problem::new(
@@ -294,6 +297,7 @@ pub struct NewVersionBody {
     pub module: Hash,
     #[serde(default)]
     pub config: serde_json::Map<String, serde_json::Value>,
+    #[schema(value_type = Vec<Pattern>, min_items = 1, max_items = 100)]
     pub events: Vec<String>,
     #[serde(default)]
     pub sources: Vec<Name>,
@@ -304,7 +308,9 @@ pub struct NewVersionBody {
     /// What it is used for from now on.
     #[serde(default)]
     pub r#as: RoleWord,
+    /// Of all subjects, for a canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0.01, maximum = 100)]
     pub percent: Option<f64>,
 }
 
@@ -313,7 +319,7 @@ pub struct NewVersionBody {
 /// What does not start is not kept.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/versions", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     request_body = NewVersionBody,
     responses((status = 201, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -351,14 +357,18 @@ async fn add_version(
 #[serde(deny_unknown_fields)]
 pub struct VersionBody {
     /// Left out: the canary, else the shadow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub version: Option<u32>,
 }
 
 /// Makes a version live
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/promote", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     request_body = Option<VersionBody>,
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -384,16 +394,19 @@ async fn promote(
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageBody {
+    #[serde(deserialize_with = "one_whole")]
     pub version: u32,
     pub r#as: RoleWord,
+    /// Of all subjects, for a canary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0.01, maximum = 100)]
     pub percent: Option<f64>,
 }
 
 /// Gives a version a role
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/stage", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     request_body = StageBody,
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
@@ -418,7 +431,7 @@ async fn stage(
 /// Makes live what was live before
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/rollback", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
 )]
@@ -438,7 +451,7 @@ async fn roll_back(
 /// Ends a rule's shadow and canary
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/rules/{rule}/stop", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     responses((status = 200, body = RuleView, headers(("etag" = String, description = "The rule's revision")))),
     security(("token" = ["author"])),
 )]
@@ -479,7 +492,7 @@ pub struct RuleDeleted {
 /// Deletes a rule with its versions
 #[utoipa::path(
     delete, path = "/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
-    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^\"[0-9]{1,19}\"$")),
+    params(("If-Match" = Option<String>, Header, description = "The rule's ETag: the change is made only while it is still this", pattern = "^(\"[0-9]{1,19}\"|[0-9]{1,19})$")),
     responses((status = 200, body = RuleDeleted)),
     security(("token" = ["author"])),
 )]

@@ -146,6 +146,7 @@ pub struct NewTokenBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Name>,
     /// What it is for.
+    #[schema(min_length = 1, max_length = 100, pattern = "\\S")]
     pub label: String,
     /// RFC 3339; left out, it is good until it is revoked.
     #[schema(format = DateTime)]

@@ -9,6 +9,7 @@ use crate::problem::Problem;
 use crate::registry::{Scope, Tried};
 use crate::replay::{self, Defaults};
 use crate::store::{Outcome, StoredEvent};
+use crate::whole::whole;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
@@ -33,7 +34,11 @@ pub struct TrialBody {
     /// A rule, whose newest version is tried unless `version` names another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Name>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "whole",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub version: Option<u32>,
     /// Or a module that the tenant has uploaded, with `config`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +49,7 @@ pub struct TrialBody {
     /// Or what a module answered that was run elsewhere, in base64; with `rule` it is judged as if that had
     /// answered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$")]
     pub answer: Option<String>,
     /// The id of an event that came in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,6 +227,7 @@ fn subject(event: &StoredEvent) -> Option<String> {
 }
 
 async fn event(admin: &Admin, tenant: &Name, body: &TrialBody) -> Result<StoredEvent, Problem> {
+    admin.registry.known(tenant)?;
     match (&body.event, &body.payload) {
         (Some(id), None) => {
             let id = parse::<EventId>(id, "event")?;
@@ -242,9 +249,8 @@ async fn event(admin: &Admin, tenant: &Name, body: &TrialBody) -> Result<StoredE
                 return Ok(recorded.map_err(|error| invalid(error.to_string()))?.event);
             }
             let Some(kind) = &body.r#type else {
-                return Err(invalid(
-                    "a `payload` needs its `type`, or a `source` that knows it",
-                ));
+                let named = format!("{source}, so a `payload` from it needs its `type`");
+                return Err(not_found("source", &named));
             };
             let defaults = Defaults {
                 tenant: tenant.clone(),

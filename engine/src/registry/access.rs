@@ -159,7 +159,7 @@ impl Registry {
             (Some(tenant), _) => drop(self.fixed(tenant)?),
         }
         let label = new.label.trim();
-        if label.is_empty() || label.chars().count() > LABEL_CHARS_MAX {
+        if label.is_empty() || new.label.chars().count() > LABEL_CHARS_MAX {
             return Err(Error::Invalid(format!(
                 "`label` says what the token is for, in 1 to {LABEL_CHARS_MAX} characters"
             )));

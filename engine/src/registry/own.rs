@@ -11,6 +11,7 @@ use crate::id::Name;
 use crate::seal::NotOpened;
 use crate::store::{self, Then};
 use crate::tenant::{self, Given, OwnLimits, OwnQuotas, Source, Tenant};
+use crate::whole::object;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -83,9 +84,9 @@ impl Thing {
 #[serde(deny_unknown_fields)]
 pub struct Fileless {
     /// 0 is no quota.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub quotas: OwnQuotas,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub limits: OwnLimits,
     /// Where events go that a rule with `on_error` `pass` failed on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -425,7 +426,7 @@ impl Registry {
         let entries = rules.entry(name.clone()).or_default();
         match &settings.default_channel {
             Some(default) if !own.channels.contains_key(default) => {
-                return Err(Error::Invalid(format!(
+                return Err(Error::Conflict(format!(
                     "`default_channel` is {default}, and the tenant has no such channel; set that up first"
                 )));
             }

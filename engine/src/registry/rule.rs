@@ -544,7 +544,7 @@ impl Registry {
         if known.iter().any(|it| it.sha256 == *sha256) {
             return Ok(());
         }
-        Err(Error::Invalid(format!(
+        Err(Error::Conflict(format!(
             "the tenant has no module {sha256}; upload it first"
         )))
     }
@@ -600,7 +600,7 @@ impl Registry {
         }
         let known = |what: &str, given: &[Name], all: Vec<&Name>| {
             if given.len() > all.len() {
-                return Err(Error::Invalid(format!(
+                return Err(Error::Conflict(format!(
                     "{} {what}s are named, and the tenant has {}",
                     given.len(),
                     all.len()
@@ -609,7 +609,7 @@ impl Registry {
             let wrong = given.iter().find(|it| !all.contains(it));
             wrong.map_or(Ok(()), |wrong| {
                 let mean = did_you_mean(wrong.as_str(), all.iter().map(|it| it.as_str()));
-                Err(Error::Invalid(format!("there is no {what} {wrong}{mean}")))
+                Err(Error::Conflict(format!("there is no {what} {wrong}{mean}")))
             })
         };
         known("channel", &new.channels, fixed.rules.channels().collect())?;
@@ -619,7 +619,7 @@ impl Registry {
             fixed.sources().into_iter().collect(),
         )?;
         if new.on_error == Then::Passed && !fixed.rules.has_default_channel() {
-            return Err(Error::Invalid(
+            return Err(Error::Conflict(
                 "`on_error` is `pass`, and the tenant has no `default_channel`".to_owned(),
             ));
         }
