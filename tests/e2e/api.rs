@@ -373,6 +373,10 @@ async fn the_api_describes_itself() {
             let responses = operation["responses"].as_object().unwrap();
             assert!(responses.contains_key("default"), "{context}");
             assert!(responses.len() >= 2, "{context}");
+            for (status, response) in responses {
+                let described = response["description"].as_str().unwrap_or_default();
+                assert!(!described.is_empty(), "{context}: {status}");
+            }
         }
     }
     let page = server.client.get(format!("{}/v1", server.base));

@@ -128,7 +128,7 @@ fn document(mut described: Value, limits_max: &LimitsMax) -> Value {
                 },
             });
             for (status, response) in entries(&mut operation["responses"]) {
-                if response["description"] == "" {
+                if text(&response["description"]).is_empty() {
                     let description = match status.as_str() {
                         "201" => "It was made",
                         _ => "Done",
@@ -268,7 +268,7 @@ fn page(document: &Value) -> Markup {
             body {
                 header {
                     h1 { "Hooksieve: the HTTP API" }
-                    p { (DESCRIPTION) }
+                    p { (prose(DESCRIPTION)) }
                     p { "Errors are " code { "application/problem+json" } ". For programs: "
                         a href="/v1/openapi.json" { "OpenAPI " (text(&document["openapi"])) } "." }
                     nav aria-label="Calls" { ul {
@@ -299,13 +299,13 @@ fn described((method, path, operation): Call<'_>, document: &Value) -> Markup {
             h3 { code { (method.to_uppercase()) " " (path) } }
             p { strong { (text(&operation["summary"])) } " "
                 span.scope { (text(&operation["security"][0]["token"][0])) } }
-            @if let Some(more) = operation["description"].as_str() { p { (more) } }
+            @if let Some(more) = operation["description"].as_str() { p { (prose(more)) } }
             @if !parameters.is_empty() {
                 dl {
                     @for parameter in parameters {
                         dt { code { (text(&parameter["name"])) }
                             @if parameter["in"] != "path" { " " small { (text(&parameter["in"])) } } }
-                        dd { (text(&parameter["description"])) }
+                        dd { (prose(text(&parameter["description"]))) }
                     }
                 }
             }
@@ -339,21 +339,20 @@ fn schema(schema: &Value, document: &Value) -> Markup {
         schema = &document["components"]["schemas"][name];
     }
     let fields = schema["properties"].as_object();
+    let required = schema["required"].as_array();
+    let needed = |name: &str| required.is_some_and(|all| all.iter().any(|it| it == name));
     let kinds = schema["oneOf"].as_array().into_iter().flatten();
     let kinds = kinds.filter(|it| fields.is_none() && it["type"] != "null");
     html! {
-        p { (list) (text(&schema["description"])) }
+        p { (list) (prose(text(&schema["description"]))) }
         @if let Some(fields) = fields {
             dl {
                 @for (name, field) in fields {
                     @let described = &document["components"]["schemas"][referred(field).unwrap_or_default()];
                     dt { code { (name) } }
                     dd {
-                        @match field["description"].as_str() {
-                            Some(description) => (description),
-                            None => (text(&described["description"])),
-                        }
-                        " " small { (kind(field)) }
+                        (prose(field["description"].as_str().unwrap_or(text(&described["description"]))))
+                        " " small { (kind(field)) @if !needed(name) { ", optional" } }
                     }
                 }
             }
@@ -361,6 +360,15 @@ fn schema(schema: &Value, document: &Value) -> Markup {
         @for kind in kinds {
             @if let Some(name) = referred(kind) { h4 { (name) } }
             (self::schema(kind, document))
+        }
+    }
+}
+
+/// A text with what stands in it between backticks as code.
+fn prose(text: &str) -> Markup {
+    html! {
+        @for (n, part) in text.split('`').enumerate() {
+            @if n % 2 == 0 { (part) } @else { code { (part) } }
         }
     }
 }
