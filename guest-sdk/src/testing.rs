@@ -51,15 +51,35 @@ impl Recorded {
 /// # Panics
 /// When it is not JSON.
 pub fn settings(json: impl AsRef<[u8]>) -> crate::Settings {
-    use crate::rule::FromConfig;
-
-    let data = match Data::from_json(json.as_ref()) {
-        Ok(data) => data,
-        Err(error) => panic!("the test's settings: {error}"),
-    };
-    let bytes: &'static [u8] = data.bytes().to_vec().leak();
-    match crate::Settings::from_config(crate::Value::new(bytes)) {
+    match config(json) {
         Ok(settings) => settings,
         Err(error) => unreachable!("settings read by path take every value: {error}"),
     }
+}
+
+/// A rule's configuration from JSON, as the rule is given it before the first event.
+///
+/// ```
+/// #[derive(Debug, serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Config {
+///     channel: String,
+/// }
+///
+/// let config = hooksieve_sdk::testing::config::<Config>(r#"{"chanel": "mail"}"#);
+/// assert!(config.unwrap_err().message().contains("chanel"));
+/// ```
+///
+/// # Errors
+/// When it does not fit: what the engine tells who set it.
+///
+/// # Panics
+/// When it is not JSON.
+pub fn config<C: crate::FromConfig>(json: impl AsRef<[u8]>) -> Result<C, crate::Error> {
+    let data = match Data::from_json(json.as_ref()) {
+        Ok(data) => data,
+        Err(error) => panic!("the test's configuration: {error}"),
+    };
+    let bytes: &'static [u8] = data.bytes().to_vec().leak();
+    C::from_config(crate::Value::new(bytes))
 }

@@ -14,8 +14,9 @@ impl Error {
         Self(message.into())
     }
 
-    /// Joins the parts without formatting, which would weigh several kilobytes in a small rule.
-    pub(crate) fn joined(parts: &[&str]) -> Self {
+    /// One sentence of these parts, without a full stop. They are joined without formatting, which would weigh
+    /// several kilobytes in a small rule.
+    pub fn joined(parts: &[&str]) -> Self {
         Self(crate::text::joined(parts))
     }
 

@@ -7,7 +7,7 @@
 mod triage;
 
 use hooksieve_sdk::wire::SkipIndex;
-use hooksieve_sdk::{Event, FromConfig, Settings, Value};
+use hooksieve_sdk::{Event, FromConfig as _, Value};
 use std::io::{Read as _, Write as _};
 
 type Failure = Box<dyn std::error::Error>;
@@ -23,8 +23,8 @@ fn main() -> Result<(), Failure> {
 }
 
 /// The rule reads MessagePack, and a program gets JSON.
-fn config(json: &str) -> Result<Settings, Failure> {
+fn config(json: &str) -> Result<triage::Config, Failure> {
     let json: serde_json::Value = serde_json::from_str(json)?;
     let config = rmp_serde::to_vec(&json)?.leak();
-    Ok(Settings::from_config(Value::new(config)).map_err(|error| error.to_string())?)
+    Ok(triage::Config::from_config(Value::new(config)).map_err(|error| error.to_string())?)
 }

@@ -5,9 +5,49 @@
 //! documentation of its webhook events.
 
 use hooksieve_sdk::prelude::*;
+use hooksieve_sdk::wire::Kind;
+use hooksieve_sdk::{Error, FromConfig};
+use std::ops::Deref;
+
+/// Its configuration, read by path, after its keys were looked at.
+pub struct Config(Settings);
+
+impl FromConfig for Config {
+    fn from_config(config: Value<'static>) -> Result<Self, Error> {
+        for (key, value) in config.entries() {
+            let (fits, what) = match key {
+                "mail" | "chat" | "urgent" => (value.as_str().is_some(), "the name of a channel"),
+                "me" | "incident_labels" | "ci_branches" | "ignore" => {
+                    let all = value.kind() == Kind::Array;
+                    let texts = value.items().all(|item| item.as_str().is_some());
+                    (all && texts, "a list of texts")
+                }
+                _ => {
+                    return Err(Error::joined(&[
+                        "there is no key `",
+                        key,
+                        "`; there are chat, ci_branches, ignore, incident_labels, mail, me and urgent",
+                    ]));
+                }
+            };
+            if !fits {
+                return Err(Error::joined(&["`", key, "` has to be ", what]));
+            }
+        }
+        Settings::from_config(config).map(Self)
+    }
+}
+
+impl Deref for Config {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        &self.0
+    }
+}
 
 #[rule]
-pub fn triage(event: &Event, config: &Settings) -> Decision {
+pub fn triage(event: &Event, config: &Config) -> Decision {
     let kind = event.kind();
     let sender = event.str("/sender/login").unwrap_or("someone");
 
@@ -260,11 +300,32 @@ mod tests {
     use super::*;
     use hooksieve_sdk::testing::{self, event};
 
-    fn config() -> Settings {
-        testing::settings(
+    fn config() -> Config {
+        let config = testing::config(
             r#"{"me": ["octocat", "octo-org/backend"], "mail": "inbox", "ignore": ["noisy"],
                 "incident_labels": ["incident"], "ci_branches": ["main"]}"#,
-        )
+        );
+        config.unwrap()
+    }
+
+    #[test]
+    fn what_it_does_not_understand_is_no_configuration() {
+        for (config, part) in [
+            (r#"{"mails": "inbox"}"#, "there is no key `mails`"),
+            (r#"{"me": "octocat"}"#, "`me` has to be a list of texts"),
+            (
+                r#"{"me": ["octocat", 7]}"#,
+                "`me` has to be a list of texts",
+            ),
+            (
+                r#"{"chat": ["chat"]}"#,
+                "`chat` has to be the name of a channel",
+            ),
+        ] {
+            let error = testing::config::<Config>(config).map(drop).unwrap_err();
+            assert!(error.message().starts_with(part), "{error}");
+        }
+        assert!(testing::config::<Config>("{}").is_ok());
     }
 
     #[track_caller]
