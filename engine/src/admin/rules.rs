@@ -204,7 +204,9 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     // A shell takes the quotes off easily, and without them it means nothing else.
     let number = given.to_str().ok().and_then(|text| {
         let quoted = text.strip_prefix('"').and_then(|it| it.strip_suffix('"'));
-        quoted.unwrap_or(text).parse().ok()
+        let digits = quoted.unwrap_or(text);
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        plain.then(|| digits.parse().ok()).flatten()
     });
     number.map(Some).ok_or_else(|| {
         Problem::new(

@@ -33,6 +33,24 @@ pub enum Payload {
     Body(Body),
 }
 
+impl Payload {
+    /// The message, where it is one.
+    pub fn message(&self) -> Option<&Message> {
+        match self {
+            Payload::Message(message) => Some(message),
+            Payload::Body(_) => None,
+        }
+    }
+
+    /// The body, where it is one, to be read by path.
+    pub fn body(&self) -> Option<Value<'_>> {
+        match self {
+            Payload::Body(body) => Some(body.value()),
+            Payload::Message(_) => None,
+        }
+    }
+}
+
 /// A notification for people. All of it is plain text: the channel escapes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
