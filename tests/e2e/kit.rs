@@ -654,7 +654,8 @@ async fn what_an_engine_decided_is_recorded_and_replayed() {
         server.settled(&id).await;
     }
     let failed = serde_json::json!({ "do": "panic", "code": 3 }).to_string();
-    server.post_json("/in/acme/open", &failed).await.id();
+    let id = server.post_json("/in/acme/open", &failed).await.id();
+    server.settled(&id).await;
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let record = |more: &[&str]| {

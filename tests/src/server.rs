@@ -409,12 +409,12 @@ impl Server {
         self.running().0.id()
     }
 
-    /// Asks it to stop, as a service manager does.
     /// Asks it to read its files again.
     pub fn hang_up(&self) {
         self.signal(libc::SIGHUP);
     }
 
+    /// Asks it to stop, as a service manager does.
     pub fn terminate(&self) {
         self.signal(libc::SIGTERM);
     }
