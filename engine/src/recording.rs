@@ -59,6 +59,9 @@ pub struct Made {
     pub decision: Option<String>,
     /// The kind of failure, and its text.
     pub error: Option<(String, String)>,
+    /// The version of the prices that `fuel` was counted in.
+    #[serde(default = "crate::store::first_prices")]
+    pub prices: u32,
 }
 
 impl Made {
@@ -77,6 +80,7 @@ impl Made {
                 fuel: it.fuel,
                 decision,
                 error,
+                prices: it.prices,
             }
         });
         made.collect()
@@ -447,6 +451,7 @@ mod tests {
             fuel: 7,
             decision: Some(r#"{"reason":"from zoe@a.example","actions":[]}"#.to_owned()),
             error: None,
+            prices: 1,
         }];
         let back = all(&written(std::slice::from_ref(&before), true)).unwrap();
         let after = &back[0];

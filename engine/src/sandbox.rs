@@ -22,6 +22,7 @@ mod memory;
 mod meter;
 mod metering;
 mod module;
+mod prices;
 mod profile;
 mod program;
 mod refused;
@@ -36,6 +37,7 @@ pub use cache::Cache;
 pub use check::{Checked, Form};
 pub use child::{CompileLimits, compile_if_asked};
 pub use module::Module;
+pub use prices::VERSION as PRICES_VERSION;
 pub use profile::{Profiler, strip};
 pub use program::{LogLine, Program, Run};
 pub use refused::Refused;
@@ -87,6 +89,11 @@ impl Limits {
     /// Whole pages of linear memory.
     pub fn memory_pages(&self) -> u32 {
         u32::try_from(self.memory_bytes / PAGE_BYTES).unwrap_or(u32::MAX)
+    }
+
+    /// The most fuel that a guest burns after its fuel is over or the watchdog struck, until it is stopped.
+    pub fn fuel_past_max(&self) -> u64 {
+        metering::burned_past_max(self.stack_bytes)
     }
 }
 

@@ -127,6 +127,14 @@ pub struct DecisionRecord {
     pub duration_us: u64,
     pub log: Vec<String>,
     pub decided_ms: i64,
+    /// The version of the prices that `fuel` was counted in; the first had none.
+    #[serde(default = "first_prices")]
+    pub prices: u32,
+}
+
+/// The version of what was written down before prices had one.
+pub(crate) fn first_prices() -> u32 {
+    1
 }
 
 /// How a rule's turn ended.

@@ -107,37 +107,40 @@ fn fuel_is_charged_as_the_contract_says() {
     let more = |body: &str| fuel(body) - base;
     assert_eq!(more("nop"), 1);
     assert_eq!(more("(drop (i32.const 1))"), 2);
-    assert_eq!(more("(drop (memory.size))"), 21);
-    // Three operands, 20, and the length.
+    assert_eq!(more("(drop (memory.size))"), 36);
+    assert_eq!(more("(drop (f64.sqrt (f64.const 2)))"), 18);
+    assert_eq!(more("(drop (i64.load (i32.const 8)))"), 5);
+    // Three operands, 50, and the length.
     let fill = |bytes: u32| {
         more(&format!(
             "(memory.fill (i32.const 2048) (i32.const 0) (i32.const {bytes}))"
         ))
     };
-    assert_eq!(fill(0), 23);
-    assert_eq!(fill(7), 23);
-    assert_eq!(fill(8), 24);
-    assert_eq!(fill(200_000), 23 + 25_000);
+    assert_eq!(fill(0), 53);
+    assert_eq!(fill(7), 53);
+    assert_eq!(fill(8), 54);
+    assert_eq!(fill(200_000), 53 + 25_000);
     let copy = "(memory.copy (i32.const 2048) (i32.const 4096) (i32.const 800))";
-    assert_eq!(more(copy), 23 + 100);
+    assert_eq!(more(copy), 103 + 100);
     // Growth is charged by the page, and a growth that no limit could grant is not.
-    assert_eq!(more("(drop (memory.grow (i32.const 0)))"), 22);
-    assert_eq!(more("(drop (memory.grow (i32.const 3)))"), 22 + 3 * 16_384);
-    assert_eq!(more("(drop (memory.grow (i32.const -1)))"), 22);
+    assert_eq!(more("(drop (memory.grow (i32.const 0)))"), 102);
+    assert_eq!(more("(drop (memory.grow (i32.const 3)))"), 102 + 3 * 16_384);
+    assert_eq!(more("(drop (memory.grow (i32.const -1)))"), 102);
     let table = "(table.fill $table (i32.const 0) (ref.null func) (i32.const 100))";
-    // Such a module cannot be put back: its new instance is paid for by elements, segments, functions,
-    // exports and size.
+    // Such a module cannot be put back: its new instance is paid for by its elements, its table, segments, functions,
+    // import, exports and size.
     let bytes = wat::parse_str(doing(table)).unwrap().len() as u64;
-    let start = 100 + 1 + 4 + 4 * 500 + bytes.div_ceil(8);
-    assert_eq!(more(table), 23 + 100 + start);
+    let of_each = [100 * 2, 800, 500, 4 * 50, 1_800, 4 * 1_800];
+    let start = 20_000 + of_each.iter().sum::<u64>() + bytes.div_ceil(8);
+    assert_eq!(more(table), 203 + 100 * 14 + start);
     // Memory beyond the first 4 pages is paid for by whoever begins with it.
     let larger = doing("").replace("(export \"memory\") 4)", "(export \"memory\") 6)");
     let run = run(&program(&larger), "any", "{}");
-    assert_eq!(run.fuel - base, 2 * 16_384);
-    // A line: its three operands, the call, 100, and its bytes.
+    assert_eq!(run.fuel - base, 2 * 8_192);
+    // A line: its three operands, the call, 450, and its bytes.
     assert_eq!(
         more("(call $log (i32.const 0) (i32.const 0) (i32.const 50))"),
-        4 + 100 + 50
+        3 + 12 + 450 + 50
     );
 }
 

@@ -4,7 +4,7 @@ use hooksieve::sandbox::{Error, Limits, Program, Refused, Run, Sandbox};
 use hooksieve::tenant::encode_config;
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{Decision, EventHead};
-use hooksieve_tests::{TRIAGE_COMMAND, say};
+use hooksieve_tests::{TRIAGE_COMMAND, cli_with, say};
 
 use crate::senders::examples;
 
@@ -238,6 +238,225 @@ fn nothing_reaches_beyond_the_program() {
     decides(&environ, &format!("{asked}{one}{bytes}"));
 }
 
+/// Go's linker writes `fd_write` twice. Each is the same function, which calls nothing of the program's.
+#[test]
+fn an_import_that_stands_twice_is_one_function() {
+    let twice = import("fd_write", "i32 i32 i32 i32").replace("$fd_write", "$again");
+    let call = "(call $again (i32.const 2) (i32.const 16) (i32.const 0) (i32.const 24))";
+    decides(&twice, &expect(call, 0));
+    // Of every import, twice, without a buffer to read or write: what can call itself would.
+    for (name, params) in IMPORTS {
+        let types: Vec<_> = params.chars().map(wasm_type).collect();
+        let one = import(name, &types.join(" "));
+        let two = one.replace(&format!("${name} "), &format!("${name}_2 "));
+        let zeros: Vec<_> = (types.iter().map(|ty| format!("({ty}.const 0)"))).collect();
+        let call = |suffix: &str| format!("(drop (call ${name}{suffix} {}))", zeros.join(" "));
+        let wat = program(
+            &format!("{one} {two}"),
+            &format!("{}{}", call(""), call("_2")),
+        );
+        let wat = match name {
+            "fd_write" => wat.replacen(&one, "", 1),
+            _ => wat,
+        };
+        assert_eq!(run(&wat).outcome, Ok(Decision::drop("ok")), "{name}");
+    }
+}
+
+/// All that may be imported but `proc_exit`, with the parameters that WASI gives them.
+const IMPORTS: [(&str, &str); 42] = [
+    ("args_get", "ii"),
+    ("args_sizes_get", "ii"),
+    ("clock_res_get", "ii"),
+    ("clock_time_get", "iIi"),
+    ("environ_get", "ii"),
+    ("environ_sizes_get", "ii"),
+    ("fd_advise", "iIIi"),
+    ("fd_allocate", "iII"),
+    ("fd_close", "i"),
+    ("fd_datasync", "i"),
+    ("fd_fdstat_get", "ii"),
+    ("fd_fdstat_set_flags", "ii"),
+    ("fd_fdstat_set_rights", "iII"),
+    ("fd_filestat_get", "ii"),
+    ("fd_filestat_set_size", "iI"),
+    ("fd_filestat_set_times", "iIIi"),
+    ("fd_pread", "iiiIi"),
+    ("fd_prestat_dir_name", "iii"),
+    ("fd_prestat_get", "ii"),
+    ("fd_pwrite", "iiiIi"),
+    ("fd_read", "iiii"),
+    ("fd_readdir", "iiiIi"),
+    ("fd_renumber", "ii"),
+    ("fd_seek", "iIii"),
+    ("fd_sync", "i"),
+    ("fd_tell", "ii"),
+    ("fd_write", "iiii"),
+    ("path_create_directory", "iii"),
+    ("path_filestat_get", "iiiii"),
+    ("path_filestat_set_times", "iiiiIIi"),
+    ("path_link", "iiiiiii"),
+    ("path_open", "iiiiiIIii"),
+    ("path_readlink", "iiiiii"),
+    ("path_remove_directory", "iii"),
+    ("path_rename", "iiiiii"),
+    ("path_symlink", "iiiii"),
+    ("path_unlink_file", "iii"),
+    ("poll_oneoff", "iiii"),
+    ("random_get", "ii"),
+    ("sched_yield", ""),
+    ("sock_recv", "iiiiii"),
+    ("sock_shutdown", "ii"),
+];
+
+fn wasm_type(letter: char) -> &'static str {
+    if letter == 'I' { "i64" } else { "i32" }
+}
+
+/// An import is taken with the type that WASI gives it and with no other, also where every call of it fails.
+#[test]
+fn imports_have_the_types_that_wasi_gives_them() {
+    for (name, params) in IMPORTS {
+        let types: Vec<_> = params.chars().map(wasm_type).collect();
+        let right = import(name, &types.join(" "));
+        let with = |import: &str| {
+            format!("(module {import} (memory (export \"memory\") 1) (func (export \"_start\")))")
+        };
+        let taken = Sandbox::new(limits())
+            .check(&wat::parse_str(with(&right)).unwrap())
+            .is_ok();
+        assert!(taken, "{name}");
+        let swapped = types
+            .iter()
+            .map(|ty| if *ty == "i32" { "i64" } else { "i32" });
+        let swapped: Vec<_> = swapped.collect();
+        for wrong in [
+            import(name, &[types.join(" "), "i32".to_owned()].join(" ")),
+            import(name, "f64"),
+            right.replace("(result i32)", "(result i64)"),
+            right.replace("(result i32)", ""),
+            right.replace("(result i32)", "(result i32 i32)"),
+            import(name, &swapped.join(" ")),
+        ] {
+            if wrong == right {
+                continue;
+            }
+            let refused = refused(&with(&wrong));
+            assert_eq!(refused.kind(), "import_type", "{wrong}");
+            let said = refused.to_string();
+            assert!(
+                said.contains(name) && said.contains("not a function ("),
+                "{said}"
+            );
+        }
+    }
+}
+
+/// What a call writes is ours to the last byte: every import on every descriptor, with places all over
+/// memory, leaves the same memory in two processes, which have nothing else in common.
+#[test]
+fn what_calls_write_is_the_same_in_every_process() {
+    let mut imports = String::new();
+    let mut does = String::new();
+    for (name, params) in IMPORTS {
+        let types: Vec<_> = params.chars().map(wasm_type).collect();
+        if name != "fd_write" {
+            imports.push_str(&import(name, &types.join(" ")));
+        }
+        for fd in [0, 1, 2, 3, 4, 7, -1] {
+            for small in [false, true] {
+                let argument = |(n, ty): (usize, &&str)| {
+                    let place = 4_096 + 512 * n as i64;
+                    let value = match n {
+                        0 if !name.ends_with("_get") || name.starts_with("fd") => fd,
+                        n if small && n % 2 == 0 => 1,
+                        _ => place,
+                    };
+                    format!("({ty}.const {value})")
+                };
+                let arguments: Vec<_> = types.iter().enumerate().map(argument).collect();
+                // Nothing that was written before; and what came of the call is in memory as well.
+                does.push_str(&format!(
+                    "(memory.fill (i32.const 4096) (i32.const 85) (i32.const 8192))
+                     (i32.store (i32.const 12288) (call ${name} {}))
+                     (call $mix)",
+                    arguments.join(" ")
+                ));
+            }
+        }
+    }
+    let mix = r#"(global $hash (mut i64) (i64.const 7))
+        (func $mix (local $n i32)
+          (loop $l
+            (global.set $hash (i64.xor (i64.mul (i64.rotl (global.get $hash) (i64.const 29))
+              (i64.const 0x9e3779b97f4a7c15)) (i64.load (local.get $n))))
+            (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 8))) (i32.const 131072)))))
+        (func (export "_start")"#;
+    let log = r#"(local.set $n (i32.const 0))
+        (loop $l
+          (i32.store8 (i32.add (i32.const 256) (local.get $n))
+            (i32.add (i32.const 97) (i32.and (i32.wrap_i64 (global.get $hash)) (i32.const 15))))
+          (global.set $hash (i64.shr_u (global.get $hash) (i64.const 4)))
+          (br_if $l (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 16))))
+        (call $write (i32.const 2) (i32.const 256) (i32.const 16))"#;
+    let wat = program(&imports, &format!("{does}{log}"));
+    let wat = wat.replacen("(func (export \"_start\")", mix, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(path("all.wasm"), wat::parse_str(wat).unwrap()).unwrap();
+    std::fs::write(
+        path("config.toml"),
+        "[limits]\nfuel = 10_000_000_000\nwall_clock_ms = 60_000\n",
+    )
+    .unwrap();
+    let (rule, config) = (path("all.wasm"), path("config.toml"));
+    let replayed = || {
+        let args = [
+            "replay", "--json", "--rule", &rule, "--config", &config, "--type", "x", "-",
+        ];
+        let output = cli_with(&args, &[], b"{}");
+        let line = output.json_lines()[0].clone();
+        (
+            line["log"].clone(),
+            line["fuel"].clone(),
+            line["error"].clone(),
+        )
+    };
+    let first = replayed();
+    assert!(
+        first.0[0]
+            .as_str()
+            .is_some_and(|hash| hash.ends_with(|c: char| c.is_ascii_lowercase())),
+        "{first:?}"
+    );
+    for _ in 0..3 {
+        assert_eq!(replayed(), first);
+    }
+    // And what the two that have padding write, byte for byte.
+    let stat = import("fd_fdstat_get", "i32 i32") + &import("fd_filestat_get", "i32 i32");
+    let word = |at: i64, value: i64| {
+        format!("(if (i64.ne (i64.load (i32.const {at})) (i64.const {value})) (then unreachable))")
+    };
+    for (fd, rights) in [(0, 2), (1, 64), (2, 64)] {
+        let mut does = "(memory.fill (i32.const 4096) (i32.const 85) (i32.const 256))".to_owned();
+        does += &expect(
+            &format!("(call $fd_fdstat_get (i32.const {fd}) (i32.const 4096))"),
+            0,
+        );
+        does += &expect(
+            &format!("(call $fd_filestat_get (i32.const {fd}) (i32.const 4120))"),
+            0,
+        );
+        does += &(word(4_096, 0) + &word(4_104, rights));
+        does += &(4_112..4_184)
+            .step_by(8)
+            .map(|at| word(at, 0))
+            .collect::<String>();
+        does += &word(4_184, 0x5555_5555_5555_5555);
+        decides(&stat, &does);
+    }
+}
+
 #[test]
 fn imports_beyond_the_list_are_refused() {
     for name in ["sock_accept", "proc_raise", "thread_spawn", "nonsense"] {
@@ -277,14 +496,21 @@ fn limits_hold_for_programs() {
         ),
         fuel
     );
-    // A thousand million buffers, a gigabyte in one write: asked to be paid before it is looked at.
-    assert_eq!(
-        fails(
-            "",
-            "(drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 0x3fffffff) (i32.const 0)))"
+    // A thousand million buffers, a gigabyte in one write: refused before they are looked at.
+    decides(
+        "",
+        &expect(
+            "(call $fd_write (i32.const 1) (i32.const 0) (i32.const 0x3fffffff) (i32.const 0))",
+            28,
         ),
-        fuel
     );
+    // As many buffers as may be, each all of memory: charged by their bytes, of which few are moved.
+    let many = "(loop $b
+          (i32.store (i32.add (i32.const 4096) (i32.shl (local.get $n) (i32.const 3))) (i32.const 0))
+          (i32.store (i32.add (i32.const 4100) (i32.shl (local.get $n) (i32.const 3))) (i32.const 131072))
+          (br_if $b (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 1024))))
+        (drop (call $fd_write (i32.const 1) (i32.const 4096) (i32.const 1024) (i32.const 24)))";
+    assert_eq!(fails("", many), fuel);
     let limits = Limits {
         output_bytes: 1_000,
         log_bytes: 100,

@@ -43,14 +43,14 @@ fn bulk_operations_are_charged_by_their_length() {
         guest
     };
     // 16 MiB less the first page at 8 bytes for 1: 2,088,960 fuel each. The 252 pages beyond the
-    // first 4, which the event starts with, are 4,128,768.
+    // first 4, which the event starts with, are 2,064,384.
     let fill = "(memory.fill (i32.const 65536) (i32.const 7) (i32.const 16711680))";
-    memory(times(2, fill)).decides();
-    assert_eq!(memory(times(3, fill)).fails(), FUEL);
+    memory(times(3, fill)).decides();
+    assert_eq!(memory(times(4, fill)).fails(), FUEL);
     let copy = "(memory.copy (i32.const 65536) (i32.const 65536) (i32.const 16711680))";
-    memory(times(2, copy)).decides();
-    assert_eq!(memory(times(3, copy)).fails(), FUEL);
-    // 60,000 bytes of a segment: 7,500 fuel each.
+    memory(times(3, copy)).decides();
+    assert_eq!(memory(times(4, copy)).fails(), FUEL);
+    // 60,000 bytes of a segment: 7,500 fuel each, and 250.
     let init = |count| {
         let mut guest = memory(times(
             count,
@@ -59,15 +59,15 @@ fn bulk_operations_are_charged_by_their_length() {
         guest.extra = format!("(data $d \"{}\")", "x".repeat(60_000));
         guest
     };
-    init(760).decides();
-    assert_eq!(init(800).fails(), FUEL);
-    // 10,000 elements at 1 each.
+    init(1_000).decides();
+    assert_eq!(init(1_050).fails(), FUEL);
+    // 10,000 elements at 14 each.
     let fill = "(table.fill $t (i32.const 0) (ref.null func) (i32.const 10000))";
-    table(times(990, fill)).decides();
-    assert_eq!(table(times(1_000, fill)).fails(), FUEL);
+    table(times(70, fill)).decides();
+    assert_eq!(table(times(72, fill)).fails(), FUEL);
     let copy = "(table.copy $t $t (i32.const 0) (i32.const 0) (i32.const 10000))";
-    table(times(990, copy)).decides();
-    assert_eq!(table(times(1_000, copy)).fails(), FUEL);
+    table(times(70, copy)).decides();
+    assert_eq!(table(times(72, copy)).fails(), FUEL);
     // Longer than anything there is: the price is asked before the bounds are.
     for huge in [
         "(memory.fill (i32.const 0) (i32.const 0) (i32.const -1))",

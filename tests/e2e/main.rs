@@ -20,6 +20,7 @@ mod load;
 mod mail;
 mod operations;
 mod operators;
+mod past;
 mod quarantine;
 mod quotas;
 mod refused;

@@ -22,6 +22,7 @@ mod program;
 pub mod proof;
 mod receiver;
 mod server;
+pub mod shapes;
 pub mod sign;
 pub mod smith;
 

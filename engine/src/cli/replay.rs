@@ -214,6 +214,7 @@ fn with(
         fuel_within: args.fuel_within,
         rule: rule.map_or_else(|| built_here().unwrap_or_default(), str::to_owned),
         differ: 0,
+        other_prices: None,
         json: args.json,
         named: named.clone(),
         channels: match (args.render, &place.tenant) {

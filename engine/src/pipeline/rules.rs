@@ -613,6 +613,7 @@ impl Rules {
             duration_us: run.duration.as_micros() as u64,
             log: run.log.clone(),
             decided_ms: now_ms,
+            prices: sandbox::PRICES_VERSION,
         });
     }
 }

@@ -3,7 +3,7 @@
 //! Limits on what a module *declares* are checked here (size, initial memory and tables); limits on
 //! what it *does* belong to the running instance.
 
-use super::{Limits, PAGE_BYTES, Refused, command};
+use super::{Limits, PAGE_BYTES, Refused, command, prices};
 use std::collections::BTreeMap;
 use wasmparser::{
     CompositeInnerType, ElementItems, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef,
@@ -91,6 +91,9 @@ const OFF: [(&str, WasmFeatures); 13] = [
 
 /// Declarations that the size limit alone does not bound well enough: each of these costs the
 /// engine memory for every instance.
+const TYPES_MAX: u64 = 10_000;
+/// Every name that a program may import, and a few of them twice.
+const IMPORTS_MAX: u64 = 64;
 const GLOBALS_MAX: u64 = 1_000;
 const TABLES_MAX: u64 = 10;
 const EXPORTS_MAX: u64 = 1_000;
@@ -102,9 +105,6 @@ const SEGMENT_ELEMENTS_MAX: u64 = 100_000;
 const FUNCTIONS_MAX: u64 = 20_000;
 const LOCALS_MAX: u64 = 200_000;
 const FUNCTION_BYTES_MAX: u64 = 1 << 20;
-
-/// Fuel for each export of a new instance: wasmer makes an object with a name of it.
-const EXPORT_FUEL: u64 = 500;
 
 const INIT: &str = "hooksieve_init";
 
@@ -380,6 +380,8 @@ impl Outline {
             }
         }
         for (what, count, limit) in [
+            ("types", self.types.len() as u64, TYPES_MAX),
+            ("imports", self.imports.len() as u64, IMPORTS_MAX),
             ("globals", u64::from(self.globals), GLOBALS_MAX),
             ("tables", self.tables.len() as u64, TABLES_MAX),
             ("exports", self.exports.len() as u64, EXPORTS_MAX),
@@ -416,13 +418,16 @@ impl Outline {
 
     /// About what wasmer does to make an instance, which runs outside of any guest.
     fn start_fuel(&self, wasm_bytes: u64) -> u64 {
-        self.tables.iter().sum::<u64>()
-            + self.segment_elements
-            + self.segments
-            + self.functions.len() as u64
-            + u64::from(self.globals)
-            + self.exports.len() as u64 * EXPORT_FUEL
-            + wasm_bytes.div_ceil(8)
+        prices::INSTANCE
+            + self.tables.iter().sum::<u64>() * prices::START_ELEMENT
+            + self.tables.len() as u64 * prices::START_TABLE
+            + self.segment_elements * prices::START_SEGMENT_ELEMENT
+            + self.segments * prices::START_SEGMENT
+            + self.functions.len() as u64 * prices::START_FUNCTION
+            + self.imports.len() as u64 * prices::START_IMPORT
+            + u64::from(self.globals) * prices::START_GLOBAL
+            + self.exports.len() as u64 * prices::START_EXPORT
+            + wasm_bytes.div_ceil(prices::BYTES_IN_BULK as u64)
     }
 
     /// Measured: a small rule's instance and the part of its code that is in memory, what larger ones
@@ -464,19 +469,19 @@ impl Outline {
     /// A program may import what [`command::IMPORTS`] lists.
     fn check_wasi_imports(&self) -> Result<(), Refused> {
         for (module, name, ty) in &self.imports {
-            let known = command::IMPORTS.iter().any(|(known, _)| known == name);
-            if module != command::NAMESPACE || !known {
+            let known = command::import_type(name);
+            let Some((params, results)) = known.filter(|_| module == command::NAMESPACE) else {
                 return Err(Refused::UnknownImport {
                     module: module.clone(),
                     name: name.clone(),
                     allowed: "only what ABI.md lists of `wasi_snapshot_preview1`",
                 });
-            }
-            if ty.is_none() {
+            };
+            if !self.is_function(*ty, &params, &results) {
                 return Err(Refused::ImportType {
                     name: format!("{module}.{name}"),
                     found: self.type_name(*ty),
-                    expected: "the function of WASI preview 1",
+                    expected: function_name(&params, &results),
                 });
             }
         }
@@ -495,15 +500,12 @@ impl Outline {
                     allowed: "`hooksieve.log` alone",
                 });
             }
-            let expected = [ValType::I32; 3];
-            let fits = ty
-                .and_then(|ty| self.types.get(ty as usize)?.as_ref())
-                .is_some_and(|ty| ty.params() == expected && ty.results().is_empty());
-            if !fits {
+            let params = [ValType::I32; 3];
+            if !self.is_function(*ty, &params, &[]) {
                 return Err(Refused::ImportType {
                     name: format!("{module}.{name}"),
                     found: self.type_name(*ty),
-                    expected: "a function (i32, i32, i32)",
+                    expected: function_name(&params, &[]),
                 });
             }
         }
@@ -519,10 +521,7 @@ impl Outline {
                 return Err(self.missing(name));
             };
             let ty = self.functions.get(index as usize).copied();
-            let fits = kind == ExternalKind::Func
-                && ty
-                    .and_then(|ty| self.types.get(ty as usize)?.as_ref())
-                    .is_some_and(|ty| ty.params() == params && ty.results() == results);
+            let fits = kind == ExternalKind::Func && self.is_function(ty, params, results);
             if !fits {
                 return Err(Refused::ExportType {
                     name: name.to_owned(),
@@ -570,14 +569,23 @@ impl Outline {
         let Some(ty) = ty.and_then(|ty| self.types.get(ty as usize)?.as_ref()) else {
             return "not a function".to_owned();
         };
-        let list = |types: &[ValType]| {
-            let names: Vec<_> = types.iter().map(ToString::to_string).collect();
-            names.join(", ")
-        };
-        match ty.results() {
-            [] => format!("a function ({})", list(ty.params())),
-            results => format!("a function ({}) -> {}", list(ty.params()), list(results)),
-        }
+        function_name(ty.params(), ty.results())
+    }
+
+    fn is_function(&self, ty: Option<u32>, params: &[ValType], results: &[ValType]) -> bool {
+        let ty = ty.and_then(|ty| self.types.get(ty as usize)?.as_ref());
+        ty.is_some_and(|ty| ty.params() == params && ty.results() == results)
+    }
+}
+
+fn function_name(params: &[ValType], results: &[ValType]) -> String {
+    let list = |types: &[ValType]| {
+        let names: Vec<_> = types.iter().map(ToString::to_string).collect();
+        names.join(", ")
+    };
+    match results {
+        [] => format!("a function ({})", list(params)),
+        results => format!("a function ({}) -> {}", list(params), list(results)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The command form: a WASI program that reads the event from its standard input and writes its
 //! decision to its standard output. Any language that compiles to WASI can be a rule this way.
 //!
-//! wasmer-wasix runs it, and this file takes away what it must not have: its clock stands at the
-//! event's time, its random numbers come from the event's id, it cannot sleep, and it has no files
-//! and no network. Reading and writing is charged before wasmer-wasix is asked to do it.
+//! wasmer-wasix makes its process: arguments, environment and exit. All else is done or refused in this
+//! file: its clock stands at the event's time, its random numbers come from the event's id, it cannot
+//! sleep, it has no files and no network, and what it reads and writes is charged. Every byte that is
+//! written into its memory is ours or its configuration's, so that nothing of the engine's is in it.
 //!
 //! Every event gets a program of its own. What that costs is mostly wasmer-wasix making a process
 //! with its file table, so it is charged, too.
@@ -14,89 +15,101 @@ use super::instance::{Used, engine_error};
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
 use super::program::Inner;
-use super::{Error, Limits, Module, stack};
+use super::{Error, Limits, Module, prices, stack};
 use hooksieve_sdk::wire::{Decision, Event, SkipIndex};
 use sha2::{Digest as _, Sha256};
-use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use wasmer::{
-    AsStoreMut as _, Extern, ExternType, Function, FunctionEnv, FunctionEnvMut, Imports, Instance,
-    RuntimeError, Store, TypedFunction, Value,
+    AsStoreMut as _, Extern, Function, FunctionEnv, FunctionEnvMut, FunctionType, Imports,
+    Instance, RuntimeError, Store, TypedFunction, Value,
 };
 use wasmer_wasix::os::task::thread::WasiThreadError;
 use wasmer_wasix::runtime::task_manager::{TaskWasm, VirtualTaskManager};
 use wasmer_wasix::runtime::{PluggableRuntime, Runtime};
-use wasmer_wasix::virtual_fs::{EmptyFileSystem, FsError, VirtualFile};
+use wasmer_wasix::virtual_fs::{EmptyFileSystem, NullFile};
 use wasmer_wasix::{
     WasiEnv, WasiError, WasiFunctionEnv, WasiVersion, generate_import_object_from_env,
 };
+use wasmparser::ValType;
 
 /// The one namespace a program may import from.
 pub(super) const NAMESPACE: &str = "wasi_snapshot_preview1";
 
-/// The functions of WASI preview 1 that a program may import, and what becomes of a call. A language's
-/// runtime imports much that it never calls for a rule; what would reach beyond the program fails with
-/// the error number that says so.
-pub(super) const IMPORTS: [(&str, Call); 43] = {
+/// The functions of WASI preview 1 that a program may import, their parameters (`i` is an i32, `I` an i64),
+/// and what becomes of a call. A language's runtime imports much that it never calls for a rule; what would
+/// reach beyond the program fails with the error number that says so.
+pub(super) const IMPORTS: [(&str, &str, Call); 43] = {
     use Call::{Fails, Ours, Wasix};
     [
-        ("args_get", Wasix),
-        ("args_sizes_get", Wasix),
-        ("clock_res_get", Ours),
-        ("clock_time_get", Ours),
-        ("environ_get", Wasix),
-        ("environ_sizes_get", Wasix),
-        ("fd_advise", Fails(NOTSUP)),
-        ("fd_allocate", Fails(NOTSUP)),
-        ("fd_close", Fails(BADF)),
-        ("fd_datasync", Fails(NOTSUP)),
-        ("fd_fdstat_get", Wasix),
-        ("fd_fdstat_set_flags", Fails(NOTSUP)),
-        ("fd_fdstat_set_rights", Fails(NOTSUP)),
-        ("fd_filestat_get", Wasix),
-        ("fd_filestat_set_size", Fails(NOTSUP)),
-        ("fd_filestat_set_times", Fails(NOTSUP)),
-        ("fd_pread", Fails(SPIPE)),
-        ("fd_prestat_dir_name", Fails(BADF)),
-        ("fd_prestat_get", Fails(BADF)),
-        ("fd_pwrite", Fails(SPIPE)),
-        ("fd_read", Ours),
-        ("fd_readdir", Fails(BADF)),
-        ("fd_renumber", Fails(NOTSUP)),
-        ("fd_seek", Fails(SPIPE)),
-        ("fd_sync", Fails(NOTSUP)),
-        ("fd_tell", Fails(SPIPE)),
-        ("fd_write", Ours),
-        ("path_create_directory", Fails(NOTCAPABLE)),
-        ("path_filestat_get", Fails(NOTCAPABLE)),
-        ("path_filestat_set_times", Fails(NOTCAPABLE)),
-        ("path_link", Fails(NOTCAPABLE)),
-        ("path_open", Fails(NOTCAPABLE)),
-        ("path_readlink", Fails(NOTCAPABLE)),
-        ("path_remove_directory", Fails(NOTCAPABLE)),
-        ("path_rename", Fails(NOTCAPABLE)),
-        ("path_symlink", Fails(NOTCAPABLE)),
-        ("path_unlink_file", Fails(NOTCAPABLE)),
+        ("args_get", "ii", Wasix),
+        ("args_sizes_get", "ii", Wasix),
+        ("clock_res_get", "ii", Ours),
+        ("clock_time_get", "iIi", Ours),
+        ("environ_get", "ii", Ours),
+        ("environ_sizes_get", "ii", Wasix),
+        ("fd_advise", "iIIi", Fails(NOTSUP)),
+        ("fd_allocate", "iII", Fails(NOTSUP)),
+        ("fd_close", "i", Fails(BADF)),
+        ("fd_datasync", "i", Fails(NOTSUP)),
+        ("fd_fdstat_get", "ii", Ours),
+        ("fd_fdstat_set_flags", "ii", Fails(NOTSUP)),
+        ("fd_fdstat_set_rights", "iII", Fails(NOTSUP)),
+        ("fd_filestat_get", "ii", Ours),
+        ("fd_filestat_set_size", "iI", Fails(NOTSUP)),
+        ("fd_filestat_set_times", "iIIi", Fails(NOTSUP)),
+        ("fd_pread", "iiiIi", Fails(SPIPE)),
+        ("fd_prestat_dir_name", "iii", Fails(BADF)),
+        ("fd_prestat_get", "ii", Fails(BADF)),
+        ("fd_pwrite", "iiiIi", Fails(SPIPE)),
+        ("fd_read", "iiii", Ours),
+        ("fd_readdir", "iiiIi", Fails(BADF)),
+        ("fd_renumber", "ii", Fails(NOTSUP)),
+        ("fd_seek", "iIii", Fails(SPIPE)),
+        ("fd_sync", "i", Fails(NOTSUP)),
+        ("fd_tell", "ii", Fails(SPIPE)),
+        ("fd_write", "iiii", Ours),
+        ("path_create_directory", "iii", Fails(NOTCAPABLE)),
+        ("path_filestat_get", "iiiii", Fails(NOTCAPABLE)),
+        ("path_filestat_set_times", "iiiiIIi", Fails(NOTCAPABLE)),
+        ("path_link", "iiiiiii", Fails(NOTCAPABLE)),
+        ("path_open", "iiiiiIIii", Fails(NOTCAPABLE)),
+        ("path_readlink", "iiiiii", Fails(NOTCAPABLE)),
+        ("path_remove_directory", "iii", Fails(NOTCAPABLE)),
+        ("path_rename", "iiiiii", Fails(NOTCAPABLE)),
+        ("path_symlink", "iiiii", Fails(NOTCAPABLE)),
+        ("path_unlink_file", "iii", Fails(NOTCAPABLE)),
         // There is nothing to wait for, and time stands still.
-        ("poll_oneoff", Fails(NOTSUP)),
-        ("proc_exit", Wasix),
-        ("random_get", Ours),
-        ("sched_yield", Fails(SUCCESS)),
-        ("sock_recv", Fails(BADF)),
-        ("sock_shutdown", Fails(BADF)),
+        ("poll_oneoff", "iiii", Fails(NOTSUP)),
+        ("proc_exit", "i", Wasix),
+        ("random_get", "ii", Ours),
+        ("sched_yield", "", Fails(SUCCESS)),
+        ("sock_recv", "iiiiii", Fails(BADF)),
+        ("sock_shutdown", "ii", Fails(BADF)),
     ]
 };
+
+/// The type of an import of this name: all give an error number, but for the one that does not return.
+pub(super) fn import_type(name: &str) -> Option<(Vec<ValType>, Vec<ValType>)> {
+    let (_, params, _) = IMPORTS.iter().find(|(known, ..)| *known == name)?;
+    let params = params.chars().map(|letter| match letter {
+        'I' => ValType::I64,
+        _ => ValType::I32,
+    });
+    let results = match name {
+        "proc_exit" => Vec::new(),
+        _ => vec![ValType::I32],
+    };
+    Some((params.collect(), results))
+}
 
 /// What a call of an import comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    /// wasmer-wasix does it.
+    /// wasmer-wasix does it. It writes text and numbers of 4 bytes, and nothing that has padding.
     Wasix,
-    /// We do it, or charge for it first.
+    /// We do it: all that is written is ours.
     Ours,
     /// It returns this error number and does nothing.
     Fails(i32),
@@ -106,18 +119,15 @@ pub(super) enum Call {
 const SUCCESS: i32 = 0;
 const BADF: i32 = 8;
 const FAULT: i32 = 21;
+const INVAL: i32 = 28;
 const NOTSUP: i32 = 58;
 const SPIPE: i32 = 70;
 const NOTCAPABLE: i32 = 76;
 
-/// Fuel for the process that every event gets, besides what its module costs.
-const PROCESS_FUEL: u64 = 200_000;
-/// Fuel for a call of an import, compiled in where it is called.
-pub(super) const CALL_FUEL: u64 = 1_000;
-/// Fuel for each buffer of a read or a write.
-const BUFFER_FUEL: u64 = 20;
-/// Bytes that are moved for 1 fuel.
-const BYTES_PER_FUEL: u64 = 8;
+/// The most buffers of one read or write, as on Linux.
+const BUFFERS_MAX: u32 = 1_024;
+/// How many random bytes are made between two looks at the fuel.
+const RANDOM_PIECE_BYTES: usize = 16 << 10;
 
 /// The variable that holds the rule's configuration, as JSON.
 pub(super) const CONFIG_VARIABLE: &str = "HOOKSIEVE_CONFIG";
@@ -174,8 +184,7 @@ struct Process {
     linear: Arc<Linear>,
     meter: Meter,
     start: TypedFunction<(), ()>,
-    output: Captured,
-    log: Captured,
+    host: FunctionEnv<Host>,
     _instance: Instance,
     _code: Arc<Code>,
 }
@@ -190,27 +199,29 @@ impl Process {
     ) -> Result<Self, Error> {
         let code = module.code()?;
         let mut store = code.store();
-        let (output, log) = (
-            Captured::new(limits.output_bytes),
-            Captured::new(limits.log_bytes),
-        );
+        let config_bytes = config.len();
         let env = WasiEnv::builder("rule")
             .runtime(runtime())
             .fs(Arc::new(EmptyFileSystem::default()) as Arc<_>)
             .env(CONFIG_VARIABLE, config)
-            .stdin(Box::new(Input {
-                bytes: event.into(),
-                at: 0,
-            }))
-            .stdout(Box::new(output.clone()))
-            .stderr(Box::new(log.clone()))
+            // What the program reads and writes does not pass through wasmer-wasix.
+            .stdin(Box::new(NullFile::default()))
+            .stdout(Box::new(NullFile::default()))
+            .stderr(Box::new(NullFile::default()))
             .build()
             .map_err(engine_error)?;
         let mut wasi = WasiFunctionEnv::new(&mut store, env);
-        let mut imports =
-            generate_import_object_from_env(&mut store, &wasi.env, WasiVersion::Snapshot1);
-        let host = FunctionEnv::new(&mut store, Host::new(event, index));
-        replace(&mut store, &mut imports, &code.module, &host);
+        let theirs = generate_import_object_from_env(&mut store, &wasi.env, WasiVersion::Snapshot1);
+        let mut host = Host::new(event, index, config_bytes, limits);
+        host.environ =
+            theirs
+                .get_export(NAMESPACE, "environ_get")
+                .and_then(|environ| match environ {
+                    Extern::Function(environ) => environ.typed(&store).ok(),
+                    _ => None,
+                });
+        let host = FunctionEnv::new(&mut store, host);
+        let imports = imports(&mut store, &theirs, &code.module, &host);
         memory::take_made();
         let instance = Instance::new(&mut store, &code.module, &imports).map_err(engine_error)?;
         let (linear, globals) = memory::take_made();
@@ -234,8 +245,7 @@ impl Process {
             linear,
             meter,
             start,
-            output,
-            log,
+            host,
             _instance: instance,
             _code: code,
         })
@@ -248,7 +258,7 @@ impl Process {
                 limit: self.limits.input_bytes,
             });
         }
-        let base = PROCESS_FUEL
+        let base = prices::PROCESS
             + program.module.start_fuel()
             + super::instance::start_pages_fuel(self.linear.pages());
         self.meter.give(self.limits.fuel, event.len(), base)?;
@@ -261,7 +271,7 @@ impl Process {
             }
             self.exit_code(ended)
         })?;
-        let output = self.output.take();
+        let output = &self.host.as_ref(&self.store).output;
         if output.seen > self.limits.output_bytes {
             return Err(Error::Output {
                 bytes: output.seen,
@@ -289,7 +299,7 @@ impl Process {
     fn used(mut self) -> Used {
         // Gives up what wasmer-wasix keeps for the process.
         self.wasi.on_exit(&mut self.store, None);
-        let log = self.log.take();
+        let log = &self.host.as_ref(&self.store).log;
         let mut lines: Vec<_> = String::from_utf8_lossy(&log.kept)
             .lines()
             .map(str::to_owned)
@@ -299,6 +309,7 @@ impl Process {
         }
         Used {
             fuel: self.meter.used(),
+            fuel_past: self.meter.used_past(),
             memory_bytes: self.linear.bytes() as u64,
             log: lines,
         }
@@ -345,28 +356,58 @@ impl VirtualTaskManager for NoTasks {
 struct Host {
     linear: Option<Arc<Linear>>,
     fuel: Option<Fuel>,
+    /// What is left to read of the event.
+    input: Box<[u8]>,
+    read: usize,
+    output: Captured,
+    log: Captured,
     /// Nanoseconds since 1970: the event's time.
     time_ns: i64,
     random: Random,
-    read: Option<Io>,
-    write: Option<Io>,
+    config_bytes: usize,
+    /// wasmer-wasix's, which writes the configuration.
+    environ: Option<TypedFunction<(i32, i32), i32>>,
 }
 
-/// `fd_read` and `fd_write`: descriptor, buffers, their number, where the count goes.
-type Io = TypedFunction<(i32, i32, i32, i32), i32>;
-
 impl Host {
-    fn new(event: &[u8], index: &[u8]) -> Self {
-        let event = Event::decode(event, SkipIndex::new(index)).ok();
-        let time: Option<jiff::Timestamp> = event.and_then(|event| event.time().parse().ok());
+    fn new(event: &[u8], index: &[u8], config_bytes: usize, limits: &Limits) -> Self {
+        let decoded = Event::decode(event, SkipIndex::new(index)).ok();
+        let time: Option<jiff::Timestamp> = decoded.and_then(|event| event.time().parse().ok());
         Self {
             linear: None,
             fuel: None,
+            input: event.into(),
+            read: 0,
+            output: Captured::new(limits.output_bytes),
+            log: Captured::new(limits.log_bytes),
             time_ns: time.map_or(0, |time| time.as_millisecond() * 1_000_000),
-            random: Random::new(event.map_or("", |event| event.id())),
-            read: None,
-            write: None,
+            random: Random::new(decoded.map_or("", |event| event.id())),
+            config_bytes,
+            environ: None,
         }
+    }
+}
+
+/// What was written to a standard output, up to a limit.
+struct Captured {
+    kept: Vec<u8>,
+    seen: usize,
+    limit: usize,
+}
+
+impl Captured {
+    fn new(limit: usize) -> Self {
+        Self {
+            kept: Vec::new(),
+            seen: 0,
+            limit,
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        let room = self.limit - self.kept.len();
+        self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.seen = self.seen.saturating_add(bytes.len());
     }
 }
 
@@ -393,61 +434,141 @@ impl Random {
     }
 }
 
-/// Puts our functions in the place of wasmer-wasix's.
-fn replace(
+/// What the program gets for its imports. Each is made from wasmer-wasix's own or from nothing, never from
+/// what was made before: a name that stands twice, as Go's linker writes `fd_write`, is one function.
+fn imports(
     store: &mut Store,
-    imports: &mut Imports,
+    theirs: &Imports,
     module: &wasmer::Module,
     host: &FunctionEnv<Host>,
-) {
+) -> Imports {
+    let mut imports = Imports::new();
     for import in module.imports() {
         let name = import.name();
-        let call = IMPORTS.iter().find(|(known, _)| *known == name);
-        let ours = match (call.map(|(_, call)| *call), name) {
-            (Some(Call::Fails(errno)), _) => {
-                let ExternType::Function(ty) = import.ty() else {
-                    continue;
-                };
-                Function::new(store, ty, move |_| Ok(vec![Value::I32(errno)]))
-            }
-            (Some(Call::Ours), "fd_read" | "fd_write") => {
-                let Some(Extern::Function(theirs)) = imports.get_export(NAMESPACE, name) else {
-                    continue;
-                };
-                let Ok(theirs) = theirs.typed(store) else {
-                    continue;
-                };
-                if name == "fd_read" {
-                    host.as_mut(store).read = Some(theirs);
-                    Function::new_typed_with_env(store, host, fd_read)
-                } else {
-                    host.as_mut(store).write = Some(theirs);
-                    Function::new_typed_with_env(store, host, fd_write)
-                }
-            }
-            (Some(Call::Ours), "clock_time_get") => {
-                Function::new_typed_with_env(store, host, clock_time_get)
-            }
-            (Some(Call::Ours), "clock_res_get") => {
-                Function::new_typed_with_env(store, host, clock_res_get)
-            }
-            (Some(Call::Ours), "random_get") => {
-                Function::new_typed_with_env(store, host, random_get)
-            }
-            _ => continue,
+        if imports.exists(NAMESPACE, name) {
+            continue;
+        }
+        let Some((_, _, call)) = IMPORTS.iter().find(|(known, ..)| *known == name) else {
+            continue;
         };
-        imports.define(NAMESPACE, name, ours);
+        let function = match *call {
+            Call::Fails(errno) => fails(store, name, errno),
+            Call::Ours => ours(store, name, host),
+            Call::Wasix => match theirs.get_export(NAMESPACE, name) {
+                Some(Extern::Function(theirs)) => Some(theirs),
+                _ => None,
+            },
+        };
+        if let Some(function) = function {
+            imports.define(NAMESPACE, name, function);
+        }
+    }
+    imports
+}
+
+/// A function that does nothing but give this error number.
+fn fails(store: &mut Store, name: &str, errno: i32) -> Option<Function> {
+    let (params, results) = import_type(name)?;
+    let types = |types: Vec<ValType>| {
+        let types = types.into_iter().map(|ty| match ty {
+            ValType::I64 => wasmer::Type::I64,
+            _ => wasmer::Type::I32,
+        });
+        types.collect::<Vec<_>>()
+    };
+    let ty = FunctionType::new(types(params), types(results));
+    Some(Function::new(store, ty, move |_| {
+        Ok(vec![Value::I32(errno)])
+    }))
+}
+
+fn ours(store: &mut Store, name: &str, host: &FunctionEnv<Host>) -> Option<Function> {
+    Some(match name {
+        "clock_res_get" => Function::new_typed_with_env(store, host, clock_res_get),
+        "clock_time_get" => Function::new_typed_with_env(store, host, clock_time_get),
+        "environ_get" => Function::new_typed_with_env(store, host, environ_get),
+        "fd_fdstat_get" => Function::new_typed_with_env(store, host, fd_fdstat_get),
+        "fd_filestat_get" => Function::new_typed_with_env(store, host, fd_filestat_get),
+        "fd_read" => Function::new_typed_with_env(store, host, fd_read),
+        "fd_write" => Function::new_typed_with_env(store, host, fd_write),
+        "random_get" => Function::new_typed_with_env(store, host, random_get),
+        _ => return None,
+    })
+}
+
+/// An error number in place of what a call was to do.
+type Errno = i32;
+
+/// A place in the guest's memory.
+fn place(memory: &mut [u8], at: i32, bytes: usize) -> Result<&mut [u8], Errno> {
+    let rest = memory.get_mut(at as u32 as usize..);
+    rest.and_then(|rest| rest.get_mut(..bytes)).ok_or(FAULT)
+}
+
+/// The buffers of a read or a write, where each stands and how long it is.
+fn buffers(memory: &[u8], at: i32, n: i32) -> Result<Vec<(usize, usize)>, Errno> {
+    let list = memory.get(at as u32 as usize..);
+    let list = list.and_then(|rest| rest.get(..n as u32 as usize * 8));
+    let mut buffers = Vec::with_capacity(n as u32 as usize);
+    for buffer in list.ok_or(FAULT)?.as_chunks::<8>().0 {
+        let [a, b, c, d, e, f, g, h] = *buffer;
+        let at = u32::from_le_bytes([a, b, c, d]) as usize;
+        let length = u32::from_le_bytes([e, f, g, h]) as usize;
+        if at + length > memory.len() {
+            return Err(FAULT);
+        }
+        buffers.push((at, length));
+    }
+    Ok(buffers)
+}
+
+/// Has `does` work on the guest's memory, after its price was paid for so many buffers.
+fn with_buffers(
+    mut env: FunctionEnvMut<'_, Host>,
+    n: i32,
+    does: impl FnOnce(&mut Host, &mut [u8]) -> Result<u64, Errno>,
+) -> Result<i32, Error> {
+    let host = env.data_mut();
+    let (Some(linear), Some(fuel)) = (host.linear.clone(), host.fuel) else {
+        return Ok(FAULT);
+    };
+    if n as u32 > BUFFERS_MAX {
+        return Ok(INVAL);
+    }
+    fuel.spend(u64::from(n as u32) * prices::BUFFER)?;
+    // SAFETY: the guest waits for this function, and this is the only slice of its memory.
+    let memory = unsafe { linear.as_mut_slice() };
+    match does(host, memory) {
+        Ok(moved) => {
+            fuel.spend(moved.div_ceil(prices::BYTES_IN_BULK as u64))?;
+            Ok(SUCCESS)
+        }
+        Err(errno) => Ok(errno),
     }
 }
 
+/// Reads what is left of the event. It moves no more than there is of it, so its length is bounded.
 fn fd_read(env: FunctionEnvMut<'_, Host>, fd: i32, at: i32, n: i32, to: i32) -> Result<i32, Error> {
     if fd != 0 {
         return Ok(BADF);
     }
-    let theirs = env.data().read.clone();
-    move_bytes(env, theirs, (fd, at, n, to))
+    with_buffers(env, n, |host, memory| {
+        let buffers = buffers(memory, at, n)?;
+        place(memory, to, 4)?;
+        let before = host.read;
+        for (at, length) in buffers {
+            let left = &host.input[host.read..];
+            let part = &left[..left.len().min(length)];
+            memory[at..at + part.len()].copy_from_slice(part);
+            host.read += part.len();
+        }
+        let read = host.read - before;
+        place(memory, to, 4)?.copy_from_slice(&(read as u32).to_le_bytes());
+        Ok(read as u64)
+    })
 }
 
+/// Takes all that is written, and keeps as much of it as the limit lets: only that is moved.
 fn fd_write(
     env: FunctionEnvMut<'_, Host>,
     fd: i32,
@@ -458,54 +579,71 @@ fn fd_write(
     if fd != 1 && fd != 2 {
         return Ok(BADF);
     }
-    let theirs = env.data().write.clone();
-    move_bytes(env, theirs, (fd, at, n, to))
+    with_buffers(env, n, |host, memory| {
+        let buffers = buffers(memory, at, n)?;
+        place(memory, to, 4)?;
+        let all: u64 = buffers.iter().map(|(_, length)| *length as u64).sum();
+        let written = u32::try_from(all).map_err(|_| INVAL)?;
+        let captured = match fd {
+            1 => &mut host.output,
+            _ => &mut host.log,
+        };
+        for (at, length) in buffers {
+            captured.write(&memory[at..at + length]);
+        }
+        place(memory, to, 4)?.copy_from_slice(&written.to_le_bytes());
+        Ok(all)
+    })
 }
 
-/// Charges for the buffers and the bytes, then has wasmer-wasix move them.
-fn move_bytes(
-    mut env: FunctionEnvMut<'_, Host>,
-    theirs: Option<Io>,
-    (fd, at, n, to): (i32, i32, i32, i32),
-) -> Result<i32, Error> {
-    let (host, mut store) = env.data_and_store_mut();
-    let (Some(linear), Some(fuel), Some(theirs)) = (&host.linear, host.fuel, theirs) else {
-        return Ok(FAULT);
+/// What a standard descriptor is: of no known type, so that programs buffer what they write, with the
+/// rights to read or to write. `fdstat`: type, 1 byte; flags, 2 bytes at 2; rights, 8 bytes at 8 and at 16.
+fn fd_fdstat_get(env: FunctionEnvMut<'_, Host>, fd: i32, to: i32) -> Result<i32, Error> {
+    const FD_READ: u64 = 1 << 1;
+    const FD_WRITE: u64 = 1 << 6;
+    let rights = match fd {
+        0 => FD_READ,
+        1 | 2 => FD_WRITE,
+        _ => return Ok(BADF),
     };
-    let buffers = u64::from(n as u32);
-    fuel.spend(buffers.saturating_mul(BUFFER_FUEL))?;
-    // SAFETY: the guest waits for this function, and nothing is written before the slice is gone.
-    let memory = unsafe { linear.as_slice() };
-    let Some(list) = memory
-        .get(at as u32 as usize..)
-        .and_then(|rest| rest.get(..n as u32 as usize * 8))
-    else {
-        return Ok(FAULT);
-    };
-    let mut bytes = 0;
-    for buffer in list.chunks_exact(8) {
-        let length = [buffer[4], buffer[5], buffer[6], buffer[7]];
-        bytes += u64::from(u32::from_le_bytes(length));
+    let mut stat = [0; 24];
+    stat[8..16].copy_from_slice(&rights.to_le_bytes());
+    write(env, to, &stat)
+}
+
+/// A standard descriptor has nothing of what a file has: 64 zeros.
+fn fd_filestat_get(env: FunctionEnvMut<'_, Host>, fd: i32, to: i32) -> Result<i32, Error> {
+    match fd {
+        0..=2 => write(env, to, &[0; 64]),
+        _ => Ok(BADF),
     }
-    fuel.spend(bytes.div_ceil(BYTES_PER_FUEL))?;
-    theirs
-        .call(&mut store.as_store_mut(), fd, at, n, to)
+}
+
+/// Has wasmer-wasix write the configuration, and charges for its length.
+fn environ_get(mut env: FunctionEnvMut<'_, Host>, pointers: i32, texts: i32) -> Result<i32, Error> {
+    let (host, mut store) = env.data_and_store_mut();
+    let (Some(fuel), Some(environ)) = (host.fuel, host.environ.clone()) else {
+        return Ok(FAULT);
+    };
+    fuel.spend((host.config_bytes as u64).div_ceil(prices::BYTES_IN_BULK as u64))?;
+    environ
+        .call(&mut store.as_store_mut(), pointers, texts)
         .map_err(engine_error)
 }
 
 fn clock_time_get(
-    mut env: FunctionEnvMut<'_, Host>,
+    env: FunctionEnvMut<'_, Host>,
     _clock: i32,
     _precision: i64,
     to: i32,
 ) -> Result<i32, Error> {
     let time = env.data().time_ns.to_le_bytes();
-    Ok(write(env.data_mut(), to, &time))
+    write(env, to, &time)
 }
 
 /// The clock stands still, so it has no resolution; a second is the least wrong.
-fn clock_res_get(mut env: FunctionEnvMut<'_, Host>, _clock: i32, to: i32) -> Result<i32, Error> {
-    Ok(write(env.data_mut(), to, &1_000_000_000u64.to_le_bytes()))
+fn clock_res_get(env: FunctionEnvMut<'_, Host>, _clock: i32, to: i32) -> Result<i32, Error> {
+    write(env, to, &1_000_000_000u64.to_le_bytes())
 }
 
 fn random_get(mut env: FunctionEnvMut<'_, Host>, to: i32, bytes: i32) -> Result<i32, Error> {
@@ -513,187 +651,31 @@ fn random_get(mut env: FunctionEnvMut<'_, Host>, to: i32, bytes: i32) -> Result<
     let (Some(linear), Some(fuel)) = (&host.linear, host.fuel) else {
         return Ok(FAULT);
     };
-    // A hash for each 32 bytes.
-    fuel.spend(u64::from(bytes as u32).saturating_mul(8))?;
     // SAFETY: the guest waits for this function, and this is the only slice of its memory.
     let memory = unsafe { linear.as_mut_slice() };
-    let place = memory
-        .get_mut(to as u32 as usize..)
-        .and_then(|rest| rest.get_mut(..bytes as u32 as usize));
-    match place {
-        Some(place) => {
-            host.random.fill(place);
+    match place(memory, to, bytes as u32 as usize) {
+        Ok(place) => {
+            for piece in place.chunks_mut(RANDOM_PIECE_BYTES) {
+                fuel.spend(piece.len() as u64 * prices::RANDOM_BYTE)?;
+                host.random.fill(piece);
+            }
             Ok(SUCCESS)
         }
-        None => Ok(FAULT),
+        Err(errno) => Ok(errno),
     }
 }
 
-fn write(host: &mut Host, to: i32, bytes: &[u8]) -> i32 {
-    let Some(linear) = &host.linear else {
-        return FAULT;
+fn write(mut env: FunctionEnvMut<'_, Host>, to: i32, bytes: &[u8]) -> Result<i32, Error> {
+    let Some(linear) = &env.data_mut().linear else {
+        return Ok(FAULT);
     };
     // SAFETY: the guest waits for this function, and this is the only slice of its memory.
     let memory = unsafe { linear.as_mut_slice() };
-    let place = memory
-        .get_mut(to as u32 as usize..)
-        .and_then(|rest| rest.get_mut(..bytes.len()));
-    match place {
-        Some(place) => {
+    Ok(match place(memory, to, bytes.len()) {
+        Ok(place) => {
             place.copy_from_slice(bytes);
             SUCCESS
         }
-        None => FAULT,
-    }
+        Err(errno) => errno,
+    })
 }
-
-/// The event, to be read once.
-#[derive(Debug)]
-struct Input {
-    bytes: Box<[u8]>,
-    at: usize,
-}
-
-/// What was written to a standard output, up to a limit.
-#[derive(Clone, Debug)]
-struct Captured(Arc<Mutex<Output>>);
-
-#[derive(Debug, Default)]
-struct Output {
-    kept: Vec<u8>,
-    seen: usize,
-    limit: usize,
-}
-
-impl Captured {
-    fn new(limit: usize) -> Self {
-        Self(Arc::new(Mutex::new(Output {
-            limit,
-            ..Output::default()
-        })))
-    }
-
-    fn take(&self) -> Output {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl AsyncRead for Input {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let left = self.bytes.get(self.at..).unwrap_or_default();
-        let part = &left[..left.len().min(to.remaining())];
-        to.put_slice(part);
-        self.at += part.len();
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Input {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncRead for Captured {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        _: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Captured {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = output.limit.saturating_sub(output.kept.len());
-        output
-            .kept
-            .extend_from_slice(&bytes[..bytes.len().min(room)]);
-        output.seen = output.seen.saturating_add(bytes.len());
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// What wasmer-wasix asks of a file besides reading and writing: streams have none of it.
-macro_rules! stream {
-    ($stream:ty) => {
-        impl AsyncSeek for $stream {
-            fn start_seek(self: Pin<&mut Self>, _: io::SeekFrom) -> io::Result<()> {
-                Err(io::ErrorKind::NotSeekable.into())
-            }
-
-            fn poll_complete(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<u64>> {
-                Poll::Ready(Ok(0))
-            }
-        }
-
-        impl VirtualFile for $stream {
-            fn last_accessed(&self) -> u64 {
-                0
-            }
-
-            fn last_modified(&self) -> u64 {
-                0
-            }
-
-            fn created_time(&self) -> u64 {
-                0
-            }
-
-            fn size(&self) -> u64 {
-                0
-            }
-
-            fn set_len(&mut self, _: u64) -> Result<(), FsError> {
-                Err(FsError::PermissionDenied)
-            }
-
-            fn unlink(&mut self) -> Result<(), FsError> {
-                Err(FsError::PermissionDenied)
-            }
-
-            fn poll_read_ready(
-                self: Pin<&mut Self>,
-                _: &mut Context<'_>,
-            ) -> Poll<io::Result<usize>> {
-                Poll::Ready(Ok(1))
-            }
-
-            fn poll_write_ready(
-                self: Pin<&mut Self>,
-                _: &mut Context<'_>,
-            ) -> Poll<io::Result<usize>> {
-                Poll::Ready(Ok(1))
-            }
-        }
-    };
-}
-
-stream!(Input);
-stream!(Captured);

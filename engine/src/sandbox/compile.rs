@@ -17,7 +17,9 @@ use wasmer::sys::{
 pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
     let engine = engine(limits, checked);
     let refused = |message: String| Refused::Compiler { message };
-    let code = Code::map(engine, |engine| wasmer::Module::new(engine, checked.wasm));
+    // Names and other custom sections would be kept beside every copy of the code, however many there are.
+    let wasm = super::profile::strip(checked.wasm).map_err(refused)?;
+    let code = Code::map(engine, |engine| wasmer::Module::new(engine, &wasm));
     let code = code.map_err(|error| refused(error.to_string()))?;
     let artifact = code
         .module
@@ -131,10 +133,11 @@ fn headless(limits: &Limits) -> wasmer::Engine {
 /// The name of a module's machine code: a hash over everything that shaped it. What shapes it beside
 /// the module and the limits is the source of this folder's compiling half, wasmer, and this machine.
 pub(super) fn key(module: Hash, limits: &Limits) -> Hash {
-    const SHAPED_BY: [&str; 5] = [
+    const SHAPED_BY: [&str; 6] = [
         include_str!("compile.rs"),
         include_str!("command.rs"),
         include_str!("metering.rs"),
+        include_str!("prices.rs"),
         include_str!("check.rs"),
         include_str!("memory.rs"),
     ];

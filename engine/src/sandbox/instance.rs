@@ -6,7 +6,7 @@ use super::image::Image;
 use super::memory::{self, Linear};
 use super::meter::{Fuel, Meter};
 use super::profile::{self, Tree};
-use super::{Error, Limits, LogLine, Module, stack};
+use super::{Error, Limits, LogLine, Module, prices, stack};
 use hooksieve_sdk::wire::{self, Decision, unpack};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,19 +16,12 @@ use wasmer::{
     imports,
 };
 
-/// Fuel for each call of `hooksieve.log`, besides one for each byte.
-const LOG_FUEL: u64 = 100;
-/// Fuel for each page beyond [`FREE_PAGES`] that an event starts with: what it is to get a page
-/// zeroed from the system, as when it is grown.
-const START_PAGE_FUEL: u64 = super::metering::PAGE_FUEL;
-/// Pages of memory that an event may start with for nothing: putting back so little takes about as
-/// long as a call.
-const FREE_PAGES: u64 = 4;
-
 /// What an event used.
 #[derive(Default)]
 pub(super) struct Used {
     pub(super) fuel: u64,
+    /// What it burned after its fuel was over.
+    pub(super) fuel_past: u64,
     pub(super) memory_bytes: u64,
     pub(super) log: Vec<LogLine>,
 }
@@ -302,6 +295,7 @@ impl Guest {
         }
         Used {
             fuel: self.meter.used(),
+            fuel_past: self.meter.used_past(),
             memory_bytes: self.linear.bytes() as u64,
             log: lines,
         }
@@ -404,7 +398,7 @@ fn log(
         // Only a start function could call before the instance is ready, and there is none.
         return Ok(());
     };
-    fuel.spend(LOG_FUEL.saturating_add(u64::from(bytes)))?;
+    fuel.spend(prices::LOG.saturating_add(u64::from(bytes)))?;
     // SAFETY: the guest waits for this function, and nothing is written before the slice is gone.
     let memory = unsafe { linear.as_slice() };
     let text = memory
@@ -459,7 +453,7 @@ const PANIC_BYTES_MAX: usize = 1_024;
 
 /// What the memory that an event starts with costs it.
 pub(super) fn start_pages_fuel(pages: u32) -> u64 {
-    u64::from(pages).saturating_sub(FREE_PAGES) * START_PAGE_FUEL
+    u64::from(pages).saturating_sub(prices::FREE_PAGES) * prices::START_PAGE
 }
 
 /// The last line of a log that was too long.

@@ -3,7 +3,8 @@
 
 use super::memory::Linear;
 use super::metering::OurGlobals;
-use super::{Error, Limits, watchdog};
+use super::{Error, Limits, prices, watchdog};
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,13 +12,11 @@ use std::time::Duration;
 use wasmer::RuntimeError;
 use wasmer::sys::vm::{TrapCode, VMGlobalDefinition};
 
-/// Bytes of input for 1 fuel, rounded up.
-const INPUT_BYTES_PER_FUEL: u64 = 16;
-
 /// Kept beside its instance: the places lie in there.
 pub(super) struct Meter {
     pub(super) fuel: Fuel,
     given: u64,
+    past: Cell<u64>,
     refused_memory: Place,
     refused_table: Place,
     linear: Arc<Linear>,
@@ -42,8 +41,12 @@ impl Meter {
             }),
         };
         Ok(Self {
-            fuel: Fuel(place(ours.fuel)?),
+            fuel: Fuel {
+                left: place(ours.fuel)?,
+                floor: place(ours.floor)?,
+            },
             given: 0,
+            past: Cell::new(0),
             refused_memory: place(ours.refused_memory)?,
             refused_table: place(ours.refused_table)?,
             linear,
@@ -54,7 +57,8 @@ impl Meter {
     /// Fills the fuel up, less what the input costs and what comes before it.
     pub(super) fn give(&mut self, limit: u64, input_bytes: usize, base: u64) -> Result<(), Error> {
         self.given = limit;
-        let price = (input_bytes as u64).div_ceil(INPUT_BYTES_PER_FUEL) + base;
+        self.past.set(0);
+        let price = (input_bytes as u64).div_ceil(prices::INPUT_BYTES) + base;
         self.fuel.set(limit.min(FUEL_MAX) as i64);
         self.fuel.spend(price).map_err(|_| self.exhausted())
     }
@@ -64,8 +68,14 @@ impl Meter {
         self.given - self.fuel.left().max(0) as u64
     }
 
+    /// What was burned after all that was given: see [`metering::burned_past_max`].
+    pub(super) fn used_past(&self) -> u64 {
+        self.past.get()
+    }
+
     /// More was burned than was given: all of that is used, then.
     fn exhausted(&self) -> Error {
+        self.past.set(self.fuel.left().min(0).unsigned_abs());
         self.fuel.set(0);
         Error::Fuel { limit: self.given }
     }
@@ -145,6 +155,12 @@ impl Place {
         // SAFETY: the instance is alive as long as whoever holds this place; see `Meter`.
         unsafe { self.0.cast::<u32>().read() }
     }
+
+    /// Atomic, because the watchdog may write.
+    fn i64<'a>(self) -> &'a AtomicI64 {
+        // SAFETY: as above.
+        unsafe { AtomicI64::from_ptr(self.0.as_ptr().cast()) }
+    }
 }
 
 const _: () = assert!(size_of::<VMGlobalDefinition>() == 16);
@@ -152,12 +168,16 @@ const _: () = assert!(size_of::<VMGlobalDefinition>() == 16);
 /// The most fuel that an event can be given: what is left is a signed number.
 const FUEL_MAX: u64 = i64::MAX as u64;
 
-/// What is left of one instance's fuel, in its own global.
+/// What is left of one instance's fuel, in its own globals.
 #[derive(Clone, Copy)]
-pub(super) struct Fuel(Place);
+pub(super) struct Fuel {
+    left: Place,
+    /// Fuel below this is none.
+    floor: Place,
+}
 
 impl Fuel {
-    /// Runs what calls into the guest, for at most this time: the watchdog takes the fuel away then.
+    /// Runs what calls into the guest, for at most this time: the watchdog strikes then.
     pub(super) fn guarded<T>(
         self,
         limit_ms: u64,
@@ -167,6 +187,7 @@ impl Fuel {
         // SAFETY: the fuel lives in the instance, which outlives the calls into it.
         let (result, struck) = unsafe { watchdog::guarded(self, limit, calls) };
         if struck {
+            self.floor.i64().store(0, Ordering::Relaxed);
             self.set(0);
             return Err(Error::WallClock { limit_ms });
         }
@@ -174,33 +195,31 @@ impl Fuel {
     }
 
     pub(super) fn left(self) -> i64 {
-        self.place().load(Ordering::Relaxed)
+        self.left.i64().load(Ordering::Relaxed)
     }
 
     pub(super) fn set(self, left: i64) {
-        self.place().store(left, Ordering::Relaxed);
+        self.left.i64().store(left, Ordering::Relaxed);
     }
 
-    /// Has the guest end at its next check.
-    pub(super) fn take_away(self) {
-        self.set(-1);
+    /// Has the guest end at its next check. The guest itself never writes the floor, so whatever it is in
+    /// the middle of, this stays.
+    pub(super) fn strike(self) {
+        self.floor.i64().store(i64::MAX, Ordering::Relaxed);
     }
 
     /// Takes what a host call costs.
     pub(super) fn spend(self, price: u64) -> Result<(), Error> {
-        let left = self.left().saturating_sub_unsigned(price);
-        self.set(left);
-        if left < 0 {
+        let (left, floor) = (self.left(), self.floor.i64().load(Ordering::Relaxed));
+        let then = left.saturating_sub_unsigned(price);
+        if then < floor {
+            // What is not done is not burned.
+            self.set(left.min(-1));
             // The limit is put in by `Meter::ended_by`, which knows it.
             return Err(Error::Fuel { limit: 0 });
         }
+        self.set(then);
         Ok(())
-    }
-
-    /// Atomic, because the watchdog may write.
-    fn place<'a>(self) -> &'a AtomicI64 {
-        // SAFETY: as for `Place::u32`.
-        unsafe { AtomicI64::from_ptr(self.0.0.as_ptr().cast()) }
     }
 }
 

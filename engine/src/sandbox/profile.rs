@@ -6,7 +6,7 @@
 //!
 //! Architecture invariant: only a module of [`Profiler`] has these imports; the check refuses them in any other.
 
-use super::{Module, Program, Refused, Run};
+use super::{Module, Program, Refused, Run, prices};
 use std::collections::BTreeMap;
 use wasm_encoder::reencode::{self, Reencode};
 use wasm_encoder::{
@@ -18,8 +18,8 @@ use wasmparser::{BinaryReaderError, KnownCustom, Name, Parser, Payload};
 pub(super) const ENTER: &str = "enter";
 pub(super) const LEAVE: &str = "leave";
 /// What metering takes for each of the two: the operators that were added.
-pub(super) const ENTER_FUEL: i64 = 2;
-pub(super) const LEAVE_FUEL: i64 = 1;
+pub(super) const ENTER_FUEL: i64 = 1 + LEAVE_FUEL;
+pub(super) const LEAVE_FUEL: i64 = prices::CALL as i64;
 /// Frames that are told apart, and places in all; what is deeper or beyond counts for what called it.
 const DEPTH_MAX: u32 = 200;
 const PLACES_MAX: usize = 100_000;

@@ -30,6 +30,10 @@ pub struct Run {
     /// Fuel that the event burned. Reading the configuration is in it only for a module that has to
     /// read it for every event.
     pub fuel: u64,
+    /// Fuel that it burned after the limit was reached, until it was stopped: a few thousand at most,
+    /// whatever its shape.
+    #[doc(hidden)]
+    pub fuel_past: u64,
     /// The guest's linear memory at the end.
     pub memory_bytes: u64,
     /// With the start of an instance, where that was needed, or with putting it back.
@@ -49,6 +53,7 @@ impl Run {
         Self {
             outcome,
             fuel: used.fuel,
+            fuel_past: used.fuel_past,
             memory_bytes: used.memory_bytes,
             log: used.log,
             duration,

@@ -44,7 +44,7 @@ pub enum Refused {
     ImportType {
         name: String,
         found: String,
-        expected: &'static str,
+        expected: String,
     },
     #[error("it starts with {pages} pages of memory, the limit is {limit}")]
     MemoryStart { pages: u64, limit: u32 },

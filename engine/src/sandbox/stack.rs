@@ -124,7 +124,7 @@ unsafe fn open(
     let opened = unsafe { libc::mprotect(page as *mut c_void, GUARD_BYTES, access) } == 0;
     if opened {
         OPENED.set(Some((page, fuel.left())));
-        fuel.take_away();
+        fuel.set(-1);
     }
     opened
 }

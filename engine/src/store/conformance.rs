@@ -105,6 +105,7 @@ pub(super) fn decision(event: EventId, rule: &str, outcome: Outcome) -> Decision
         duration_us: 7,
         log: vec!["looked".to_owned()],
         decided_ms: NOW_MS,
+        prices: 2,
     }
 }
 

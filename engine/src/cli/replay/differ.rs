@@ -187,6 +187,17 @@ pub(super) fn new(made: &Made) -> Vec<Difference> {
     }]
 }
 
+/// Leaves fuel out of a comparison where it was counted in prices of another version; gives that version.
+pub(super) fn in_same_prices(before: &mut Made, after: &Made) -> Option<u64> {
+    // What was kept before prices had a version is of the first.
+    let version = before.get("prices").and_then(Value::as_u64).unwrap_or(1);
+    before["prices"] = after["prices"].clone();
+    (after["prices"] != version).then(|| {
+        before["fuel"] = after["fuel"].clone();
+        version
+    })
+}
+
 /// Whether a difference is of fuel alone, and of at most so many percent.
 pub(super) fn about_as_much_fuel(difference: &Difference, percent: f64) -> bool {
     let numbers = difference.before.as_f64().zip(difference.after.as_f64());
@@ -236,6 +247,19 @@ impl Blessed {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn fuel_of_other_prices_is_not_compared() {
+        let after = json!({ "fuel": 50, "prices": 2 });
+        let compared = |mut before: Value| {
+            let version = in_same_prices(&mut before, &after);
+            (version, differences(&before, &after).len())
+        };
+        assert_eq!(compared(json!({ "fuel": 20 })), (Some(1), 0));
+        assert_eq!(compared(json!({ "fuel": 20, "prices": 3 })), (Some(3), 0));
+        assert_eq!(compared(json!({ "fuel": 20, "prices": 2 })), (None, 1));
+        assert_eq!(compared(json!({ "fuel": 50, "prices": 2 })), (None, 0));
+    }
 
     #[test]
     fn each_field_that_is_other_is_named() {

@@ -8,7 +8,7 @@ use hooksieve::channel::{Channel, Preview};
 use hooksieve::id::Name;
 use hooksieve::recording::Personal;
 use hooksieve::replay::Recorded;
-use hooksieve::sandbox::Run;
+use hooksieve::sandbox::{PRICES_VERSION, Run};
 use hooksieve::store::{Delivery, Outcome, State, StoredEvent};
 use hooksieve::timing::{Rehearsal, Suppressed};
 use hooksieve_sdk::wire::{Decision, Payload};
@@ -158,6 +158,7 @@ impl Seen {
             "error": self.failure(),
             "deliveries": self.timed,
             "fuel": self.run.fuel,
+            "prices": PRICES_VERSION,
         })
     }
 

@@ -12,6 +12,7 @@ use hooksieve::id::Name;
 use hooksieve::pipeline::Rules;
 use hooksieve::recording::Personal;
 use hooksieve::replay::Recorded;
+use hooksieve::sandbox::PRICES_VERSION;
 use hooksieve::timing::Rehearsal;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,6 +98,8 @@ pub(super) struct Session<'a, W: Write> {
     pub(super) fuel_within: f64,
     /// How many events come to something else.
     pub(super) differ: u64,
+    /// The version of the prices that fuel was counted in, where that is another one.
+    pub(super) other_prices: Option<u64>,
     pub(super) json: bool,
     /// What was asked for.
     pub(super) rule: String,
@@ -162,7 +165,9 @@ impl<W: Write> Session<'_, W> {
                 let after = made();
                 Some(match expected.of(&recorded.id)? {
                     None => differ::new(&after),
-                    Some(before) => {
+                    Some(mut before) => {
+                        let other = differ::in_same_prices(&mut before, &after);
+                        self.other_prices = self.other_prices.or(other);
                         let mut found = differ::differences(&before, &after);
                         found.retain(|it| !differ::about_as_much_fuel(it, self.fuel_within));
                         found
@@ -185,6 +190,11 @@ impl<W: Write> Session<'_, W> {
             Compared::Recorded(kept) => {
                 kept.note(&recorded);
                 let before = as_recorded(&kept.rule, self.rules, &recorded, made());
+                let before = before.map(|mut before| {
+                    let other = differ::in_same_prices(&mut before, &made());
+                    self.other_prices = self.other_prices.or(other);
+                    before
+                });
                 before.map(|before| differ::differences(&before, &made()))
             }
             Compared::Last { last, now } => {
@@ -283,6 +293,13 @@ impl<W: Write> Session<'_, W> {
                     "  {colour}differ   {differ} of {all}{since}{colour:#}"
                 )?;
             }
+            if let Some(version) = self.other_prices {
+                let dim = style::DIM;
+                writeln!(
+                    self.out,
+                    "  {dim}fuel is not compared: it was counted in prices of version {version}, and these are of version {PRICES_VERSION}; --bless keeps the new{dim:#}"
+                )?;
+            }
             if let Some(first) = missing.first() {
                 let (bad, count) = (style::BAD, style::counted(missing.len() as u64, "event"));
                 let first = style::clean(first);
@@ -343,6 +360,7 @@ fn as_recorded(rule: &Name, rules: &Rules, recorded: &Recorded, made: Made) -> O
     });
     if same {
         before["fuel"] = kept.fuel.into();
+        before["prices"] = kept.prices.into();
     }
     Some(before)
 }
