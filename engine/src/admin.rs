@@ -322,6 +322,23 @@ impl From<registry::Error> for Problem {
             ),
             Error::Quota { .. } => (StatusCode::FORBIDDEN, "quota", "Limit reached"),
             Error::Fuel(wait_s) => return held::no_fuel(&detail, wait_s),
+            Error::CompileTime(wait_s) => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                let problem = Problem::new(status, "compile-quota", "Too much to compile", detail);
+                return problem.retry_after(wait_s);
+            }
+            Error::Disk {
+                free_bytes,
+                least_bytes,
+            } => {
+                tracing::error!(
+                    free_bytes,
+                    least_bytes,
+                    "no module is compiled: the disk is nearly full; free space, or see disk_free_bytes_min of [store] and code_bytes_max of [compile]"
+                );
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                return Problem::new(status, "store-full", "No room", detail).retry_after(60);
+            }
             Error::Busy(_) => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 return Problem::new(status, "busy", "Not now", detail).retry_after(2);

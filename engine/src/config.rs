@@ -105,6 +105,8 @@ pub struct Uploads {
     pub versions_max: usize,
     pub versions_bytes_max: usize,
     pub modules_bytes_max: u64,
+    pub code_bytes_max: u64,
+    pub compile_s_per_hour: u64,
     pub sources_max: usize,
     pub channels_max: usize,
 }
@@ -456,7 +458,7 @@ impl Settings {
 
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
-const RANGES: [(&str, &str, i64, i64); 53] = [
+const RANGES: [(&str, &str, i64, i64); 56] = [
     ("server", "body_bytes_max", 1_024, 16 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
@@ -478,10 +480,13 @@ const RANGES: [(&str, &str, i64, i64); 53] = [
     ("compile", "cpu_s", 1, 3_600),
     ("compile", "memory_bytes", 256 << 20, 1 << 40),
     ("compile", "wall_clock_ms", 100, 3_600_000),
+    ("compile", "code_bytes_max", 64 << 10, 1 << 32),
     ("uploads", "rules_max", 0, 1_000_000),
     ("uploads", "versions_max", 2, 10_000),
     ("uploads", "versions_bytes_max", 0, 1 << 40),
     ("uploads", "modules_bytes_max", 0, 1 << 40),
+    ("uploads", "code_bytes_max", 0, 1 << 40),
+    ("uploads", "compile_s_per_hour", 1, 1_000_000),
     ("uploads", "sources_max", 0, 1_000_000),
     ("uploads", "channels_max", 0, 1_000_000),
     ("quotas", "events_per_s", 0, PER_S_MAX as i64),

@@ -15,7 +15,7 @@
 //! tenant/{tenant}                         a tenant that has no file
 //! source/{tenant}/{name}                  a source, sealed
 //! channel/{tenant}/{name}                 a channel, sealed
-//! module/{tenant}/{sha256}                a module's size and date
+//! module/{tenant}/{sha256}                a module's sizes and date
 //! wasm/{tenant}/{sha256}                  its bytes
 //! rule/{tenant}/{rule}                    which versions are in use
 //! version/{tenant}/{rule}/{number, 10 digits}    a version
@@ -30,6 +30,7 @@ mod once;
 mod own;
 mod rest;
 mod rule;
+mod slots;
 mod trial;
 
 pub use access::{Caller, NewToken, Scope, Token};
@@ -39,24 +40,27 @@ pub use rule::{AuditEntry, Changed, NewVersion, Role, RuleState, Version};
 pub use trial::{Trial, Tried};
 
 use own::Own;
+use slots::{Slot, Slots};
 use trial::TRIALS_MAX;
 
 use crate::clock::now_ms;
 use crate::config::LimitsMax;
 use crate::config::Uploads;
+use crate::housekeeping::free_bytes;
 use crate::id::{Hash, Name};
 use crate::live::{Live, OfTenant};
 use crate::pipeline::{
     ActiveRule, Asked, Canary, KeptTally, Pipeline, Rules, Shadow, Tally, programs,
 };
-use crate::sandbox::{Form, Refused, Sandbox};
+use crate::sandbox::{CompilerTime, Form, Refused, Sandbox};
 use crate::seal::Seal;
 use crate::secret::Secret;
 use crate::store::{self, Changes, Store};
 use crate::tenant::{ModuleRef, Pattern, Rule, Tenant};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
@@ -87,14 +91,19 @@ pub enum Error {
     Busy(&'static str),
     /// So many seconds until there is some.
     #[error(
+        "the tenant's time for compiling is used up for now (compile_s_per_hour of [uploads]); send it again in {0} s"
+    )]
+    CompileTime(u32),
+    /// What is free belongs to the senders' events.
+    #[error("the disk is nearly full, so no module is compiled; send it again later")]
+    Disk { free_bytes: u64, least_bytes: u64 },
+    /// So many seconds until there is some.
+    #[error(
         "the tenant's fuel is used up for now (fuel_per_s of [quotas]); send it again in {0} s"
     )]
     Fuel(u32),
 }
 
-/// How many modules are compiled at once for those who upload them; others wait for a while.
-const COMPILES_MAX: usize = 4;
-const COMPILE_PATIENCE: Duration = Duration::from_secs(10);
 /// How many changes a tenant's audit log keeps: the last ones.
 const AUDIT_MAX: usize = 1_000;
 /// How much room the configuration of a version takes, as JSON.
@@ -115,8 +124,13 @@ pub struct Registry {
     tokens: RwLock<HashMap<String, Token>>,
     /// One change at a time: each reads what the one before it left.
     rules: Mutex<BTreeMap<Name, BTreeMap<Name, Entry>>>,
-    compiles: Semaphore,
-    trials: Semaphore,
+    room: Room,
+    /// Modules are compiled in these, within each tenant's budget.
+    compiles: Arc<Slots>,
+    /// Modules whose code is there are looked at and started in these, so that promoting and rolling back never
+    /// wait behind a compiler.
+    starts: Arc<Slots>,
+    trials: Arc<Semaphore>,
     once: once::Once,
     /// Who is uploading or trying: one module at a time each.
     uploading: StdMutex<BTreeSet<Name>>,
@@ -162,6 +176,33 @@ pub struct Parts {
     pub secrets_key: Secret,
     pub limits: Uploads,
     pub bounds: Bounds,
+    pub room: Room,
+}
+
+/// The disk on which machine code is kept, beside the store.
+#[derive(Clone, Debug)]
+pub struct Room {
+    pub path: PathBuf,
+    /// With less than this free, no event is taken.
+    pub disk_free_bytes_min: u64,
+    /// What one module's code may take.
+    pub code_bytes_max: u64,
+}
+
+impl Room {
+    /// That so many modules can be compiled at once and leave the senders theirs.
+    fn has(&self, compiles: usize) -> Result<(), Error> {
+        let code_bytes = self.code_bytes_max.saturating_mul(compiles as u64);
+        let least_bytes = self.disk_free_bytes_min.saturating_add(code_bytes);
+        let free_bytes = free_bytes(&self.path);
+        if free_bytes < least_bytes {
+            return Err(Error::Disk {
+                free_bytes,
+                least_bytes,
+            });
+        }
+        Ok(())
+    }
 }
 
 /// A tenant, with the names of its sources and channels.
@@ -218,6 +259,9 @@ pub struct Module {
     pub form: String,
     /// Linear memory that it starts with.
     pub memory_bytes: u64,
+    /// The machine code that it becomes.
+    #[serde(default)]
+    pub code_bytes: u64,
     pub uploaded_ms: i64,
 }
 
@@ -242,6 +286,7 @@ impl Registry {
         tenants: Vec<Tenant>,
         rules: Vec<Rules>,
     ) -> Result<Self, Error> {
+        let per_hour = Duration::from_secs(parts.limits.compile_s_per_hour);
         let registry = Self {
             seal: Seal::new(&parts.secrets_key),
             store: parts.store,
@@ -253,8 +298,10 @@ impl Registry {
             tenants: RwLock::default(),
             tokens: RwLock::default(),
             rules: Mutex::default(),
-            compiles: Semaphore::new(COMPILES_MAX),
-            trials: Semaphore::new(TRIALS_MAX),
+            room: parts.room,
+            compiles: Slots::new(Some(per_hour)),
+            starts: Slots::new(None),
+            trials: Arc::new(Semaphore::new(TRIALS_MAX)),
             once: once::Once::default(),
             uploading: StdMutex::default(),
         };
@@ -270,7 +317,31 @@ impl Registry {
         registry.load_once().await?;
         registry.load_rules().await?;
         registry.replace(tenants, rules).await?;
+        registry.remove_needless_code().await?;
         Ok(registry)
+    }
+
+    /// Says which modules tenants have uploaded, those of tenants that rest with them, and removes the machine
+    /// code of all others that are in no file either.
+    async fn remove_needless_code(&self) -> Result<(), Error> {
+        let Some(cache) = self.sandbox.cache().cloned() else {
+            return Ok(());
+        };
+        for (key, _) in self.store.records("module/").await? {
+            if let Some(module) = module_of(&key) {
+                cache.add_record(module);
+            }
+        }
+        let removed = tokio::task::spawn_blocking(move || cache.remove_needless()).await;
+        match removed.map_err(|_| panicked("the cache of compiled modules"))? {
+            Ok(0) => {}
+            Ok(modules) => tracing::info!(modules, "machine code that nothing needs is removed"),
+            // It takes room, and nothing fails for it.
+            Err(error) => {
+                tracing::warn!(%error, "machine code that nothing needs cannot be looked for");
+            }
+        }
+        Ok(())
     }
 
     async fn load_rules(&self) -> Result<(), store::Error> {
@@ -370,6 +441,7 @@ impl Registry {
             };
             now.insert(name, Arc::new(fixed));
         }
+        let in_files: HashSet<Hash> = now.values().flat_map(|it| modules_of(&it.rules)).collect();
         let before = std::mem::replace(&mut *self.fixed_now(), now.clone());
         for (name, fixed) in &now {
             let limits = before.get(name).map(|it| it.file.limits);
@@ -380,7 +452,10 @@ impl Registry {
         // A tenant that was not there before may have rules from an earlier time.
         if let Err(error) = self.compile(&mut all).await {
             *self.fixed_now() = before;
-            return Err(error.into());
+            return Err(error);
+        }
+        if let Some(cache) = self.sandbox.cache() {
+            cache.name_files(&in_files);
         }
         for gone in before.keys().filter(|it| !now.contains_key(*it)) {
             self.live.remove(gone);
@@ -430,10 +505,7 @@ impl Registry {
     }
 
     /// Compiles what is in use and was not compiled, on all cores.
-    async fn compile(
-        &self,
-        all: &mut BTreeMap<Name, BTreeMap<Name, Entry>>,
-    ) -> Result<(), store::Error> {
+    async fn compile(&self, all: &mut BTreeMap<Name, BTreeMap<Name, Entry>>) -> Result<(), Error> {
         let mut wanted = Vec::new();
         for (tenant, rules) in &*all {
             let Ok(sandbox) = self.sandbox_of(tenant) else {
@@ -466,7 +538,7 @@ impl Registry {
             });
             made.collect::<Vec<_>>()
         });
-        let compiled = compiled.await.unwrap_or_default();
+        let compiled = compiled.await.map_err(|_| panicked("a rule"))?;
         for (tenant, rule, number, active) in compiled {
             let entry = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule));
             if let Some(entry) = entry {
@@ -604,27 +676,28 @@ impl Registry {
     /// nothing.
     ///
     /// # Errors
-    /// When it is refused, the tenant may have no more, or too many are being compiled.
+    /// When it is refused, the tenant may have no more or has compiled too much lately, others have all slots,
+    /// or the disk is nearly full.
     pub async fn upload(&self, turn: &Turn<'_>, wasm: Vec<u8>) -> Result<Uploaded, Error> {
         let tenant = &turn.tenant;
-        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.compiles.acquire());
-        let Ok(_permit) = permit.await else {
-            return Err(Error::Busy("other modules are being compiled"));
-        };
-        let (wasm, began): (Arc<[u8]>, _) = (wasm.into(), Instant::now());
-        let (sandbox, bytes) = (self.sandbox_of(tenant)?, wasm.clone());
-        let checked = tokio::task::spawn_blocking(move || {
-            let checked = sandbox.check(&bytes)?;
-            let found = (checked.form, checked.memory_bytes());
-            sandbox.compile(bytes.clone())?;
-            Ok(found)
-        });
-        let checked = checked.await.map_err(|_| {
-            Error::Conflict("the engine panicked over this module; its log says where".to_owned())
-        })?;
-        let (form, memory_bytes) = checked.map_err(Error::Refused)?;
-        let compiled_in = began.elapsed();
+        let sandbox = self.sandbox_of(tenant)?;
         let sha256 = Hash::of(&wasm);
+        let wasm: Arc<[u8]> = wasm.into();
+        // It goes along with the work, whoever still waits for that: code of which nothing is recorded then
+        // is removed.
+        let hold = sandbox.hold(sha256);
+        let slot = self.slot(tenant, &sandbox, sha256).await?;
+        let (began, bytes) = (Instant::now(), wasm.clone());
+        let found = in_slot(slot, "this module", move |time| {
+            let made = sandbox.check(&bytes).and_then(|checked| {
+                let module = sandbox.compile_timed(bytes.clone(), time)?;
+                Ok((checked.form, checked.memory_bytes(), module.code_bytes()))
+            });
+            (made, hold)
+        });
+        let (found, _hold) = found.await?;
+        let (form, memory_bytes, code_bytes) = found.map_err(Error::Refused)?;
+        let compiled_in = began.elapsed();
         // One at a time from here on, so that what is counted is what there is.
         let _rules = self.rules.lock().await;
         let all = self.modules(tenant).await?;
@@ -633,18 +706,6 @@ impl Registry {
                 module: module.clone(),
                 new: false,
                 compiled_in,
-            });
-        }
-        let taken: u64 = all.iter().map(|it| it.size_bytes).sum();
-        let limit = self.limits.modules_bytes_max;
-        if taken + wasm.len() as u64 > limit {
-            return Err(Error::Quota {
-                what: format!(
-                    "its modules would take {} bytes; delete some that no version has",
-                    taken + wasm.len() as u64
-                ),
-                limit,
-                key: "modules_bytes_max",
             });
         }
         let module = Module {
@@ -656,18 +717,60 @@ impl Registry {
             }
             .to_owned(),
             memory_bytes,
+            code_bytes,
             uploaded_ms: now_ms(),
         };
+        self.within_quotas(&all, &module)?;
         let changes = vec![
             (module_key(tenant, &sha256), Some(written(&module))),
             (wasm_key(tenant, &sha256), Some(wasm.to_vec())),
         ];
         self.store.set_records(changes).await?;
+        if let Some(cache) = self.sandbox.cache() {
+            cache.add_record(sha256);
+        }
         Ok(Uploaded {
             module,
             new: true,
             compiled_in,
         })
+    }
+
+    /// That a tenant may have one more module beside these.
+    fn within_quotas(&self, all: &[Module], new: &Module) -> Result<(), Error> {
+        let within = |what: &str, limit: u64, key, bytes: fn(&Module) -> u64| {
+            let taken = all.iter().map(bytes).sum::<u64>() + bytes(new);
+            if taken <= limit {
+                return Ok(());
+            }
+            Err(Error::Quota {
+                what: format!(
+                    "{what} would take {taken} bytes; delete modules that no version has"
+                ),
+                limit,
+                key,
+            })
+        };
+        let Uploads {
+            modules_bytes_max,
+            code_bytes_max,
+            ..
+        } = self.limits;
+        let key = "modules_bytes_max";
+        within("its modules", modules_bytes_max, key, |it| it.size_bytes)?;
+        let (what, key) = ("the machine code of its modules", "code_bytes_max");
+        within(what, code_bytes_max, key, |it| it.code_bytes)
+    }
+
+    /// A slot for work at a module. Where its machine code is there, that is no compiler's: it takes no time
+    /// to speak of, and asks for no budget.
+    async fn slot(&self, tenant: &Name, sandbox: &Sandbox, module: Hash) -> Result<Slot, Error> {
+        if sandbox.has_code(module) {
+            return self.starts.enter(tenant).await;
+        }
+        let slot = self.compiles.enter(tenant).await?;
+        self.room.has(self.compiles.running())?;
+        Ok(slot)
     }
 
     /// The modules that a tenant has uploaded.
@@ -720,8 +823,43 @@ impl Registry {
             (module_key(tenant, &sha256), None),
             (wasm_key(tenant, &sha256), None),
         ];
-        Ok(self.store.set_records(changes).await?)
+        self.store.set_records(changes).await?;
+        if let Some(cache) = self.sandbox.cache() {
+            cache.remove_record(sha256);
+        }
+        Ok(())
     }
+}
+
+/// Does work on a thread that may block, and charges the slot with what it cost; both go on where the call
+/// that wanted it is gone. `what` is what the work is about.
+async fn in_slot<T: Send + 'static>(
+    slot: Slot,
+    what: &str,
+    work: impl FnOnce(&mut CompilerTime) -> T + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(move || {
+        let (began, mut time) = (Instant::now(), CompilerTime::default());
+        let made = work(&mut time);
+        slot.end(time.cost(began.elapsed()));
+        made
+    });
+    done.await.map_err(|_| panicked(what))
+}
+
+fn panicked(what: &str) -> Error {
+    Error::Conflict(format!(
+        "the engine panicked over {what}; its log says where"
+    ))
+}
+
+/// The modules of the rules of a tenant's file.
+fn modules_of(rules: &Rules) -> impl Iterator<Item = Hash> {
+    let rules = rules.names().filter_map(|name| rules.deciding(name));
+    let programs = rules
+        .flatten()
+        .filter_map(|rule| rule.program.as_ref().ok());
+    programs.map(|program| program.module().hash())
 }
 
 fn not_found(what: &'static str, name: impl std::fmt::Display) -> Error {
@@ -733,6 +871,11 @@ fn not_found(what: &'static str, name: impl std::fmt::Display) -> Error {
 
 fn module_key(tenant: &Name, sha256: &Hash) -> String {
     format!("module/{tenant}/{sha256}")
+}
+
+/// The module of a key that [`module_key`] made.
+fn module_of(key: &str) -> Option<Hash> {
+    key.strip_prefix("module/")?.split_once('/')?.1.parse().ok()
 }
 
 fn wasm_key(tenant: &Name, sha256: &Hash) -> String {

@@ -43,8 +43,12 @@ pub use program::{LogLine, Program, Run};
 pub use refused::Refused;
 pub use warm::{Instances, Kept};
 
+pub(crate) use cache::Hold;
+
+use crate::id::Hash;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a rule may use. Each limit has a default in `defaults.toml`, an error of its own, and a test
 /// from both sides.
@@ -222,21 +226,64 @@ pub struct Sandbox {
     cache: Option<Arc<Cache>>,
 }
 
-/// Where modules are compiled.
+/// Where modules are compiled, and how much machine code they may become.
 #[derive(Clone, Copy, Debug)]
 enum Compiler {
     /// In this process: whatever the compiler needs, it takes.
-    Here,
+    Here { code_bytes_max: u64 },
     /// In a process of its own, which ends with its limits.
     Child(CompileLimits),
 }
 
+/// The time that compiling took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CompilerTime {
+    wall_clock: Duration,
+    /// Of all processors together; where it cannot be told, as for this process, the wall clock's.
+    cpu: Duration,
+}
+
+impl CompilerTime {
+    /// What work costs that took so long and compiled meanwhile: a compiler that had to wait for a processor
+    /// costs nothing while it did.
+    pub(crate) fn cost(&self, elapsed: Duration) -> Duration {
+        elapsed.saturating_sub(self.wall_clock) + self.cpu
+    }
+}
+
 impl Compiler {
-    fn compile(self, checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>, Refused> {
-        match self {
-            Compiler::Here => compile::compile(checked, limits),
+    #[cfg(test)]
+    const HERE: Self = Self::Here {
+        code_bytes_max: 32 << 20,
+    };
+
+    /// The machine code of a module. Adds to `time`, also where it refuses.
+    fn compile(
+        self,
+        checked: &Checked<'_>,
+        limits: &Limits,
+        time: &mut CompilerTime,
+    ) -> Result<Vec<u8>, Refused> {
+        let began = Instant::now();
+        let (code, cpu) = match self {
+            Compiler::Here { .. } => (compile::compile(checked, limits), None),
             Compiler::Child(own) => child::compile(checked, limits, &own),
-        }
+        };
+        let wall_clock = began.elapsed();
+        time.wall_clock += wall_clock;
+        time.cpu += cpu.unwrap_or(wall_clock);
+        let code = code?;
+        self.within(code.len() as u64, checked.wasm.len())?;
+        Ok(code)
+    }
+
+    /// That a module of this size may become so much machine code.
+    fn within(self, code_bytes: u64, wasm_bytes: usize) -> Result<(), Refused> {
+        let max = match self {
+            Compiler::Here { code_bytes_max } => code_bytes_max,
+            Compiler::Child(own) => own.code_bytes_max,
+        };
+        compile::within(code_bytes, wasm_bytes, max)
     }
 }
 
@@ -245,7 +292,9 @@ impl Sandbox {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits: Arc::new(limits),
-            compiler: Compiler::Here,
+            compiler: Compiler::Here {
+                code_bytes_max: CompileLimits::default().code_bytes_max,
+            },
             cache: None,
         }
     }
@@ -257,8 +306,11 @@ impl Sandbox {
         if child::can_be() {
             self.compiler = Compiler::Child(limits);
         } else {
+            self.compiler = Compiler::Here {
+                code_bytes_max: limits.code_bytes_max,
+            };
             tracing::warn!(
-                "modules are compiled in this process, without limits: `sandbox::compile_if_asked` was not called first in `main`"
+                "modules are compiled in this process, without limits on time and memory: `sandbox::compile_if_asked` was not called first in `main`"
             );
         }
         self
@@ -304,5 +356,30 @@ impl Sandbox {
             self.cache.as_ref(),
             &self.limits,
         )
+    }
+
+    /// The same, and adds the time that the compiler took, also where it refused.
+    pub(crate) fn compile_timed(
+        &self,
+        wasm: Arc<[u8]>,
+        time: &mut CompilerTime,
+    ) -> Result<Module, Refused> {
+        let cache = self.cache.as_ref();
+        Module::get_timed(wasm, self.compiler, cache, &self.limits, time)
+    }
+
+    /// Whether a module's machine code is there, so that nothing has to be compiled.
+    pub(crate) fn has_code(&self, module: Hash) -> bool {
+        let cache = self.cache.as_ref();
+        cache.is_some_and(|cache| cache.facts(module::file_of(module, &self.limits)).is_some())
+    }
+
+    /// Keeps a module's machine code while a call is at work with it.
+    pub(crate) fn hold(&self, module: Hash) -> Option<Hold> {
+        self.cache.as_ref().map(|cache| cache.hold(module))
+    }
+
+    pub(crate) fn cache(&self) -> Option<&Arc<Cache>> {
+        self.cache.as_ref()
     }
 }

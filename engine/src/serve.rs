@@ -200,6 +200,11 @@ impl Engine {
             secrets_key,
             limits: config.uploads.clone(),
             bounds: bounds(config),
+            room: registry::Room {
+                path: config.server.data.clone(),
+                disk_free_bytes_min: config.store.disk_free_bytes_min,
+                code_bytes_max: config.compile.code_bytes_max,
+            },
         };
         let registry = Arc::new(Registry::open(parts, tenants, rules).await?);
         let wake: dispatch::Wake = {

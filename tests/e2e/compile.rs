@@ -1,7 +1,13 @@
-//! Compilation happens in a process of its own, which ends with its limits; what was compiled is kept
-//! and found again.
+//! Compilation happens in a process of its own, which ends with its limits, and within a budget of each
+//! tenant's; what was compiled is kept and found again.
 
-use hooksieve_tests::{PROBE, Setup, cli_with};
+use crate::flow::join_all;
+use crate::uploads::{As, module_path};
+use hooksieve_tests::{PROBE, Server, Setup, TOKEN, cli_with, say};
+use reqwest::Method;
+use serde_json::json;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// A module within every limit on what it declares, on which the compiler works for long and takes
 /// much: one function of almost a megabyte whose values all depend on each other.
@@ -74,7 +80,9 @@ async fn a_module_is_compiled_once() {
     };
     let kept = files();
     assert_eq!(kept.len(), 2, "the secret and one module: {kept:?}");
-    let code = kept[0].clone();
+    let mut codes = std::fs::read_dir(&kept[0]).unwrap();
+    let code = codes.next().unwrap().unwrap().path();
+    assert!(codes.next().is_none());
     let written = || std::fs::metadata(&code).unwrap().modified().unwrap();
     let first = written();
     decide().await;
@@ -88,4 +96,120 @@ async fn a_module_is_compiled_once() {
     let said = decide().await;
     assert!(said.contains("is damaged or was not made here"), "{said}");
     assert_ne!(written(), first);
+}
+
+/// Tenants without files, made by the operator.
+async fn tenants(server: &Server, names: &[&str]) {
+    let operator = As(server, TOKEN.to_owned());
+    for name in names {
+        let path = format!("/v1/tenants/{name}");
+        let made = operator.call(Method::PUT, &path, Some(json!({}))).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+    }
+}
+
+/// The same module with another SHA-256.
+fn numbered(wasm: &[u8], number: usize) -> Vec<u8> {
+    [wasm, b"\0\x0a\x01n", &(number as u64).to_le_bytes()].concat()
+}
+
+/// Four tenants have the compiler work for as long as it may, again and again. A fifth one's rules are
+/// compiled all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn compile_bombs_of_others_keep_nobody_waiting() {
+    // Four at once take longer than anyone waits for a slot, on two cores.
+    let setup = Setup::new().config("[compile]\ncpu_s = 8\n");
+    let server = setup.start().await;
+    let bombers = ["a", "b", "c", "d"];
+    tenants(&server, &bombers).await;
+    tenants(&server, &["good"]).await;
+    let operator = As(&server, TOKEN.to_owned());
+    let (bomb, done, ended) = (bomb(), AtomicBool::new(false), AtomicUsize::new(0));
+    let bombs = bombers.map(async |tenant| {
+        let mut told = Vec::new();
+        while !done.load(Ordering::Relaxed) {
+            let answer = operator.upload(tenant, &bomb).await;
+            if answer.status == 422 {
+                let why = answer.problem(422, "module-refused");
+                assert!(why.contains("of processor time"), "{why}");
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+            told.push(answer.status);
+        }
+        told
+    });
+    let good = async {
+        let mut took = Vec::new();
+        // The first four that nobody knew for bombs, and some after them.
+        while ended.load(Ordering::Relaxed) < 6 {
+            let wasm = numbered(PROBE, took.len());
+            let began = Instant::now();
+            let uploaded = operator.upload("good", &wasm).await;
+            took.push(began.elapsed());
+            assert_eq!(uploaded.status, 201, "{}: {took:?}", uploaded.body);
+            let path = module_path("good", &wasm);
+            let gone = operator.call(Method::DELETE, &path, None).await;
+            assert_eq!(gone.status, 200, "{}", gone.body);
+        }
+        done.store(true, Ordering::Relaxed);
+        took
+    };
+    let (took, answered) = tokio::join!(good, join_all(bombs.into_iter()));
+    let longest = took.iter().max().unwrap();
+    say(&format!(
+        "beside four tenants' bombs, {} uploads of another: the longest took {longest:.1?}; the bombs were answered {answered:?}",
+        took.len()
+    ));
+    assert!(*longest < Duration::from_secs(10), "{took:?}");
+    server.end().await;
+}
+
+/// What a tenant may have compiled in an hour is charged with what it took, refused or not; what is compiled
+/// already needs none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_had_too_much_compiled_is_told_when_to_come_again() {
+    let config = "[compile]\ncpu_s = 1\n[uploads]\ncompile_s_per_hour = 3\n";
+    let setup = Setup::new().config(config);
+    let server = setup.start().await;
+    tenants(&server, &["bomber", "good"]).await;
+    let operator = As(&server, TOKEN.to_owned());
+    assert_eq!(operator.upload("bomber", PROBE).await.status, 201);
+    let mut refused = 0;
+    let told = loop {
+        let answer = operator.upload("bomber", &bomb()).await;
+        if answer.status != 422 {
+            break answer;
+        }
+        refused += 1;
+        assert!(refused < 6, "each takes a second");
+    };
+    assert!(refused >= 2, "there was time for that");
+    let why = told.problem(429, "compile-quota");
+    assert!(why.contains("compile_s_per_hour of [uploads]"), "{why}");
+    let wait_s: u64 = told.header("retry-after").parse().unwrap();
+    assert!((1..3_600).contains(&wait_s), "{wait_s}");
+
+    // What is there is looked at, made a version and tried; others are not concerned.
+    assert_eq!(operator.upload("bomber", PROBE).await.status, 200);
+    let sha256 = module_path("", PROBE)
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .to_owned();
+    let path = "/v1/tenants/bomber/rules/own/versions";
+    let version = json!({ "module": sha256, "events": ["*"], "as": "live" });
+    let made = operator.call(Method::POST, path, Some(version)).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let trial = json!({
+        "module": sha256, "payload": { "do": "drop" }, "type": "test", "source": "hook",
+    });
+    let tried = operator
+        .call(Method::POST, "/v1/tenants/bomber/try", Some(trial))
+        .await;
+    assert_eq!(tried.status, 200, "{}", tried.body);
+    assert_eq!(
+        operator.upload("good", &numbered(PROBE, 1)).await.status,
+        201
+    );
+    server.end().await;
 }

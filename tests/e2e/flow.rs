@@ -205,7 +205,7 @@ async fn a_repeated_delivery_is_answered_alike_and_processed_once() {
 }
 
 /// All of them at once; the tests have no other need of a futures library.
-async fn join_all<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
+pub(super) async fn join_all<F: Future>(all: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut waiting: Vec<_> = all.map(Box::pin).collect();
     let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
     std::future::poll_fn(|context| {

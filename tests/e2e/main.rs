@@ -2,6 +2,7 @@
 
 mod api;
 mod cli;
+mod code;
 mod command;
 mod compile;
 mod console;

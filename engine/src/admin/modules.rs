@@ -32,6 +32,8 @@ pub struct ModuleView {
     pub form: String,
     /// Linear memory that it starts with.
     pub memory_bytes: u64,
+    /// The machine code that it becomes, on the engine's disk.
+    pub code_bytes: u64,
     pub uploaded: String,
     /// How long the check and the compiler took, where it was just uploaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,6 +46,7 @@ fn view(module: &Module) -> ModuleView {
         size_bytes: module.size_bytes,
         form: module.form.clone(),
         memory_bytes: module.memory_bytes,
+        code_bytes: module.code_bytes,
         uploaded: moment(module.uploaded_ms),
         compiled_ms: None,
     }
@@ -51,7 +54,8 @@ fn view(module: &Module) -> ModuleView {
 
 /// Uploads a module
 ///
-/// It is checked and compiled before the answer. The path names the SHA-256 of the body; the same
+/// It is checked and compiled before the answer. What that takes is charged to the tenant's
+/// `compile_s_per_hour`, and its machine code counts against `code_bytes_max`; both are in `[uploads]`. The path names the SHA-256 of the body; the same
 /// module again changes nothing.
 #[utoipa::path(
     put, path = "/v1/tenants/{tenant}/modules/{sha256}", tag = "modules",

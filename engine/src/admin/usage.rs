@@ -26,6 +26,8 @@ pub struct UsageView {
     /// Rules that were uploaded.
     pub rules: UsedView,
     pub modules_bytes: UsedView,
+    /// The machine code that its modules become.
+    pub code_bytes: UsedView,
     /// Sources and channels that were set up by calls.
     pub sources: UsedView,
     pub channels: UsedView,
@@ -113,6 +115,7 @@ async fn usage(
     Ok(Json(UsageView {
         rules: each(used.rules),
         modules_bytes: each(used.modules_bytes),
+        code_bytes: each(used.code_bytes),
         sources: each(used.sources),
         channels: each(used.channels),
         tokens: each(used.tokens),

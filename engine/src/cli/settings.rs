@@ -159,6 +159,7 @@ pub(crate) fn usage(args: Usage) -> Result<(), Failure> {
     for (what, used) in [
         ("rules", &usage.rules),
         ("bytes of modules", &usage.modules_bytes),
+        ("bytes of their machine code", &usage.code_bytes),
         ("sources", &usage.sources),
         ("channels", &usage.channels),
         ("tokens", &usage.tokens),

@@ -3,7 +3,7 @@
 
 use super::access::TOKENS_MAX;
 use super::rule::audit;
-use super::{Changes, Error, Fixed, Registry, not_found, parts, read, written};
+use super::{Changes, Error, Fixed, Registry, module_of, not_found, parts, read, written};
 use crate::channel::Channel;
 use crate::config::{LimitsMax, Quotas};
 use crate::dispatch::Pace;
@@ -470,6 +470,7 @@ impl Registry {
             return Err(in_a_file(name));
         }
         let mut changes = vec![(tenant_key(name), None)];
+        let modules = self.store.records(&format!("module/{name}/")).await?;
         for kind in [
             "source",
             "channel",
@@ -487,6 +488,10 @@ impl Registry {
         }
         changes.extend(self.token_keys(name).into_iter().map(|key| (key, None)));
         self.store.set_records(changes).await?;
+        if let Some(cache) = self.sandbox.cache() {
+            let modules = modules.iter().filter_map(|(key, _)| module_of(key));
+            modules.for_each(|module| cache.remove_record(module));
+        }
         self.forget_tokens(name);
         self.once.forget(name);
         rules.remove(name);
@@ -510,6 +515,7 @@ pub struct Used {
 pub struct Usage {
     pub rules: Used,
     pub modules_bytes: Used,
+    pub code_bytes: Used,
     pub sources: Used,
     pub channels: Used,
     pub tokens: Used,
@@ -534,6 +540,10 @@ impl Registry {
             modules_bytes: Used {
                 used: modules.iter().map(|it| it.size_bytes).sum(),
                 max: self.limits.modules_bytes_max,
+            },
+            code_bytes: Used {
+                used: modules.iter().map(|it| it.code_bytes).sum(),
+                max: self.limits.code_bytes_max,
             },
             sources: used(fixed.own.sources.len(), self.limits.sources_max),
             channels: used(fixed.own.channels.len(), self.limits.channels_max),

@@ -1,14 +1,14 @@
 //! A rule as a history of versions, and which of them are in use.
 
 use super::{
-    AUDIT_MAX, COMPILE_PATIENCE, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry,
-    Thing, not_found, read, rule_key, version_key, written,
+    AUDIT_MAX, CONFIG_BYTES_MAX, Changes, Entry, Error, ROLLBACKS_MAX, Registry, Thing, in_slot,
+    not_found, read, rule_key, version_key, written,
 };
 use crate::clock::now_ms;
 use crate::config::read::did_you_mean;
 use crate::id::{Hash, Name};
-use crate::pipeline::{ActiveRule, Share, Tally, programs};
-use crate::sandbox::Program;
+use crate::pipeline::{ActiveRule, Share, Tally, Unusable};
+use crate::sandbox::{Hold, Program};
 use crate::store::Then;
 use crate::tenant::{Pattern, Rule};
 use hooksieve_sdk::wire::json::Data;
@@ -167,6 +167,8 @@ pub struct Changed {
 pub(super) struct Started {
     rule: Rule,
     program: Program,
+    /// Its machine code stays until it is a version, or nothing comes of it.
+    _hold: Option<Hold>,
 }
 
 impl Started {
@@ -549,31 +551,33 @@ impl Registry {
         )))
     }
 
-    /// Compiles a version and has it take its configuration.
+    /// Compiles a version where that is needed, and has it take its configuration.
     pub(super) async fn start(
         &self,
         tenant: &Name,
         name: &Name,
         version: &Version,
     ) -> Result<Started, Error> {
+        let sandbox = self.sandbox_of(tenant)?;
+        // Before the module is looked for: what is found then stays.
+        let hold = sandbox.hold(version.module);
         self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
-        let sandbox = self.sandbox_of(tenant)?;
-        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.compiles.acquire());
-        let Ok(_permit) = permit.await else {
-            return Err(Error::Busy("other versions are being started"));
-        };
-        let started = tokio::task::spawn_blocking(move || {
-            let program = programs(&[(&rule, &sandbox)]).pop();
-            program.map(|it| it.map(|program| Started { rule, program }))
+        let slot = self.slot(tenant, &sandbox, version.module).await?;
+        let started = in_slot(slot, "this version", move |time| {
+            let module = sandbox.compile_timed(rule.wasm.clone(), time);
+            let program = module.map_err(Unusable::from).and_then(|module| {
+                let limits = sandbox.limits().clone();
+                Ok(Program::new(module, rule.config.clone(), limits)?)
+            });
+            program.map(|program| Started {
+                rule,
+                program,
+                _hold: hold,
+            })
         });
-        match started.await {
-            Ok(Some(Ok(started))) => Ok(started),
-            Ok(Some(Err(error))) => Err(Error::Invalid(format!("it does not start: {error}"))),
-            _ => Err(Error::Conflict(
-                "the engine panicked over this version; its log says where".to_owned(),
-            )),
-        }
+        let started = started.await?;
+        started.map_err(|error| Error::Invalid(format!("it does not start: {error}")))
     }
 
     /// Whether what a version names is there.

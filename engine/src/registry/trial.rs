@@ -1,7 +1,7 @@
 //! Trying a module on one event: what it would decide and what would be sent, without effect.
 
 use super::rule::Version;
-use super::{COMPILE_PATIENCE, Error, Registry, Turn, not_found};
+use super::{Error, Registry, Turn, not_found, panicked, slots};
 use crate::clock::now_ms;
 use crate::id::{Hash, Name};
 use crate::pipeline::Asked;
@@ -44,10 +44,6 @@ impl Registry {
         let tenant = &turn.tenant;
         let rules = self.fixed(tenant)?.rules.clone();
         rules.fuel_paid().map_err(Error::Fuel)?;
-        let permit = tokio::time::timeout(COMPILE_PATIENCE, self.trials.acquire());
-        let Ok(_permit) = permit.await else {
-            return Err(Error::Busy("other modules are being tried"));
-        };
         let (name, version) = self.tried(tenant, tried).await?;
         let subscribed = subscribes(&version, &event);
         // It is asked whatever it subscribes to.
@@ -59,25 +55,30 @@ impl Registry {
         let started = self.start(tenant, &name, &asked).await?;
         let rule = started.version(asked.number);
         let asked = rules.only(Asked::of_file(rule));
+        let permit = tokio::time::timeout(slots::PATIENCE, self.trials.clone().acquire_owned());
+        let Ok(Ok(permit)) = permit.await else {
+            return Err(Error::Busy("other modules are being tried"));
+        };
+        // It is bounded and charged also where nobody waits for it any more.
         let tried = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
             let one = Kept {
                 count_max: 1,
                 bytes_max: usize::MAX,
             };
-            asked.replay(&event, &mut Instances::new(one))
+            let tried = asked.replay(&event, &mut Instances::new(one));
+            if let Some((run, _)) = &tried {
+                rules.charge_fuel(run.fuel);
+            }
+            tried
         });
         match tried.await {
-            Ok(Some((run, commit))) => {
-                rules.charge_fuel(run.fuel);
-                Ok(Trial {
-                    run,
-                    commit,
-                    subscribed,
-                })
-            }
-            _ => Err(Error::Conflict(
-                "the engine panicked over this module; its log says where".to_owned(),
-            )),
+            Ok(Some((run, commit))) => Ok(Trial {
+                run,
+                commit,
+                subscribed,
+            }),
+            _ => Err(panicked("this module")),
         }
     }
 }

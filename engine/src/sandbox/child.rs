@@ -2,8 +2,10 @@
 //! engine does not notice.
 //!
 //! The child is this same program, started under another name of its first argument. It bounds
-//! itself before it reads a byte: CPU time, memory, nothing written to files, no core dump. The request is on its
-//! standard input as a file, the answer comes on its standard output; the wall clock is the parent's.
+//! itself before it reads a byte: CPU time, memory, nothing written to files, no core dump, and a place behind
+//! those who decide events. The request is on its standard input as a file, the answer comes on its
+//! standard output; the wall clock is the parent's, who also learns from the system how much of a
+//! processor's time it had.
 
 use super::{Checked, Limits, Refused};
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::catch_unwind;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,14 +30,27 @@ pub struct CompileLimits {
     pub memory_bytes: u64,
     /// Milliseconds until the process is ended.
     pub wall_clock_ms: u64,
+    /// Machine code that one module may become, on the disk.
+    pub code_bytes_max: u64,
+}
+
+impl Default for CompileLimits {
+    fn default() -> Self {
+        // Read once, since every sandbox of one's own begins with it.
+        static BUILT_IN: LazyLock<CompileLimits> =
+            LazyLock::new(|| crate::config::Config::built_in().compile);
+        *BUILT_IN
+    }
 }
 
 /// The first argument by which the child knows what it is.
 const ARGUMENT: &str = "compile-module";
 
-/// An answer is at most so long, and besides so many times as long as the module. Ten times is usual.
-const ANSWER_BYTES: usize = 1 << 20;
-const ANSWER_BYTES_PER_BYTE: usize = 256;
+/// An answer is at most so much longer than the machine code that the module may become.
+const ANSWER_BYTES: usize = 64 << 10;
+
+/// How far the compiler stands back for others, as `nice` counts: events are decided and taken in first.
+const NICE: i32 = 10;
 
 /// The compiler's own stack: it goes as deep as a module nests.
 const STACK_BYTES: usize = 64 << 20;
@@ -49,6 +65,7 @@ pub(super) fn can_be() -> bool {
 #[derive(Serialize, Deserialize)]
 struct Request {
     limits: Limits,
+    code_bytes_max: u64,
     #[serde(with = "serde_bytes")]
     wasm: Vec<u8>,
 }
@@ -56,6 +73,11 @@ struct Request {
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Compiled(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// It became more machine code than it may.
+    Code {
+        bytes: u64,
+        limit: u64,
+    },
     Refused(String),
 }
 
@@ -88,10 +110,16 @@ fn serve(bounds: &[Option<u64>]) -> io::Result<()> {
     let worker = std::thread::Builder::new().stack_size(STACK_BYTES);
     let worker = worker.spawn(move || {
         catch_unwind(|| {
-            let compiled = super::check::check(&request.wasm, &request.limits)
-                .and_then(|checked| super::compile::compile(&checked, &request.limits));
+            let compiled =
+                super::check::check(&request.wasm, &request.limits).and_then(|checked| {
+                    let artifact = super::compile::compile(&checked, &request.limits)?;
+                    let (bytes, wasm_bytes) = (artifact.len() as u64, request.wasm.len());
+                    super::compile::within(bytes, wasm_bytes, request.code_bytes_max)?;
+                    Ok(artifact)
+                });
             match compiled {
                 Ok(artifact) => Answer::Compiled(artifact),
+                Err(Refused::Code { bytes, limit }) => Answer::Code { bytes, limit },
                 Err(Refused::Compiler { message }) => Answer::Refused(message),
                 Err(refused) => Answer::Refused(refused.to_string()),
             }
@@ -128,41 +156,66 @@ fn bound(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
+    // Where it may not, it compiles all the same.
+    // SAFETY: it changes this process alone.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
     Ok(())
 }
 
-/// The machine code of a module, compiled by a child.
+/// The machine code of a module, compiled by a child; and for how long the child had a processor, where it
+/// ran.
 pub(super) fn compile(
     checked: &Checked<'_>,
     limits: &Limits,
     own: &CompileLimits,
-) -> Result<Vec<u8>, Refused> {
-    let failed = |error: io::Error| Refused::Compiler {
-        message: format!("its process could not be run: {error}"),
-    };
+) -> (Result<Vec<u8>, Refused>, Option<Duration>) {
     let request = Request {
         limits: limits.clone(),
+        code_bytes_max: own.code_bytes_max,
         wasm: checked.wasm.to_vec(),
     };
     let started = Instant::now();
-    let mut child = start(&request, own).map_err(failed)?;
+    let mut cpu = None;
+    let code = start(&request, own)
+        .map_err(failed)
+        .and_then(|child| answered(child, started, checked.wasm.len(), own, &mut cpu));
+    (code, cpu)
+}
+
+fn failed(error: io::Error) -> Refused {
+    Refused::Compiler {
+        message: format!("its process could not be run: {error}"),
+    }
+}
+
+/// What a child makes of a module, until its time is up.
+fn answered(
+    mut child: Child,
+    started: Instant,
+    wasm_bytes: usize,
+    own: &CompileLimits,
+    cpu: &mut Option<Duration>,
+) -> Result<Vec<u8>, Refused> {
     let until = started + Duration::from_millis(own.wall_clock_ms);
     let answer = child
         .stdout
         .take()
         .ok_or_else(|| io::Error::other("it has no output"))
         .and_then(|output| {
-            let most = ANSWER_BYTES + ANSWER_BYTES_PER_BYTE * checked.wasm.len();
-            read_until(output, until, most)
+            let code = super::compile::code_bytes_max(wasm_bytes, own.code_bytes_max);
+            let code = usize::try_from(code).unwrap_or(usize::MAX);
+            read_until(output, until, code.saturating_add(ANSWER_BYTES))
         });
     if !matches!(answer, Ok(Some(_))) {
         // It may have ended already; then there is nothing to end.
         let _ = child.kill();
     }
-    let status = child.wait().map_err(failed)?;
+    let (status, used) = waited(&child).map_err(failed)?;
+    *cpu = Some(used);
     match answer.map_err(failed)? {
         Some(answer) if status.success() => match rmp_serde::from_slice(&answer) {
             Ok(Answer::Compiled(artifact)) => Ok(artifact),
+            Ok(Answer::Code { bytes, limit }) => Err(Refused::Code { bytes, limit }),
             Ok(Answer::Refused(message)) => Err(Refused::Compiler { message }),
             Err(error) => Err(failed(io::Error::other(error))),
         },
@@ -171,6 +224,28 @@ pub(super) fn compile(
             limit_ms: own.wall_clock_ms,
         }),
     }
+}
+
+/// Waits for a child to end: how it ended, and for how long all its threads had a processor.
+#[allow(unsafe_code)]
+fn waited(child: &Child) -> io::Result<(ExitStatus, Duration)> {
+    let id = i32::try_from(child.id()).map_err(io::Error::other)?;
+    let mut status = 0;
+    // SAFETY: of integers alone, all of which may be zero.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both live until the call returns. Nobody else waits for this child, so the id is its own.
+    while unsafe { libc::wait4(id, &raw mut status, 0, &raw mut used) } < 0 {
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => {}
+            error => return Err(error),
+        }
+    }
+    let time = |it: libc::timeval| {
+        let (seconds, micros) = (it.tv_sec.unsigned_abs(), it.tv_usec.unsigned_abs());
+        Duration::from_secs(seconds) + Duration::from_micros(micros)
+    };
+    let used = time(used.ru_utime) + time(used.ru_stime);
+    Ok((ExitStatus::from_raw(status), used))
 }
 
 fn start(request: &Request, own: &CompileLimits) -> io::Result<Child> {

@@ -28,6 +28,26 @@ pub(super) fn compile(checked: &Checked<'_>, limits: &Limits) -> Result<Vec<u8>,
     Ok(artifact.to_vec())
 }
 
+/// How much machine code a module may become for its size, and how much besides. Twenty times is much for
+/// what compilers write; hundreds of times is what somebody wrote who wants it.
+const CODE_BYTES_PER_BYTE: u64 = 32;
+const CODE_BYTES_BASE: u64 = 256 << 10;
+
+/// How much machine code a module of this size may become, of `most` that any may.
+pub(super) fn code_bytes_max(wasm_bytes: usize, most: u64) -> u64 {
+    let for_size = (wasm_bytes as u64).saturating_mul(CODE_BYTES_PER_BYTE);
+    for_size.saturating_add(CODE_BYTES_BASE).min(most)
+}
+
+/// That a module of this size may become so much machine code.
+pub(super) fn within(bytes: u64, wasm_bytes: usize, most: u64) -> Result<(), Refused> {
+    let limit = code_bytes_max(wasm_bytes, most);
+    if bytes > limit {
+        return Err(Refused::Code { bytes, limit });
+    }
+    Ok(())
+}
+
 /// An engine for one module: every setting of the compiler is here. Metering is made for
 /// one module, and an engine frees code only when it is dropped: so, one each.
 fn engine(limits: &Limits, checked: &Checked<'_>) -> wasmer::Engine {

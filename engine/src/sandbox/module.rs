@@ -1,10 +1,10 @@
 //! A module that may run: what the check found out about it, and its machine code, which is in memory
 //! while instances of it live and otherwise on disk.
 
-use super::cache::Cache;
+use super::cache::{Cache, CodeFile};
 use super::compile::{self, Code};
 use super::metering::OurGlobals;
-use super::{Checked, Compiler, Error, Form, Limits, Refused};
+use super::{Checked, Compiler, CompilerTime, Error, Form, Limits, Refused};
 use crate::id::Hash;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -23,7 +23,7 @@ struct Inner {
     followed: bool,
 }
 
-/// What the check found, as far as a running instance asks. Kept in the cache with the code.
+/// What the check and the compiler found, as far as anyone asks later. Kept in the cache with the code.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) size_bytes: usize,
@@ -33,10 +33,12 @@ pub(super) struct Facts {
     keepable: bool,
     start_fuel: u64,
     instance_bytes: usize,
+    /// What its machine code takes on the disk.
+    code_bytes: u64,
 }
 
-impl From<&Checked<'_>> for Facts {
-    fn from(checked: &Checked<'_>) -> Self {
+impl Facts {
+    fn new(checked: &Checked<'_>, artifact: &[u8]) -> Self {
         Self {
             size_bytes: checked.wasm.len(),
             globals: checked.globals,
@@ -45,6 +47,7 @@ impl From<&Checked<'_>> for Facts {
             keepable: checked.keepable,
             start_fuel: checked.start_fuel,
             instance_bytes: checked.instance_bytes,
+            code_bytes: artifact.len() as u64,
         }
     }
 }
@@ -59,7 +62,7 @@ enum Source {
 #[derive(Debug)]
 struct Cached {
     cache: Arc<Cache>,
-    key: Hash,
+    file: CodeFile,
     /// For the day the cache has lost the code.
     wasm: Arc<[u8]>,
     compiler: Compiler,
@@ -76,15 +79,30 @@ impl Module {
         cache: Option<&Arc<Cache>>,
         limits: &Arc<Limits>,
     ) -> Result<Self, Refused> {
+        Self::get_timed(wasm, compiler, cache, limits, &mut CompilerTime::default())
+    }
+
+    /// The same, and adds the time that the compiler took, also where it refused.
+    pub(super) fn get_timed(
+        wasm: Arc<[u8]>,
+        compiler: Compiler,
+        cache: Option<&Arc<Cache>>,
+        limits: &Arc<Limits>,
+        time: &mut CompilerTime,
+    ) -> Result<Self, Refused> {
         let hash = Hash::of(&wasm);
-        let key = compile::key(hash, limits);
-        let known = cache.and_then(|cache| cache.facts(key));
+        let file = file_of(hash, limits);
+        let known = cache.and_then(|cache| cache.facts(file));
         let (facts, source) = match (cache, known) {
-            (Some(cache), Some(facts)) => (facts, cached(cache, key, wasm, compiler, limits)),
+            (Some(cache), Some(facts)) => {
+                // The limit may be another since it was kept.
+                compiler.within(facts.code_bytes, facts.size_bytes)?;
+                (facts, cached(cache, file, wasm, compiler, limits))
+            }
             (cache, _) => {
                 let checked = super::check::check(&wasm, limits)?;
-                let facts = Facts::from(&checked);
-                let artifact = compiler.compile(&checked, limits)?;
+                let artifact = compiler.compile(&checked, limits, time)?;
+                let facts = Facts::new(&checked, &artifact);
                 let held = Source::Held(Arc::new(load(&artifact, limits)?));
                 let held = Self(Arc::new(Inner {
                     hash,
@@ -93,11 +111,11 @@ impl Module {
                     followed: false,
                 }));
                 held.try_instance(limits)?;
-                let kept = cache.filter(|cache| keep(cache, key, facts, &artifact));
+                let kept = cache.filter(|cache| keep(cache, file, facts, &artifact));
                 let Some(cache) = kept else {
                     return Ok(held);
                 };
-                (facts, cached(cache, key, wasm, compiler, limits))
+                (facts, cached(cache, file, wasm, compiler, limits))
             }
         };
         Ok(Self(Arc::new(Inner {
@@ -115,7 +133,7 @@ impl Module {
         let code = compile::compile(&checked.with(&followed), limits)?;
         Ok(Self(Arc::new(Inner {
             hash: Hash::of(wasm),
-            facts: Facts::from(&checked),
+            facts: Facts::new(&checked, &code),
             source: Source::Held(Arc::new(load(&code, limits)?)),
             followed: true,
         })))
@@ -148,6 +166,11 @@ impl Module {
     /// The size of the wasm.
     pub fn size_bytes(&self) -> usize {
         self.0.facts.size_bytes
+    }
+
+    /// What its machine code takes on the disk.
+    pub fn code_bytes(&self) -> u64 {
+        self.0.facts.code_bytes
     }
 
     /// Whether an instance can be put back and serve one event after another. A module that changes
@@ -200,45 +223,55 @@ impl Cached {
         if let Some(code) = known {
             return Ok(code);
         }
-        let code = self.load(module).map_err(|error| Error::Engine {
-            message: error.to_string(),
-        })?;
-        let code = Arc::new(code);
+        let code = self.load(module);
+        let code = Arc::new(code.map_err(|message| Error::Engine { message })?);
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.push((here, Arc::downgrade(&code)));
         Ok(code)
     }
 
     #[allow(unsafe_code)]
-    fn load(&self, module: &Module) -> Result<Code, Refused> {
-        let kept = self.cache.artifact(self.key);
-        let kept = kept.map_err(|error| Refused::Compiler {
-            message: format!("its machine code cannot be read: {error}"),
-        })?;
+    fn load(&self, module: &Module) -> Result<Code, String> {
+        let kept = self.cache.artifact(self.file);
+        let kept = kept.map_err(|error| format!("its machine code cannot be read: {error}"))?;
         if let Some(file) = kept {
             // SAFETY: the cache gives back only what it can authenticate, under a key that holds the
             // limits; it never writes to a file that it has kept. `code` keeps the threads apart.
-            let loaded = unsafe { compile::load_file(&file, &self.limits) };
-            return loaded.map_err(|message| Refused::Compiler { message });
+            return unsafe { compile::load_file(&file, &self.limits) };
+        }
+        // Its code is not lost but gone with it. Made again for the events that are still under way, it would
+        // be compiled at nobody's cost, and stay.
+        if !self.cache.needs_module(self.file.module) {
+            return Err("its module was deleted".to_owned());
         }
         tracing::warn!(module = %module.hash(), "the cache of compiled modules has lost it: compiling it again");
-        let checked = super::check::check(&self.wasm, &self.limits)?;
-        let artifact = self.compiler.compile(&checked, &self.limits)?;
-        keep(&self.cache, self.key, module.0.facts, &artifact);
-        load(&artifact, &self.limits)
+        let made = super::check::check(&self.wasm, &self.limits).and_then(|checked| {
+            let compiler = self.compiler;
+            let artifact =
+                compiler.compile(&checked, &self.limits, &mut CompilerTime::default())?;
+            keep(&self.cache, self.file, module.0.facts, &artifact);
+            load(&artifact, &self.limits)
+        });
+        made.map_err(|refused| refused.to_string())
     }
+}
+
+/// Where the code of a module is under these limits.
+pub(super) fn file_of(module: Hash, limits: &Limits) -> CodeFile {
+    let key = compile::key(module, limits);
+    CodeFile { module, key }
 }
 
 fn cached(
     cache: &Arc<Cache>,
-    key: Hash,
+    file: CodeFile,
     wasm: Arc<[u8]>,
     compiler: Compiler,
     limits: &Arc<Limits>,
 ) -> Source {
     Source::Cached(Cached {
         cache: cache.clone(),
-        key,
+        file,
         wasm,
         compiler,
         limits: limits.clone(),
@@ -247,8 +280,8 @@ fn cached(
 }
 
 /// Whether the code is in the cache now. A cache that cannot be written makes nothing fail.
-fn keep(cache: &Cache, key: Hash, facts: Facts, artifact: &[u8]) -> bool {
-    match cache.keep(key, facts, artifact) {
+fn keep(cache: &Cache, file: CodeFile, facts: Facts, artifact: &[u8]) -> bool {
+    match cache.keep(file, facts, artifact) {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, folder = %cache.folder().display(), "a compiled module could not be cached: it stays in memory");

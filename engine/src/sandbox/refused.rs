@@ -64,6 +64,8 @@ pub enum Refused {
     CompileTime { limit_ms: u64 },
     #[error("compiling it took more than the {limit_bytes} bytes of memory that it may take")]
     CompileMemory { limit_bytes: u64 },
+    #[error("it becomes {bytes} bytes of machine code, the limit for its size is {limit}")]
+    Code { bytes: u64, limit: u64 },
     #[error("the compiler refused it: {message}")]
     Compiler { message: String },
 }
@@ -120,6 +122,9 @@ impl Refused {
             | Refused::CompileCpu { .. }
             | Refused::CompileTime { .. }
             | Refused::CompileMemory { .. } => "split the rule, or drop unused dependencies",
+            Refused::Code { .. } => {
+                "look for code that is written out many times (macros, generics, unrolled loops) and call a function instead; opt-level = \"s\" does much of it"
+            }
             Refused::Link { .. } => {
                 "give its memory and tables room for the segments that it declares, and its imports the types that ABI.md and WASI give them"
             }
@@ -153,6 +158,7 @@ impl Refused {
             Refused::CompileCpu { .. } => "compile_cpu",
             Refused::CompileTime { .. } => "compile_time",
             Refused::CompileMemory { .. } => "compile_memory",
+            Refused::Code { .. } => "code",
             Refused::Compiler { .. } => "compiler",
         }
     }

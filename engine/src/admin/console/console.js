@@ -349,7 +349,7 @@ async function uploadPage(tenant, rule = "") {
       el("section", {},
         el("h2", {}, "The module is accepted"),
         facts([
-          ["Form", module.form], ["Size", bytes(module.size_bytes)], ["Memory", bytes(module.memory_bytes)],
+          ["Form", module.form], ["Size", bytes(module.size_bytes)], ["Machine code", bytes(module.code_bytes)], ["Memory", bytes(module.memory_bytes)],
           ["Checked and compiled in", module.compiled_ms == null ? null : `${module.compiled_ms} ms`],
           ["SHA-256", el("code", {}, module.sha256)],
         ])),
@@ -779,7 +779,7 @@ async function usagePage(tenant) {
       row("Events a second, in the last minute", usage.events_per_s),
       row("Fuel a second, in the last minute", usage.fuel_per_s),
       row("Deliveries a second, in the last minute", usage.deliveries_per_s),
-      row("Rules", usage.rules), row("Modules", usage.modules_bytes, bytes), row("Sources", usage.sources),
+      row("Rules", usage.rules), row("Modules", usage.modules_bytes, bytes), row("Their machine code", usage.code_bytes, bytes), row("Sources", usage.sources),
       row("Channels", usage.channels), row("Tokens", usage.tokens),
       row("Stored, its events and what became of them", usage.stored_bytes, bytes),
     ].map((it) => it.map(cells))),
