@@ -4,7 +4,8 @@ use super::rule::Version;
 use super::{COMPILE_PATIENCE, Error, Registry, Turn, not_found};
 use crate::clock::now_ms;
 use crate::id::{Hash, Name};
-use crate::pipeline::Asked;
+use crate::pipeline::{Asked, lost_after};
+use crate::quota::{price, thread_time};
 use crate::sandbox::{self, Instances, Kept, Run};
 use crate::store::{Commit, StoredEvent, Then};
 use crate::tenant::{ModuleRef, Pattern, Rule};
@@ -45,7 +46,7 @@ impl Registry {
         let rules = self.fixed(tenant)?.rules.clone();
         rules.fuel_paid().map_err(Error::Fuel)?;
         let permit = tokio::time::timeout(COMPILE_PATIENCE, self.trials.acquire());
-        let Ok(_permit) = permit.await else {
+        let Ok(permit) = permit.await else {
             return Err(Error::Busy("other modules are being tried"));
         };
         let (name, version) = self.tried(tenant, tried).await?;
@@ -58,17 +59,32 @@ impl Registry {
         };
         let started = self.start(tenant, &name, &asked).await?;
         let rule = started.version(asked.number);
+        let lost_after = lost_after(self.sandbox_of(tenant)?.limits());
         let asked = rules.only(Asked::of_file(rule));
         let tried = tokio::task::spawn_blocking(move || {
             let one = Kept {
                 count_max: 1,
                 bytes_max: usize::MAX,
             };
-            asked.replay(&event, &mut Instances::new(one))
+            let before = thread_time();
+            let (run, commit) = asked.replay(&event, &mut Instances::new(one))?;
+            let price = price(run.fuel, thread_time().saturating_sub(before));
+            Some((run, commit, price))
         });
-        match tried.await {
-            Ok(Some((run, commit))) => {
-                rules.charge_fuel(run.fuel);
+        let Ok(tried) = tokio::time::timeout(lost_after, tried).await else {
+            // The thread is lost, and so few are given for trials: it keeps its place.
+            if let Ok(permit) = permit {
+                permit.forget();
+            }
+            tracing::error!(%tenant, rule = %name, "a trial does not come back; its thread is given up");
+            return Err(Error::Conflict(
+                "the module did not come back, and was given up; the engine's log says so"
+                    .to_owned(),
+            ));
+        };
+        match tried {
+            Ok(Some((run, commit, price))) => {
+                rules.charge(price);
                 Ok(Trial {
                     run,
                     commit,
