@@ -4,7 +4,7 @@
 //! tenant's token sees its own tenant alone; what is another's is answered like what is not there.
 //! `openapi.rs` describes every call, out of the same list that routes it; `console.rs` is a page that makes
 //! them. `/healthz` says that the process
-//! answers, `/readyz` that it can store.
+//! answers, `/readyz` that it can store and decide.
 
 mod backup;
 mod body;
@@ -49,11 +49,11 @@ use crate::clock::now_ms;
 use crate::dispatch::Switches;
 use crate::housekeeping::{Watermark, free_bytes};
 use crate::id::Name;
-use crate::ingest::full;
 use crate::ingest::verify::json::{bearer, same};
+use crate::ingest::{full, time};
 use crate::live::Live;
 use crate::metrics::Metrics;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Threads};
 use crate::problem::Problem;
 use crate::quota::CallRates;
 use crate::registry::{self, Caller, Registry, Scope};
@@ -368,11 +368,12 @@ async fn metrics(
     caller.has(Scope::Operator)?;
     let usage = admin.store.usage().await.map_err(store_problem)?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    admin.metrics.threads(&admin.pipeline.threads());
     let text = admin.metrics.text(&usage, free_bytes(&admin.data));
     Ok(([(header::CONTENT_TYPE, kind)], text))
 }
 
-async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
+async fn ready(State(admin): Shared) -> Result<String, Problem> {
     // A balancer is to send nothing more while what is under way is finished.
     if admin.cancel.is_cancelled() {
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -384,10 +385,39 @@ async fn ready(State(admin): Shared) -> Result<&'static str, Problem> {
         ));
     }
     admin.store.ready().await.map_err(store_problem)?;
-    match admin.watermark.refuses() {
-        Some(why) => Err(full(why)),
-        None => Ok("ready"),
+    if let Some(why) = admin.watermark.refuses() {
+        return Err(full(why));
     }
+    decides(&admin.pipeline.threads())
+}
+
+/// How many threads that do not come back are told one by one.
+const LOST_TOLD: usize = 8;
+
+/// Whether there is somebody to decide what comes in, and who does not come back from a rule.
+fn decides(threads: &Threads) -> Result<String, Problem> {
+    let lost = match threads.lost.len() {
+        0 if threads.decides => return Ok("ready".to_owned()),
+        0 => "the system gives no threads that run rules".to_owned(),
+        1 => "1 decide thread does not come back".to_owned(),
+        count => format!("{count} decide threads do not come back"),
+    };
+    let whose = threads.lost.iter().take(LOST_TOLD);
+    let whose = whose.map(|it| format!("{} of {} since {}", it.rule, it.tenant, time(it.since_ms)));
+    let mut parts = vec![lost];
+    parts.extend(whose);
+    let told = parts.join("; ");
+    if threads.decides {
+        return Ok(format!("ready; {told}"));
+    }
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let detail = format!("no thread is left to run rules: {told}; restart the engine");
+    Err(Problem::new(
+        status,
+        "nothing-decides",
+        "Nothing decides",
+        detail,
+    ))
 }
 
 /// How many a page has: as many as were asked for, or as it may have.
@@ -431,4 +461,38 @@ fn store_problem(error: store::Error) -> Problem {
         detail,
     )
     .retry_after(5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::LostThread;
+
+    #[test]
+    fn who_asks_whether_it_is_ready_learns_of_threads_that_do_not_come_back() {
+        let lost = |rule: &str| LostThread {
+            tenant: "acme".parse().unwrap(),
+            rule: rule.parse().unwrap(),
+            since_ms: 0,
+        };
+        let with = |lost: Vec<LostThread>, decides| Threads {
+            count: 2,
+            lost_ever: lost.len() as u64,
+            lost,
+            decides,
+        };
+        assert_eq!(decides(&with(Vec::new(), true)).unwrap(), "ready");
+        assert_eq!(
+            decides(&with(vec![lost("one")], true)).unwrap(),
+            "ready; 1 decide thread does not come back; one of acme since 1970-01-01T00:00:00Z"
+        );
+        let many = vec![lost("one"); LOST_TOLD + 1];
+        let told = decides(&with(many.clone(), true)).unwrap();
+        assert_eq!(told.matches("one of acme").count(), LOST_TOLD);
+        assert!(told.contains("9 decide threads"), "{told}");
+        let answer = decides(&with(many, false)).unwrap_err().into_response();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let none = decides(&with(Vec::new(), false)).unwrap_err();
+        assert_eq!(none.into_response().status(), 503);
+    }
 }

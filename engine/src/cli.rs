@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Lets users' rules, small WebAssembly modules, decide what becomes of every event.
 #[derive(Parser)]
@@ -207,5 +208,12 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
-    runtime.map_err(Failure::outcome)?.block_on(work)
+    let runtime = runtime.map_err(Failure::outcome)?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(BLOCKING_PATIENCE);
+    done
 }
+
+/// How long what blocks a thread is waited for after a command has ended, such as the trial of a module
+/// that does not come back: the end of the process ends it.
+const BLOCKING_PATIENCE: Duration = Duration::from_secs(5);

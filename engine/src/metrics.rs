@@ -6,6 +6,7 @@
 
 use crate::clock::now_ms;
 use crate::id::Name;
+use crate::pipeline::Threads;
 use crate::stats::{Made, Stats};
 use crate::store::{Commit, Outcome, Usage};
 use crate::telemetry::Traces;
@@ -46,6 +47,9 @@ pub struct Metrics {
     attempts: Family<Label<2>, Counter>,
     decide_seconds: Histogram,
     decide_fuel: Histogram,
+    decide_threads: Gauge,
+    decide_threads_absent: Gauge,
+    decide_threads_lost: Counter,
     attempt_seconds: Histogram,
     store_rows: Gauge,
     store_file: Gauge,
@@ -155,6 +159,9 @@ impl Metrics {
             attempts: Family::default(),
             decide_seconds,
             decide_fuel,
+            decide_threads: Gauge::default(),
+            decide_threads_absent: Gauge::default(),
+            decide_threads_lost: Counter::default(),
             attempt_seconds,
             store_rows: Gauge::default(),
             store_file: Gauge::default(),
@@ -196,6 +203,21 @@ impl Metrics {
             "decision_fuel",
             "What a rule burned for an event",
             metrics.decide_fuel.clone(),
+        );
+        r.register(
+            "decide_threads",
+            "Threads that run rules, those that do not come back among them",
+            metrics.decide_threads.clone(),
+        );
+        r.register(
+            "decide_threads_absent",
+            "Threads that do not come back from a rule",
+            metrics.decide_threads_absent.clone(),
+        );
+        r.register(
+            "decide_threads_lost",
+            "Threads that were given up because they did not come back from a rule",
+            metrics.decide_threads_lost.clone(),
         );
         let (delivered, dead) = (families.delivered.clone(), families.dead.clone());
         r.register("deliveries_delivered", "Deliveries that arrived", delivered);
@@ -364,6 +386,14 @@ impl Metrics {
         self.attempt_seconds.observe(took.as_secs_f64());
     }
 
+    /// How the threads that run rules are doing now.
+    pub(crate) fn threads(&self, threads: &Threads) {
+        self.decide_threads.set(threads.count as i64);
+        self.decide_threads_absent.set(threads.lost.len() as i64);
+        let lost = self.decide_threads_lost.inner();
+        lost.store(threads.lost_ever, Ordering::Relaxed);
+    }
+
     /// All of it, as OpenMetrics text.
     pub(crate) fn text(&self, usage: &Usage, disk_free_bytes: u64) -> String {
         self.store_rows.set(usage.live_bytes as i64);
@@ -439,9 +469,17 @@ mod tests {
             Attempted::Retried,
             Duration::from_millis(5),
         );
+        metrics.threads(&Threads {
+            count: 3,
+            lost_ever: 2,
+            ..Threads::default()
+        });
         let text = metrics.text(&usage(), 4);
         assert!(text.ends_with("# EOF\n"));
         for line in [
+            "hooksieve_decide_threads 3",
+            "hooksieve_decide_threads_absent 0",
+            "hooksieve_decide_threads_lost_total 2",
             "hooksieve_events_refused_total{reason=\"body-too-large\"} 1",
             "hooksieve_delivery_attempts_total{channel=\"slack\",outcome=\"retried\"} 1",
             "hooksieve_delivery_attempt_duration_seconds_count 1",

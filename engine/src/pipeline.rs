@@ -17,9 +17,11 @@ pub use rules::{ActiveRule, Failure, Rules, Unusable};
 pub use validate::{Invalid, MESSAGE_LIMITS};
 pub(crate) use versions::{Asked, Canary, KeptTally, Shadow};
 pub use versions::{Difference, Share, Short, Tally};
-pub use workers::Workers;
+pub(crate) use workers::lost_after;
+pub use workers::{LOST_OF_TENANT_MAX, LostThread, OVERDUE, SPARES_MAX, Threads, Workers};
 
 use quarantine::Quarantine;
+use rules::{Decided, Deciding};
 
 use crate::clock::now_ms;
 use crate::id::{EventId, Name};
@@ -91,6 +93,11 @@ impl Pipeline {
     pub(crate) fn rest(&self, tenant: &Name) {
         let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
         rules.remove(tenant);
+    }
+
+    /// How the threads that run rules are doing.
+    pub fn threads(&self) -> Threads {
+        self.workers.threads()
     }
 
     /// Tells a tenant's lane that its backlog has grown.
@@ -183,18 +190,24 @@ impl Pipeline {
             };
             let others = events.split_off(rules.fuel.at_once(events.len()));
             bytes += events.iter().map(|it| it.encoded.len()).sum::<usize>();
-            let (began, used) = (batch.commits.len(), batch.fuel);
+            let (began, paid) = (batch.commits.len(), batch.price);
             let decided = self.decide(tenant, &rules, events, &mut batch);
-            if others.is_empty() {
+            let all = if others.is_empty() {
                 let next = self.store.backlog(tenant, Some(last), QUEUED_MAX);
-                let ((), next) = tokio::join!(decided, next);
+                let (all, next) = tokio::join!(decided, next);
                 events = next?;
+                all
             } else {
-                decided.await;
                 events = others;
+                decided.await
+            };
+            if !all || self.cancel.is_cancelled() {
+                // What was read ahead is in the store.
+                events.clear();
+                break;
             }
-            let (fuel, count) = (batch.fuel - used, batch.commits.len() - began);
-            rest = rules.fuel.charge(fuel, count, now_ms());
+            let (price, count) = (batch.price - paid, batch.commits.len() - began);
+            rest = rules.fuel.charge(price, count, now_ms());
             let full = batch.commits.len() >= self.batch_max || bytes >= BATCH_BYTES_MAX;
             if full || !rest.is_zero() {
                 break;
@@ -261,30 +274,47 @@ impl Pipeline {
         self.wake(tenant);
     }
 
+    /// Decides these events, each in its turn. When the engine stops, what takes long is left: it is in the
+    /// store, and decided after the next start. Whether all of them were decided.
     async fn decide(
         &self,
         tenant: &Name,
         rules: &Arc<Rules>,
         events: Vec<StoredEvent>,
         batch: &mut Batch,
-    ) {
+    ) -> bool {
         let jobs = events.into_iter().map(|event| {
-            let (rules, event) = (rules.clone(), Arc::new(event));
-            let asked = event.clone();
-            (
-                event,
-                self.workers.run(tenant, move |instances| {
-                    rules.decide(&asked, now_ms(), instances)
-                }),
-            )
+            let event = Arc::new(event);
+            let deciding = Deciding::new(rules.clone(), event.clone(), now_ms);
+            (event, self.workers.run(tenant, deciding))
         });
         let jobs: Vec<_> = jobs.collect();
+        let patience = async {
+            self.cancel.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        let mut patience = std::pin::pin!(patience);
         for (event, job) in jobs {
-            let commit = match job.await {
+            let decided = tokio::select! {
+                biased;
+                decided = job => decided,
+                () = &mut patience => return false,
+            };
+            let commit = match decided {
                 Some(decided) => {
-                    batch.fuel = batch.fuel.saturating_add(decided.fuel);
-                    batch.quarantined.extend(decided.quarantined);
-                    decided.commit
+                    let Decided {
+                        commit,
+                        price,
+                        quarantined,
+                        lost,
+                    } = decided;
+                    batch.price = batch.price.saturating_add(price);
+                    batch.quarantined.extend(quarantined);
+                    // Not after the commit: an engine that is killed until then must not ask it again.
+                    for quarantine in &lost {
+                        self.quarantined(quarantine).await;
+                    }
+                    commit
                 }
                 // An event on which the engine itself breaks must not stop those behind it.
                 None => rules.give_up(&event, now_ms()),
@@ -295,6 +325,7 @@ impl Pipeline {
             }
             batch.commits.push(commit);
         }
+        true
     }
 
     fn trace(&self, tenant: &Name, decision: &DecisionRecord) {
@@ -344,18 +375,23 @@ impl Pipeline {
         let own = story.filter(|story| story.event.tenant == *tenant && held(story));
         let stored = own.ok_or(ReleaseError::NotHeld)?.event;
         let rules = self.rules(tenant).ok_or(ReleaseError::NoRule)?;
+        let lost = self.workers.threads().lost;
+        if lost.iter().filter(|it| it.tenant == *tenant).count() >= LOST_OF_TENANT_MAX {
+            return Err(ReleaseError::Lost);
+        }
         let fuel = rules.fuel.clone();
         fuel.paid(now_ms()).map_err(ReleaseError::Fuel)?;
-        let name = rule.clone();
-        let decided = self.workers.run(tenant, move |instances| {
-            rules.decide_again(&name, &stored, now_ms(), instances)
-        });
-        let decided = decided.await.ok_or_else(|| {
+        let deciding = Deciding::again(rules, rule, Arc::new(stored), now_ms);
+        let deciding = deciding.ok_or(ReleaseError::NoRule)?;
+        let decided = self.workers.run(tenant, deciding).await.ok_or_else(|| {
             ReleaseError::FailedAgain("the engine panicked; its log says where".to_owned())
         })?;
-        let mut commit = decided.ok_or(ReleaseError::NoRule)?;
+        fuel.charge(decided.price, 1, now_ms());
+        for quarantine in &decided.lost {
+            self.quarantined(quarantine).await;
+        }
+        let mut commit = decided.commit;
         let decision = commit.decisions.pop().ok_or(ReleaseError::NoRule)?;
-        fuel.charge(decision.fuel, 1, now_ms());
         if let Outcome::Failed { error, .. } = decision.outcome {
             return Err(ReleaseError::FailedAgain(error));
         }
@@ -414,6 +450,10 @@ pub enum ReleaseError {
         "the tenant's fuel is used up for now (fuel_per_s of [quotas]); send it again in {0} s"
     )]
     Fuel(u32),
+    #[error(
+        "{LOST_OF_TENANT_MAX} threads do not come back from the tenant's rules, so none is asked until the engine is started anew"
+    )]
+    Lost,
     #[error("the rule failed again, so the event stays held: {0}")]
     FailedAgain(String),
     #[error(transparent)]
@@ -424,7 +464,7 @@ pub enum ReleaseError {
 #[derive(Default)]
 struct Batch {
     commits: Vec<Commit>,
-    fuel: u64,
+    price: u64,
     quarantined: Vec<Arc<Quarantine>>,
 }
 
@@ -441,6 +481,10 @@ const QUEUED_MAX: usize = 64;
 
 /// A batch takes no further events once those in it have this many bytes.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// How long the decisions that are under way are waited for when the engine stops. Those of a tenant come in
+/// their order, so behind a slow one all of its others wait.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a lane waits after the store failed.
 const AFTER_ERROR: Duration = Duration::from_secs(1);

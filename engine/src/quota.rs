@@ -91,8 +91,8 @@ fn wait_s(at_ms: i64, now_ms: i64) -> u32 {
     u32::try_from(wait_s).unwrap_or(u32::MAX)
 }
 
-/// One tenant's `fuel_per_s`. What its rules ran for is known only afterwards, so it is charged then, and
-/// a tenant in debt waits until that is paid.
+/// One tenant's `fuel_per_s`. What its rules ran for is known only afterwards, so its [`price`] is charged
+/// then, and a tenant in debt waits until that is paid.
 #[derive(Debug)]
 pub(crate) struct FuelQuota {
     per_s: u64,
@@ -106,6 +106,25 @@ struct Fuel {
     at_ms: i64,
     /// What its last events cost, each.
     each: f64,
+}
+
+/// What a nanosecond of a core is charged at least: fuel alone would sell some operators, such as square
+/// roots and loads that miss the caches, for a thirtieth of their time. The default `fuel_per_s` is so half
+/// of what one core burns.
+pub(crate) const FUEL_PER_NS: u64 = 2;
+
+/// What is charged for so much fuel that took so much processor time: the greater of both.
+pub(crate) fn price(fuel: u64, used: Duration) -> u64 {
+    let used_ns = u64::try_from(used.as_nanos()).unwrap_or(u64::MAX);
+    fuel.max(used_ns.saturating_mul(FUEL_PER_NS))
+}
+
+/// The processor time that this thread has used. To ask for it takes a microsecond where a machine is slow
+/// at it.
+pub(crate) fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let (secs, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+    Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0))
 }
 
 /// How much of a second's worth a tenant begins at once: a bound on the debt that it can get into.
@@ -150,8 +169,8 @@ impl FuelQuota {
         }
     }
 
-    /// Charges what so many events used; how long the tenant then waits before its next ones.
-    pub(crate) fn charge(&self, fuel: u64, events: usize, now_ms: i64) -> Duration {
+    /// Charges the price of so many events; how long the tenant then waits before its next ones.
+    pub(crate) fn charge(&self, price: u64, events: usize, now_ms: i64) -> Duration {
         if self.per_s == 0 || events == 0 {
             return Duration::ZERO;
         }
@@ -160,9 +179,9 @@ impl FuelQuota {
         // A clock that went back gives nothing.
         let passed_s = (now_ms - state.at_ms).max(0) as f64 / 1_000.0;
         state.at_ms = now_ms;
-        state.left = (state.left + passed_s * per_s).min(per_s) - fuel as f64;
-        if fuel > 0 {
-            state.each = fuel as f64 / events as f64;
+        state.left = (state.left + passed_s * per_s).min(per_s) - price as f64;
+        if price > 0 {
+            state.each = price as f64 / events as f64;
         }
         Duration::from_secs_f64((-state.left / per_s).max(0.0))
     }
@@ -211,6 +230,26 @@ mod tests {
             assert_eq!(rates.take(&n.to_string(), 10_000), Ok(()));
         }
         assert!(rates.tokens.lock().unwrap().len() <= TOKENS_REMEMBERED);
+    }
+
+    #[test]
+    fn the_greater_of_fuel_and_time_is_charged() {
+        let us = Duration::from_micros;
+        assert_eq!(price(10_000, us(5)), 10_000);
+        assert_eq!(price(9_999, us(5)), 10_000);
+        assert_eq!(price(0, Duration::from_secs(1)), 2_000_000_000);
+        assert_eq!(price(u64::MAX, Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_thread_s_time_is_its_own() {
+        let before = thread_time();
+        let mut noise = 1_u64;
+        while thread_time() - before < Duration::from_millis(5) {
+            noise = std::hint::black_box(noise.wrapping_mul(3));
+        }
+        let elsewhere = std::thread::spawn(thread_time).join().unwrap();
+        assert!(elsewhere < Duration::from_millis(5), "{elsewhere:?}");
     }
 
     #[test]

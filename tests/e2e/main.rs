@@ -19,6 +19,7 @@ mod housekeeping;
 mod kit;
 mod load;
 mod mail;
+mod neighbours;
 mod operations;
 mod operators;
 mod past;

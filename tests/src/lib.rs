@@ -25,12 +25,14 @@ mod server;
 pub mod shapes;
 pub mod sign;
 pub mod smith;
+mod stopped;
 
 pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
 pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
 pub use server::{ALLOW, Answer, Server, Setup, TOKEN};
+pub use stopped::{StoppedThread, busiest};
 
 use std::path::PathBuf;
 use std::time::Duration;

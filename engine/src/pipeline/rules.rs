@@ -1,8 +1,13 @@
-//! A tenant's rules, without time or threads: an event in, a [`Commit`] out.
+//! A tenant's rules, without time or threads: an event in, a [`Commit`] out. `rules/deciding.rs` asks
+//! them one after another.
+
+mod deciding;
+
+pub(super) use deciding::{Decided, Deciding};
 
 use super::quarantine::{self, Health, Quarantine};
 use super::validate::{self, Invalid};
-use super::versions::{Asked, Shadow};
+use super::versions::Asked;
 
 use crate::channel::Channel;
 use crate::clock::now_ms;
@@ -29,13 +34,6 @@ pub struct Rules {
     default_channel: Option<Name>,
     pub(super) fuel: Arc<FuelQuota>,
     quarantine: quarantine::Settings,
-}
-
-/// What an event comes to, and what came of asking.
-pub(super) struct Decided {
-    pub(super) commit: Commit,
-    pub(super) fuel: u64,
-    pub(super) quarantined: Vec<Arc<Quarantine>>,
 }
 
 /// A version of a rule that is compiled and has taken its configuration.
@@ -71,6 +69,10 @@ pub enum Failure {
         failed: usize,
         of: usize,
     },
+    #[error(
+        "its thread did not come back within {after_ms} ms and was given up; the rule is in quarantine, and whoever runs the engine should look at it"
+    )]
+    Lost { after_ms: u64 },
 }
 
 impl Failure {
@@ -81,6 +83,7 @@ impl Failure {
             Failure::Invalid(_) => "decision",
             Failure::Unusable(_) => "unusable",
             Failure::Quarantined { .. } => "quarantined",
+            Failure::Lost { .. } => "lost",
         }
     }
 }
@@ -236,11 +239,20 @@ impl Rules {
         }
     }
 
-    /// The versions of a rule that decide, where there is such a rule.
+    /// The versions of a rule that are asked, where there is such a rule: those that decide, and then the
+    /// one in its shadow.
     pub(crate) fn deciding(&self, name: &Name) -> Option<impl Iterator<Item = &ActiveRule>> {
         let asked = self.rules.iter().find(|rule| rule.name == *name)?;
         let canary = asked.canary.as_ref().map(|canary| &*canary.rule);
-        Some(asked.live.as_deref().into_iter().chain(canary))
+        let shadow = asked.shadow.as_ref().map(|shadow| &*shadow.rule);
+        Some(
+            asked
+                .live
+                .as_deref()
+                .into_iter()
+                .chain(canary)
+                .chain(shadow),
+        )
     }
 
     /// Takes over what was found out about the same rules, and how much fuel is left.
@@ -323,42 +335,6 @@ impl Rules {
         self.only(Asked::of_file(rule))
     }
 
-    /// Asks every rule that subscribed. Blocks while they run.
-    pub(super) fn decide(
-        &self,
-        event: &StoredEvent,
-        now_ms: i64,
-        instances: &mut Instances,
-    ) -> Decided {
-        let mut commit = empty(event);
-        let mut fuel: u64 = 0;
-        let mut quarantined = Vec::new();
-        for asked in &self.rules {
-            let decided = asked.version_for(event).map(|rule| {
-                let (run, outcome) = match rule.health.quarantine() {
-                    None => self.ask(rule, event, instances),
-                    Some(quarantine) => (Run::default(), Err(Failure::from(&*quarantine))),
-                };
-                fuel = fuel.saturating_add(run.fuel);
-                quarantined.extend(self.note(rule, outcome.as_ref().err(), now_ms));
-                (rule, run, outcome)
-            });
-            if let Some(shadow) = &asked.shadow {
-                let live = decided.as_ref().map(|(_, _, outcome)| outcome);
-                let used = self.compare(shadow, live, event, instances);
-                fuel = fuel.saturating_add(used);
-            }
-            if let Some((rule, run, outcome)) = decided {
-                self.add(&mut commit, event, rule, &run, outcome, now_ms);
-            }
-        }
-        Decided {
-            commit,
-            fuel,
-            quarantined,
-        }
-    }
-
     /// Puts a rule in quarantine that has failed too often by now.
     fn note(
         &self,
@@ -378,8 +354,18 @@ impl Rules {
         if engine || !asked {
             return None;
         }
-        let (failed, of) = rule.health.note(failure.is_some(), self.quarantine)?;
-        Some(rule.health.put_in(Quarantine {
+        let counts = rule.health.note(failure.is_some(), self.quarantine)?;
+        Some(self.put_in_quarantine(rule, counts, failure, now_ms))
+    }
+
+    fn put_in_quarantine(
+        &self,
+        rule: &ActiveRule,
+        (failed, of): (usize, usize),
+        failure: Option<&Failure>,
+        now_ms: i64,
+    ) -> Arc<Quarantine> {
+        rule.health.put_in(Quarantine {
             tenant: self.tenant.clone(),
             rule: rule.name.clone(),
             version: rule.version,
@@ -389,25 +375,7 @@ impl Rules {
             failed,
             of,
             error: failure.map(Failure::to_string).unwrap_or_default(),
-        }))
-    }
-
-    /// Asks a version that has no effect, and notes whether it would have decided otherwise. Returns
-    /// the fuel that this took.
-    fn compare(
-        &self,
-        shadow: &Shadow,
-        live: Option<&Result<Decision, Failure>>,
-        event: &StoredEvent,
-        instances: &mut Instances,
-    ) -> u64 {
-        let own = shadow
-            .rule
-            .sees(event)
-            .then(|| self.ask(&shadow.rule, event, instances));
-        let (run, outcome) = own.unzip();
-        shadow.tally.note(event, live, outcome.as_ref());
-        run.map_or(0, |run| run.fuel)
+        })
     }
 
     /// What an event comes to on which the engine itself panicked: every rule counts as failed.
@@ -428,27 +396,9 @@ impl Rules {
         commit
     }
 
-    fn subscribed(&self, event: &StoredEvent) -> impl Iterator<Item = &ActiveRule> {
+    fn subscribed(&self, event: &StoredEvent) -> impl Iterator<Item = &Arc<ActiveRule>> {
         let versions = self.rules.iter();
         versions.filter_map(|rule| rule.version_for(event))
-    }
-
-    /// Asks one rule again, for an event it was held for. `None` when there is no such rule (any
-    /// more).
-    pub fn decide_again(
-        &self,
-        name: &Name,
-        event: &StoredEvent,
-        now_ms: i64,
-        instances: &mut Instances,
-    ) -> Option<Commit> {
-        let asked = self.rules.iter().find(|rule| rule.name == *name)?;
-        // Whatever it subscribes to by now: the event is held for it.
-        let rule = asked.chosen(event)?;
-        let mut commit = empty(event);
-        let (run, outcome) = self.ask(rule, event, instances);
-        self.add(&mut commit, event, rule, &run, outcome, now_ms);
-        Some(commit)
     }
 
     /// What one rule makes of an event, valid or not.
@@ -482,8 +432,8 @@ impl Rules {
         self.fuel.paid(now_ms())
     }
 
-    pub(crate) fn charge_fuel(&self, fuel: u64) {
-        self.fuel.charge(fuel, 1, now_ms());
+    pub(crate) fn charge(&self, price: u64) {
+        self.fuel.charge(price, 1, now_ms());
     }
 
     /// What an answer would lead to that a module gave elsewhere: as [`Rules::replay`], but that nothing is

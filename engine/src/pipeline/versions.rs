@@ -78,7 +78,7 @@ impl Asked {
     }
 
     /// The version that this event belongs to, whether or not it subscribes to it.
-    pub(super) fn chosen(&self, event: &StoredEvent) -> Option<&ActiveRule> {
+    pub(super) fn chosen(&self, event: &StoredEvent) -> Option<&Arc<ActiveRule>> {
         if let Some(canary) = &self.canary {
             let decoded = Event::decode(&event.encoded, SkipIndex::new(&event.index)).ok();
             let taken = match decoded.and_then(|event| event.subject()) {
@@ -89,11 +89,11 @@ impl Asked {
                 return Some(&canary.rule);
             }
         }
-        self.live.as_deref()
+        self.live.as_ref()
     }
 
     /// The version that decides it.
-    pub(super) fn version_for(&self, event: &StoredEvent) -> Option<&ActiveRule> {
+    pub(super) fn version_for(&self, event: &StoredEvent) -> Option<&Arc<ActiveRule>> {
         self.chosen(event).filter(|rule| rule.sees(event))
     }
 }

@@ -1,55 +1,153 @@
 //! The threads that run rules. A guest blocks its thread for as long as it has fuel, so rules never
 //! run on the threads that serve sockets.
 //!
-//! Each thread keeps the instances of the rules that it runs. Work comes with a key, its tenant's: the
-//! same key goes to the same thread, where its instances wait. Work that waits there longer than a
-//! moment is taken by a thread that has nothing to do, at the price of an instance more: one tenant's
-//! slow rules hold up no other while there is a thread.
+//! A seat is a place where tenants are served, one for each configured thread; `workers/queue.rs` says
+//! who is served next. Whoever sits there does a job rule by rule, and gives it back after a turn when
+//! others wait. Each thread keeps the instances of the rules that it runs, so the same tenant goes to the
+//! same seat where load allows.
+//!
+//! Guarantees:
+//! - No guest holds up another tenant for longer than [`OVERDUE`]: then a spare thread takes the seat,
+//!   and the one that was overdue takes it back when it is done (`workers/watch.rs`).
+//! - A thread that does not come back loses one rule's run and no more: that rule has failed, and the
+//!   event's other rules are asked by another thread. It is never waited for.
+//! - When nothing runs, nothing wakes up.
+//!
+//! Architecture invariant: nothing here knows rules or events. What is done is a [`Work`].
 
+mod queue;
+mod task;
+mod watch;
+
+pub use queue::LOST_OF_TENANT_MAX;
+pub(super) use task::{Guest, Work};
+pub(crate) use watch::lost_after;
+
+use crate::id::Name;
+use crate::quota::thread_time;
 use crate::sandbox::{Instances, Kept};
-use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use queue::{Next, Queue};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use task::{Stepped, Stepwise, Task};
+use tokio::sync::oneshot;
 
-type Job = Box<dyn FnOnce(&mut Instances) + Send>;
+/// How long a job goes on before others that wait have their turn. It is looked at between two rules.
+const TURN: Duration = Duration::from_millis(2);
 
-/// How many jobs may wait, for each thread; beyond it, whoever brings one waits.
-const WAITING_PER_THREAD: usize = 64;
+/// After how long a turn no longer holds a seat: no guest holds up another tenant for longer.
+pub const OVERDUE: Duration = Duration::from_millis(25);
 
-/// How long a job waits for the thread that it belongs to. To start an instance elsewhere takes about
-/// as long.
-const PATIENCE: Duration = Duration::from_millis(1);
+/// How many threads there may be beyond the configured ones. Those that do not come back count.
+pub const SPARES_MAX: usize = 64;
 
-/// A fixed number of threads, each with a queue.
+/// How long a spare thread with nothing to do stays.
+const SPARE_STAYS: Duration = Duration::from_secs(10);
+
+/// The part of the instances that may be kept which all spares have together: an eighth.
+const SPARES_SHARE: usize = 8;
+
+/// How long the threads are waited for when the engine ends.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Below this, the time that passed stands for the processor time: to ask for it takes a part of that.
+const MEASURED_FROM: Duration = Duration::from_micros(20);
+
+/// The threads, and what waits for them.
 pub struct Workers {
     shared: Arc<Shared>,
-    /// One permit for each job that may wait.
-    room: Arc<Semaphore>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// One for each thread.
+    /// One for each thread that there may be.
     wake: Vec<Condvar>,
+    /// For the thread that watches.
+    watch: Condvar,
+    /// When the last thread has ended.
+    ended: Condvar,
+    /// How many lines have a job that may begin, as it was told last.
+    lines_waiting: AtomicUsize,
+    began: Instant,
+    kept: Kept,
+    kept_by_spares: Kept,
 }
 
 struct State {
-    /// One for each thread.
-    queues: Vec<VecDeque<Waiting>>,
-    /// Which threads have nothing to do.
-    idle: Vec<bool>,
+    queue: Queue<Arc<dyn Task>>,
+    seats: Vec<Seat>,
+    /// By number; as many as there may be.
+    threads: Vec<Option<Thread>>,
+    /// Threads without a seat that have nothing to do, the last one first.
+    spares: Vec<usize>,
+    /// Threads that do not come back, by number, each with its line.
+    lost: BTreeMap<usize, (usize, LostThread)>,
+    lost_ever: u64,
+    watch: watch::Watch,
     stopping: bool,
 }
 
-struct Waiting {
-    since: Instant,
-    job: Job,
-    _room: OwnedSemaphorePermit,
+struct Seat {
+    /// Whose it is; a spare looks after it while the owner is overdue.
+    owner: Option<usize>,
+    holder: Option<usize>,
+    /// Whether the holder sleeps.
+    idle: bool,
+}
+
+struct Thread {
+    seat: Option<usize>,
+    turn: Option<Turn>,
+    place: Arc<Place>,
+}
+
+/// What a thread does now.
+struct Turn {
+    line: usize,
+    task: Arc<dyn Task>,
+    overdue: bool,
+    watched: Option<watch::Watched>,
+}
+
+/// What is said of a thread without the lock.
+#[derive(Default)]
+struct Place {
+    /// When its turn began, in nanoseconds since the workers did.
+    began_ns: AtomicU64,
+    overdue: AtomicBool,
+    /// It has become its seat's owner, and may keep as many instances as owners do.
+    promoted: AtomicBool,
+}
+
+/// A thread that does not come back, and whose run it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostThread {
+    pub tenant: Name,
+    pub rule: Name,
+    pub since_ms: i64,
+}
+
+/// How the threads are doing.
+#[derive(Clone, Debug, Default)]
+pub struct Threads {
+    /// All that there are, lost ones among them.
+    pub count: usize,
+    /// Those that do not come back.
+    pub lost: Vec<LostThread>,
+    /// How often one was given up since the start.
+    pub lost_ever: u64,
+    /// Whether there is a thread that decides.
+    pub decides: bool,
+}
+
+/// How a turn ended.
+struct Ended {
+    used: Duration,
+    /// There is more to do, and others have their turn first.
+    back: bool,
 }
 
 impl Workers {
@@ -62,134 +160,270 @@ impl Workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let kept = Kept {
-            count_max: kept.count_max / count,
-            bytes_max: kept.bytes_max / count,
+        let share = |parts: usize, of: usize| Kept {
+            count_max: kept.count_max * parts / (SPARES_SHARE * of),
+            bytes_max: kept.bytes_max * parts / (SPARES_SHARE * of),
         };
-        let mut workers = Self {
-            shared: Arc::new(Shared::new(count)),
-            room: Arc::new(Semaphore::new(count * WAITING_PER_THREAD)),
-            threads: Vec::with_capacity(count),
+        let threads = (0..count + SPARES_MAX).map(|_| None).collect();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: Queue::new(count),
+                seats: Vec::with_capacity(count),
+                threads,
+                spares: Vec::new(),
+                lost: BTreeMap::new(),
+                lost_ever: 0,
+                watch: watch::Watch::default(),
+                stopping: false,
+            }),
+            wake: (0..count + SPARES_MAX).map(|_| Condvar::new()).collect(),
+            watch: Condvar::new(),
+            ended: Condvar::new(),
+            lines_waiting: AtomicUsize::new(0),
+            began: Instant::now(),
+            kept: share(SPARES_SHARE - 1, count),
+            kept_by_spares: share(1, SPARES_MAX),
+        });
+        let workers = Self {
+            shared: shared.clone(),
         };
-        for n in 0..count {
-            let shared = workers.shared.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("decide-{n}"))
-                .spawn(move || {
-                    let mut instances = Instances::new(kept);
-                    while let Some(job) = shared.next(n) {
-                        // A panic here is our own bug: its job's receiver learns of it, and the
-                        // thread goes on, with instances that nothing was half done to.
-                        if catch_unwind(AssertUnwindSafe(|| job(&mut instances))).is_err() {
-                            instances = Instances::new(kept);
-                        }
-                    }
-                })?;
-            workers.threads.push(thread);
+        for number in 0..count {
+            let mut state = shared.lock();
+            state.seats.push(Seat {
+                owner: Some(number),
+                holder: Some(number),
+                idle: false,
+            });
+            let owner = Thread::new(Some(number));
+            owner.place.promoted.store(true, Ordering::Relaxed);
+            state.threads[number] = Some(owner);
+            drop(state);
+            let spawned = spawn(&shared, number);
+            if let Err(error) = spawned {
+                shared.lock().threads[number] = None;
+                return Err(error);
+            }
         }
+        let watching = shared.clone();
+        std::thread::Builder::new()
+            .name("decide-watch".to_owned())
+            .spawn(move || watching.watch())?;
         Ok(workers)
     }
 
-    /// Runs `work` on one of the threads, for one key on the same one where load allows. It is queued
-    /// at once where there is room. `None` when `work` panicked, which is a bug of ours: the caller
-    /// must go on all the same.
-    pub fn run<T: Send + 'static>(
+    /// Has this work done for a tenant. It is queued at once where there is room. `None` when a step
+    /// panicked, which is a bug of ours: the caller must go on all the same.
+    pub(super) fn run<W: Work>(
         &self,
-        key: &impl Hash,
-        work: impl FnOnce(&mut Instances) -> T + Send + 'static,
-    ) -> impl Future<Output = Option<T>> + Send + 'static {
+        tenant: &Name,
+        work: W,
+    ) -> impl Future<Output = Option<W::Answer>> + Send + 'static {
         let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |instances| {
-            // Nobody waits any more when the engine is stopping.
-            let _ = answer.send(work(instances));
-        });
-        let home = self.home(key);
-        let refused = match self.room.clone().try_acquire_owned() {
+        let task: Arc<dyn Task> = Arc::new(Stepwise::new(work, answer));
+        let mut state = self.shared.lock();
+        let room = state.queue.room(tenant);
+        let refused = match room.clone().try_acquire_owned() {
             Ok(room) => {
-                self.shared.queue(home, job, room);
+                self.shared.queue(state, tenant, task, Some(room));
                 None
             }
-            Err(_) => Some((self.shared.clone(), self.room.clone(), job)),
+            Err(_) => {
+                drop(state);
+                Some((self.shared.clone(), tenant.clone(), room, task))
+            }
         };
         async move {
-            if let Some((shared, room, job)) = refused {
+            if let Some((shared, tenant, room, task)) = refused {
                 // Never closed.
-                shared.queue(home, job, room.acquire_owned().await.ok()?);
+                let room = room.acquire_owned().await.ok()?;
+                shared.queue(shared.lock(), &tenant, task, Some(room));
             }
             answered.await.ok()
         }
     }
 
-    /// The thread that a key belongs to.
-    fn home(&self, key: &impl Hash) -> usize {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        hasher.finish() as usize % self.threads.len()
+    /// How the threads are doing.
+    pub fn threads(&self) -> Threads {
+        let state = self.shared.lock();
+        Threads {
+            count: state.threads.iter().flatten().count(),
+            lost: state.lost.values().map(|(_, it)| it.clone()).collect(),
+            lost_ever: state.lost_ever,
+            decides: state.seats.iter().any(|seat| seat.holder.is_some()),
+        }
     }
 }
 
-impl Shared {
-    fn new(threads: usize) -> Self {
+impl Thread {
+    fn new(seat: Option<usize>) -> Self {
         Self {
-            state: Mutex::new(State {
-                queues: (0..threads).map(|_| VecDeque::new()).collect(),
-                idle: vec![false; threads],
-                stopping: false,
-            }),
-            wake: (0..threads).map(|_| Condvar::new()).collect(),
+            seat,
+            turn: None,
+            place: Arc::default(),
         }
     }
+}
 
+/// Starts a thread that has its number already.
+fn spawn(shared: &Arc<Shared>, number: usize) -> std::io::Result<()> {
+    let place = shared.lock().threads[number]
+        .as_ref()
+        .map(|thread| thread.place.clone());
+    let place = place.unwrap_or_default();
+    let shared = shared.clone();
+    std::thread::Builder::new()
+        .name(format!("decide-{number}"))
+        .spawn(move || shared.serve(number, &place))
+        .map(drop)
+}
+
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn queue(&self, home: usize, job: Job, room: OwnedSemaphorePermit) {
-        let mut state = self.lock();
-        state.queues[home].push_back(Waiting {
-            since: Instant::now(),
-            job,
-            _room: room,
-        });
-        // If its own thread is busy, an idle one looks after it.
-        let whom = if state.idle[home] {
-            Some(home)
-        } else {
-            state.idle.iter().position(|idle| *idle)
-        };
+    fn queue(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        tenant: &Name,
+        task: Arc<dyn Task>,
+        room: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) {
+        let home = state.queue.push(tenant, task, room, Instant::now());
+        self.tell_waiting(&state);
+        let whom = state.wake_one(Some(home));
         drop(state);
         if let Some(thread) = whom {
             self.wake[thread].notify_one();
         }
     }
 
-    /// What a thread does next; waits for it. `None` when nothing is left to do and none will come.
-    fn next(&self, thread: usize) -> Option<Job> {
-        let mut state = self.lock();
-        loop {
-            if let Some(own) = state.queues[thread].pop_front() {
-                return Some(own.job);
+    fn tell_waiting(&self, state: &State) {
+        let waiting = state.queue.lines_waiting();
+        self.lines_waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    fn since_began(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.began);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// What a thread does until it ends.
+    fn serve(self: Arc<Self>, number: usize, place: &Place) {
+        let mut kept = self.kept_by_spares;
+        let mut instances = Instances::new(kept);
+        let mut meter = Meter::default();
+        let mut ended = None;
+        while let Some((task, mut began)) = self.next(number, ended.take(), &mut meter) {
+            if place.promoted.swap(false, Ordering::Relaxed) {
+                kept = self.kept;
+                instances = Instances::new(kept);
             }
-            let waiting = |queue: &VecDeque<Waiting>| queue.front().map(|oldest| oldest.since);
-            let oldest = state
-                .queues
-                .iter()
-                .enumerate()
-                .filter_map(|(home, queue)| Some((waiting(queue)?, home)))
-                .min();
-            let patience = match oldest {
-                Some((since, home)) => {
-                    let patience = PATIENCE.saturating_sub(since.elapsed());
-                    if patience.is_zero() || state.stopping {
-                        return state.queues[home].pop_front().map(|taken| taken.job);
-                    }
-                    Some(patience)
+            let first = began;
+            let (stepped, now) = loop {
+                // A panic here is our own bug: its job's receiver learns of it, and the thread goes on,
+                // with instances that nothing was half done to.
+                let step = AssertUnwindSafe(|| task.step(&mut instances));
+                let Ok(stepped) = catch_unwind(step) else {
+                    instances = Instances::new(kept);
+                    task.abandon();
+                    break (Stepped::Done, Instant::now());
+                };
+                let now = Instant::now();
+                if stepped != Stepped::More {
+                    break (stepped, now);
                 }
-                None if state.stopping => return None,
-                None => None,
+                if now.saturating_duration_since(began) >= TURN {
+                    let others = self.lines_waiting.load(Ordering::Relaxed) > 0;
+                    if others || place.overdue.load(Ordering::Relaxed) {
+                        break (stepped, now);
+                    }
+                    began = now;
+                    let began_ns = self.since_began(now);
+                    place.began_ns.store(began_ns, Ordering::Relaxed);
+                }
             };
-            state.idle[thread] = true;
-            let wake = &self.wake[thread];
+            let used = meter.used(now.saturating_duration_since(first));
+            match stepped {
+                Stepped::More => task.put_back(used),
+                Stepped::Done => task.end(used),
+                Stepped::GivenUp => {}
+            }
+            ended = Some(Ended {
+                used,
+                back: stepped == Stepped::More,
+            });
+        }
+    }
+
+    /// Ends a thread's turn, and says what it does next, and since when; waits for it. `None` when the
+    /// thread is to end.
+    fn next(
+        &self,
+        number: usize,
+        ended: Option<Ended>,
+        meter: &mut Meter,
+    ) -> Option<(Arc<dyn Task>, Instant)> {
+        let mut state = self.lock();
+        let mut now = Instant::now();
+        if let Some(ended) = ended {
+            state.end_turn(number, &ended, now);
+        }
+        if let Some((line, _)) = state.lost.remove(&number) {
+            state.queue.found(line, now);
+            // It has been replaced, and what it did was gone on with by another.
+            tracing::warn!(
+                thread = number,
+                "a thread that was given up for lost came back, and ends"
+            );
+            state.leave(number);
+            return None;
+        }
+        if let Some(sleeper) = state.take_seat_back(number) {
+            self.wake[sleeper].notify_one();
+        }
+        loop {
+            let seat = state.seat_of(number);
+            let patience = match seat {
+                Some(seat) => {
+                    let hurry = state.stopping;
+                    match state.queue.next(seat, now, hurry) {
+                        Next::Run { line, job } => {
+                            self.tell_waiting(&state);
+                            let also = self.begin_turn(&mut state, number, line, &job, now);
+                            drop(state);
+                            if let Some(thread) = also {
+                                self.wake[thread].notify_one();
+                            }
+                            return Some((job, now));
+                        }
+                        Next::Wait(patience) => Some(patience),
+                        Next::Nothing if state.stopping => {
+                            state.leave(number);
+                            self.ended.notify_all();
+                            return None;
+                        }
+                        Next::Nothing => None,
+                    }
+                }
+                None if state.stopping => {
+                    state.leave(number);
+                    self.ended.notify_all();
+                    return None;
+                }
+                None => {
+                    state.spares.push(number);
+                    Some(SPARE_STAYS)
+                }
+            };
+            self.tell_waiting(&state);
+            if let Some(seat) = seat {
+                state.seats[seat].idle = true;
+            }
+            // Now, where it holds up nobody: to wake up is what a turn may be charged besides.
+            meter.begin();
+            let wake = &self.wake[number];
+            let before = now;
             state = match patience {
                 Some(patience) => {
                     let waited = wake.wait_timeout(state, patience);
@@ -197,128 +431,163 @@ impl Shared {
                 }
                 None => wake.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
-            state.idle[thread] = false;
+            now = Instant::now();
+            state.spares.retain(|spare| *spare != number);
+            match state.seat_of(number) {
+                Some(seat) => state.seats[seat].idle = false,
+                None if seat.is_none() && now.duration_since(before) >= SPARE_STAYS => {
+                    state.leave(number);
+                    self.ended.notify_all();
+                    return None;
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Notes what a thread does, has it watched, and says whom else to wake.
+    fn begin_turn(
+        &self,
+        state: &mut State,
+        number: usize,
+        line: usize,
+        task: &Arc<dyn Task>,
+        now: Instant,
+    ) -> Option<usize> {
+        if let Some(thread) = &mut state.threads[number] {
+            let place = &thread.place;
+            place
+                .began_ns
+                .store(self.since_began(now), Ordering::Relaxed);
+            place.overdue.store(false, Ordering::Relaxed);
+            thread.turn = Some(Turn {
+                line,
+                task: task.clone(),
+                overdue: false,
+                watched: None,
+            });
+        }
+        if state.watch.begins(now) {
+            self.watch.notify_one();
+        }
+        // Who queued may have woken this thread for more than one.
+        if state.queue.lines_waiting() > 0 {
+            return state.wake_one(None);
+        }
+        None
+    }
+}
+
+impl State {
+    /// Where a thread sits. One that has no seat takes one that nobody has.
+    fn seat_of(&mut self, number: usize) -> Option<usize> {
+        let thread = self.threads[number].as_mut()?;
+        if thread.seat.is_none() {
+            let free = self.seats.iter().position(|seat| seat.holder.is_none())?;
+            self.seats[free].holder = Some(number);
+            self.seats[free].owner.get_or_insert(number);
+            thread.seat = Some(free);
+        }
+        thread.seat
+    }
+
+    /// Somebody who sleeps in a seat: in this one, or else in any. Who is named is woken by the caller.
+    fn wake_one(&mut self, home: Option<usize>) -> Option<usize> {
+        let idle = |seat: &usize| self.seats[*seat].idle;
+        let at = home.filter(idle);
+        let at = at.or_else(|| self.seats.iter().position(|seat| seat.idle))?;
+        self.seats[at].idle = false;
+        self.seats[at].holder
+    }
+
+    fn end_turn(&mut self, number: usize, ended: &Ended, now: Instant) {
+        let turn = self.threads[number].as_mut().and_then(|it| it.turn.take());
+        // One that was given up has none.
+        if let Some(turn) = turn {
+            let back = ended.back.then_some(turn.task);
+            self.queue
+                .end(turn.line, ended.used, turn.overdue, back, now);
+        }
+    }
+
+    /// Has an owner sit in its seat again. Returns who sleeps there, and has to be told.
+    fn take_seat_back(&mut self, number: usize) -> Option<usize> {
+        let seat = self.seats.iter().position(|it| it.owner == Some(number))?;
+        let substitute = self.seats[seat].holder.filter(|it| *it != number);
+        self.seats[seat].holder = Some(number);
+        if let Some(thread) = &mut self.threads[number] {
+            thread.seat = Some(seat);
+        }
+        let substitute = substitute?;
+        if let Some(thread) = &mut self.threads[substitute] {
+            thread.seat = None;
+        }
+        std::mem::take(&mut self.seats[seat].idle).then_some(substitute)
+    }
+
+    /// A thread ends.
+    fn leave(&mut self, number: usize) {
+        self.threads[number] = None;
+        for seat in &mut self.seats {
+            if seat.holder == Some(number) {
+                (seat.holder, seat.idle) = (None, false);
+            }
+            if seat.owner == Some(number) {
+                seat.owner = None;
+            }
         }
     }
 }
 
+/// What a thread uses of a processor.
+#[derive(Default)]
+struct Meter {
+    at: Duration,
+    /// What was told since, without asking the system.
+    told: Duration,
+}
+
+impl Meter {
+    /// What the thread used until now is nobody's.
+    fn begin(&mut self) {
+        (self.at, self.told) = (thread_time(), Duration::ZERO);
+    }
+
+    /// What was used in the time that has passed: no more than that.
+    fn used(&mut self, passed: Duration) -> Duration {
+        if passed < MEASURED_FROM {
+            self.told += passed;
+            return passed;
+        }
+        let now = thread_time();
+        let used = now.saturating_sub(self.at).saturating_sub(self.told);
+        (self.at, self.told) = (now, Duration::ZERO);
+        used.min(passed)
+    }
+}
+
 impl Drop for Workers {
+    /// Ends the threads that are at work for a moment only; what does not end is left to the end of the
+    /// process.
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
+        let mut state = self.shared.lock();
+        state.stopping = true;
         for wake in &self.shared.wake {
             wake.notify_all();
         }
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        self.shared.watch.notify_all();
+        let until = Instant::now() + END_PATIENCE;
+        loop {
+            let living = state.threads.iter().flatten().count();
+            let left = until.saturating_duration_since(Instant::now());
+            if living <= state.lost.len() || left.is_zero() {
+                return;
+            }
+            let waited = self.shared.ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-    use std::sync::{Arc, Barrier};
-    use std::thread::{ThreadId, current};
-
-    const KEPT: Kept = Kept {
-        count_max: 10,
-        bytes_max: 1 << 20,
-    };
-
-    async fn where_is(workers: &Workers, key: u32) -> ThreadId {
-        workers.run(&key, |_| current().id()).await.unwrap()
-    }
-
-    #[test]
-    fn keys_spread_over_the_threads() {
-        let workers = Workers::start(4, KEPT).unwrap();
-        let homes: HashSet<usize> = (0..32).map(|key| workers.home(&key)).collect();
-        assert_eq!(homes.len(), 4);
-    }
-
-    /// Without threads, so that the order is the test's: what belongs to thread 1 stays there until it
-    /// has waited, and a thread does its own work first.
-    #[test]
-    fn a_key_stays_on_its_thread_until_it_has_waited() {
-        let shared = Shared::new(2);
-        let room = Arc::new(Semaphore::new(9));
-        let ran = Arc::new(Mutex::new(Vec::new()));
-        let queue = |home: usize, name: &'static str| {
-            let ran = ran.clone();
-            let job: Job = Box::new(move |_| ran.lock().unwrap().push(name));
-            let room = room.clone().try_acquire_owned().unwrap();
-            shared.queue(home, job, room);
-        };
-        let mut instances = Instances::new(KEPT);
-        let mut next = |thread: usize| shared.next(thread).unwrap()(&mut instances);
-        let queued = Instant::now();
-        queue(1, "another's");
-        queue(0, "own");
-        next(0);
-        next(0);
-        assert!(queued.elapsed() >= PATIENCE);
-        queue(1, "at home");
-        next(1);
-        assert_eq!(*ran.lock().unwrap(), ["own", "another's", "at home"]);
-    }
-
-    /// However few wait, and whatever came before them there: another key's as well as its own.
-    #[tokio::test]
-    async fn what_waits_for_a_busy_thread_is_taken_by_an_idle_one() {
-        let workers = Workers::start(2, KEPT).unwrap();
-        let gate = Arc::new(Barrier::new(2));
-        let (begun, at) = oneshot::channel();
-        let blocked = {
-            let gate = gate.clone();
-            workers.run(&7, move |_| {
-                let _ = begun.send(current().id());
-                gate.wait()
-            })
-        };
-        let busy = at.await.unwrap();
-        let mut neighbour = 8;
-        while workers.home(&neighbour) != workers.home(&7) {
-            neighbour += 1;
-        }
-        let mut threads = Vec::new();
-        for key in [7, neighbour] {
-            threads.push(where_is(&workers, key).await);
-        }
-        // Before anything is asserted: a thread that waits forever would be waited for.
-        gate.wait();
-        blocked.await.unwrap();
-        assert!(!threads.contains(&busy));
-    }
-
-    #[tokio::test]
-    async fn so_many_wait_and_no_more() {
-        let workers = Workers::start(1, KEPT).unwrap();
-        let gate = Arc::new(Barrier::new(2));
-        let begun = Arc::new(Barrier::new(2));
-        let blocked = {
-            let (gate, begun) = (gate.clone(), begun.clone());
-            workers.run(&1, move |_| (begun.wait(), gate.wait()))
-        };
-        begun.wait();
-        let mut behind: Vec<_> = (0..WAITING_PER_THREAD + 1)
-            .map(|n| workers.run(&1, move |_| n))
-            .collect();
-        assert_eq!(workers.shared.lock().queues[0].len(), WAITING_PER_THREAD);
-        gate.wait();
-        blocked.await.unwrap();
-        // The last one is queued by whoever waits for it.
-        assert_eq!(behind.pop().unwrap().await, Some(WAITING_PER_THREAD));
-        for (n, ran) in behind.into_iter().enumerate() {
-            assert_eq!(ran.await, Some(n));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_its_job_and_nothing_else() {
-        let workers = Workers::start(1, KEPT).unwrap();
-        let panicked = workers.run(&1, |_| -> () { panic!("a bug") }).await;
-        assert!(panicked.is_none());
-        assert_eq!(workers.run(&1, |_| 5).await, Some(5));
-    }
-}
+mod tests;

@@ -4,7 +4,8 @@ use super::rule::Version;
 use super::{Error, Registry, Turn, not_found, panicked, slots};
 use crate::clock::now_ms;
 use crate::id::{Hash, Name};
-use crate::pipeline::Asked;
+use crate::pipeline::{Asked, lost_after};
+use crate::quota::{price, thread_time};
 use crate::sandbox::{self, Instances, Kept, Run};
 use crate::store::{Commit, StoredEvent, Then};
 use crate::tenant::{ModuleRef, Pattern, Rule};
@@ -54,6 +55,7 @@ impl Registry {
         };
         let started = self.start(tenant, &name, &asked).await?;
         let rule = started.version(asked.number);
+        let lost_after = lost_after(self.sandbox_of(tenant)?.limits());
         let asked = rules.only(Asked::of_file(rule));
         let permit = tokio::time::timeout(slots::PATIENCE, self.trials.clone().acquire_owned());
         let Ok(Ok(permit)) = permit.await else {
@@ -66,13 +68,20 @@ impl Registry {
                 count_max: 1,
                 bytes_max: usize::MAX,
             };
-            let tried = asked.replay(&event, &mut Instances::new(one));
-            if let Some((run, _)) = &tried {
-                rules.charge_fuel(run.fuel);
-            }
-            tried
+            let before = thread_time();
+            let (run, commit) = asked.replay(&event, &mut Instances::new(one))?;
+            rules.charge(price(run.fuel, thread_time().saturating_sub(before)));
+            Some((run, commit))
         });
-        match tried.await {
+        let Ok(tried) = tokio::time::timeout(lost_after, tried).await else {
+            // The thread is lost, and keeps its permit: few are given for trials.
+            tracing::error!(%tenant, rule = %name, "a trial does not come back; its thread is given up");
+            return Err(Error::Conflict(
+                "the module did not come back, and was given up; the engine's log says so"
+                    .to_owned(),
+            ));
+        };
+        match tried {
             Ok(Some((run, commit))) => Ok(Trial {
                 run,
                 commit,
