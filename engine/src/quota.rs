@@ -108,9 +108,8 @@ struct Fuel {
     each: f64,
 }
 
-/// What a nanosecond of a core is charged at least: fuel alone would sell some operators, such as square
-/// roots and loads that miss the caches, for a thirtieth of their time. The default `fuel_per_s` is so half
-/// of what one core burns.
+/// What a nanosecond of a core is charged at least: fuel alone would sell what misses the caches, and the
+/// starts of instances, for less than their time. The default `fuel_per_s` is so half of one core at most.
 pub(crate) const FUEL_PER_NS: u64 = 2;
 
 /// What is charged for so much fuel that took so much processor time: the greater of both.
@@ -121,8 +120,14 @@ pub(crate) fn price(fuel: u64, used: Duration) -> u64 {
 
 /// The processor time that this thread has used. To ask for it takes a microsecond where a machine is slow
 /// at it.
+#[allow(unsafe_code)]
 pub(crate) fn thread_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure lives until the call returns. A clock that is not there leaves it as it is.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
     let (secs, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
     Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0))
 }

@@ -84,11 +84,15 @@ fn limits(u: &mut Unstructured<'_>) -> arbitrary::Result<Limits> {
 /// How often what happened, so that a proof can say that it proved something. A name's first word says
 /// what is counted: `module`, `start`, `event`, `state`, or `run`.
 #[derive(Debug, Default)]
-pub struct Shares(BTreeMap<(&'static str, &'static str), u64>);
+pub struct Shares {
+    counts: BTreeMap<(&'static str, &'static str), u64>,
+    /// The most fuel that an event burned after its fuel was over.
+    past_worst: u64,
+}
 
 impl Shares {
     pub fn count(&self, what: &'static str, kind: &'static str) -> u64 {
-        self.0.get(&(what, kind)).copied().unwrap_or_default()
+        self.counts.get(&(what, kind)).copied().unwrap_or_default()
     }
 
     /// Of all `what`, the percentage that was `kind`.
@@ -97,13 +101,14 @@ impl Shares {
     }
 
     pub fn merge(&mut self, other: &Self) {
-        for (key, count) in &other.0 {
-            *self.0.entry(*key).or_default() += count;
+        for (key, count) in &other.counts {
+            *self.counts.entry(*key).or_default() += count;
         }
+        self.past_worst = self.past_worst.max(other.past_worst);
     }
 
     fn add(&mut self, what: &'static str, kind: &'static str, count: u64) {
-        *self.0.entry((what, kind)).or_default() += count;
+        *self.counts.entry((what, kind)).or_default() += count;
     }
 
     fn add_if(&mut self, what: &'static str, kind: &'static str, is_so: bool) {
@@ -112,6 +117,7 @@ impl Shares {
 
     fn add_event(&mut self, run: &Run, start_bytes: u64) {
         self.add("event", ALL, 1);
+        self.past_worst = self.past_worst.max(run.fuel_past);
         let kind = match &run.outcome {
             Ok(_) => "decided",
             Err(error) => error.kind(),
@@ -140,7 +146,7 @@ pub const ALL: &str = "all";
 impl fmt::Display for Shares {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = "";
-        for &(what, kind) in self.0.keys() {
+        for &(what, kind) in self.counts.keys() {
             if what != before {
                 let line = if before.is_empty() { "" } else { "\n" };
                 write!(f, "{line}{} {what}s", self.count(what, ALL))?;
@@ -150,7 +156,7 @@ impl fmt::Display for Shares {
                 write!(f, ", {kind} {:.2} %", self.percent(what, kind))?;
             }
         }
-        Ok(())
+        write!(f, "\nat worst {} fuel past the end", self.past_worst)
     }
 }
 
@@ -228,6 +234,7 @@ impl Proof {
         };
         for event in case.events.iter().take(1) {
             let run = self.wide.run(&program, event, &[]);
+            stops_soon(&program, &run)?;
             if let Err(Error::Engine { message }) = &run.outcome {
                 return Err(format!("the engine failed: {message}"));
             }
@@ -303,6 +310,7 @@ impl Known {
         let start_bytes = start_bytes.unwrap_or_default();
         shares.add_if("start", "with more than 1 MiB", start_bytes > 1 << 20);
         for run in &runs {
+            stops_soon(&program, run)?;
             if let Err(Error::Engine { message }) = &run.outcome {
                 return Err(format!("the engine failed: {message}"));
             }
@@ -331,6 +339,15 @@ impl Known {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether little ran after the end of its fuel.
+fn stops_soon(program: &Program, run: &Run) -> Result<(), String> {
+    let most = program.limits().fuel_past_max();
+    match run.fuel_past {
+        past if past > most => Err(format!("it burned {past} after its end, of {most} at most")),
+        _ => Ok(()),
     }
 }
 

@@ -108,6 +108,11 @@ struct Shape {
     floats: bool,
     instructions: usize,
     init: bool,
+    /// How much is done in a straight line on the way up from deep calls, and at their bottom.
+    tail: usize,
+    line: usize,
+    /// The import a second time, as some linkers write it.
+    twice: bool,
 }
 
 impl Shape {
@@ -131,6 +136,9 @@ impl Shape {
             floats: u.ratio(2, 3)?,
             instructions: u.int_in_range(5..=40)?,
             init: u.ratio(1, 2)?,
+            tail: *u.choose(&[0, 0, 1, 3, 12, 60, 400])?,
+            line: *u.choose(&[0, 0, 0, 300, 5_000])?,
+            twice: u.ratio(1, 4)?,
         })
     }
 
@@ -191,16 +199,22 @@ impl Shape {
             Some(most) => format!("{} {most}", self.pages),
             None => self.pages.to_string(),
         };
+        let twice = match self.twice {
+            true => "(import \"hooksieve\" \"log\" (func $again (param i32 i32 i32)))",
+            false => "",
+        };
+        let deep = deep(self.tail, self.line);
         let mut wat = format!(
             "(module
                (import \"hooksieve\" \"log\" (func $log (param i32 i32 i32)))
+               {twice}
                (memory $memory (export \"memory\") {memory})
                {inner}
                (global $hash (mut i64) (i64.const 0))
                (func (export \"hooksieve_abi_1\"))
                (data (i32.const {DECISION_AT}) \"{}\")
                (data (i32.const {ERROR_AT}) \"{}\")
-               {MIX} {DEEP}",
+               {MIX} {deep}",
             escaped(DECISION),
             escaped(ERROR),
         );
@@ -258,16 +272,22 @@ const MIX: &str = "
           (i64.mul (i64.rotl (global.get $hash) (i64.const 29)) (i64.const 0x9e3779b97f4a7c15))
           (local.get 0))))";
 
-/// `$deep` calls itself as often as it is told.
-const DEEP: &str = "
-    (func $deep (param i32) (result i32) (local i64 i64)
-      (local.set 1 (global.get $hash))
-      (if (result i32) (local.get 0)
-        (then
-          (i32.add
-            (call $deep (i32.sub (local.get 0) (i32.const 1)))
-            (i32.wrap_i64 (local.get 1))))
-        (else (i32.const 7))))";
+/// `$deep` calls itself as often as it is told, and works on the way up.
+fn deep(tail: usize, line: usize) -> String {
+    let work = "(local.set 1 (i64.add (i64.mul (local.get 1) (i64.const 31)) (i64.const 7)))";
+    format!(
+        "(func $deep (param i32) (result i32) (local i64 i64)
+           (local.set 1 (global.get $hash))
+           (if (result i32) (local.get 0)
+             (then
+               (local.set 0 (call $deep (i32.sub (local.get 0) (i32.const 1))))
+               {}
+               (i32.add (local.get 0) (i32.wrap_i64 (local.get 1))))
+             (else {} (i32.const 7))))",
+        work.repeat(tail),
+        work.repeat(line),
+    )
+}
 
 /// What stands inside of the random module's text, without its memory.
 fn inner_text(body: &[u8]) -> String {

@@ -46,12 +46,14 @@ fn decide(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
         Ok(program) => program,
         Err(_) => return Ok(()),
     };
+    let past_max = program.limits().fuel_past_max();
     let mut instances = Instances::new(KEPT);
     for event in events.iter().chain(&events) {
         let new = program.run(event, &[]);
         let warm = instances.run(&program, event, &[]);
         assert!(!matches!(new.outcome, Err(Error::Engine { .. })), "{new:?}");
         assert_eq!(new.outcome, warm.outcome);
+        assert!(new.fuel_past <= past_max, "{} past its end", new.fuel_past);
         assert_eq!(
             (new.fuel, new.memory_bytes, new.log),
             (warm.fuel, warm.memory_bytes, warm.log)
