@@ -118,20 +118,6 @@ pub(crate) fn price(fuel: u64, used: Duration) -> u64 {
     fuel.max(used_ns.saturating_mul(FUEL_PER_NS))
 }
 
-/// The processor time that this thread has used. To ask for it takes a microsecond where a machine is slow
-/// at it.
-#[allow(unsafe_code)]
-pub(crate) fn thread_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the structure lives until the call returns. A clock that is not there leaves it as it is.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    let (secs, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
-    Duration::new(secs.unwrap_or(0), nanos.unwrap_or(0))
-}
-
 /// How much of a second's worth a tenant begins at once: a bound on the debt that it can get into.
 const AT_ONCE: f64 = 0.1;
 /// How many events it begins at once while nothing is known of their cost.
@@ -199,6 +185,7 @@ impl FuelQuota {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::thread_time;
 
     #[test]
     fn a_tenant_has_one_second_s_worth_at_once_and_then_its_rate() {

@@ -52,7 +52,7 @@ use crate::live::{Live, OfTenant};
 use crate::pipeline::{
     ActiveRule, Asked, Canary, KeptTally, Pipeline, Rules, Shadow, Tally, programs,
 };
-use crate::sandbox::{CompilerTime, Form, Refused, Sandbox};
+use crate::sandbox::{CompilerTime, Form, Refused, Sandbox, thread_time};
 use crate::seal::Seal;
 use crate::secret::Secret;
 use crate::store::{self, Changes, Store};
@@ -839,9 +839,9 @@ async fn in_slot<T: Send + 'static>(
     work: impl FnOnce(&mut CompilerTime) -> T + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(move || {
-        let (began, mut time) = (Instant::now(), CompilerTime::default());
+        let (began, mut time) = (thread_time(), CompilerTime::default());
         let made = work(&mut time);
-        slot.end(time.cost(began.elapsed()));
+        slot.end(time.since(began));
         made
     });
     done.await.map_err(|_| panicked(what))

@@ -235,20 +235,35 @@ enum Compiler {
     Child(CompileLimits),
 }
 
-/// The time that compiling took.
+/// The processors' time that compiling took besides that of the thread which asked for it: a child's, or that of
+/// the compiler's own threads.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct CompilerTime {
-    wall_clock: Duration,
-    /// Of all processors together; where it cannot be told, as for this process, the wall clock's.
-    cpu: Duration,
-}
+pub(crate) struct CompilerTime(Duration);
 
 impl CompilerTime {
-    /// What work costs that took so long and compiled meanwhile: a compiler that had to wait for a processor
-    /// costs nothing while it did.
-    pub(crate) fn cost(&self, elapsed: Duration) -> Duration {
-        elapsed.saturating_sub(self.wall_clock) + self.cpu
+    /// What all of the work took, of which this thread did its own part since `began`. A clock on the wall
+    /// would charge it for what others have the processors do.
+    pub(crate) fn since(self, began: Duration) -> Duration {
+        thread_time().saturating_sub(began) + self.0
     }
+}
+
+/// For how long this thread has had a processor.
+#[allow(unsafe_code)]
+pub(crate) fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure lives until the call returns.
+    if unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) } != 0 {
+        // There is such a clock wherever there are children that bound themselves.
+        return Duration::ZERO;
+    }
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
 }
 
 impl Compiler {
@@ -264,15 +279,21 @@ impl Compiler {
         limits: &Limits,
         time: &mut CompilerTime,
     ) -> Result<Vec<u8>, Refused> {
-        let began = Instant::now();
-        let (code, cpu) = match self {
-            Compiler::Here { .. } => (compile::compile(checked, limits), None),
-            Compiler::Child(own) => child::compile(checked, limits, &own),
+        let code = match self {
+            Compiler::Here { .. } => {
+                let (began, own) = (Instant::now(), thread_time());
+                let code = compile::compile(checked, limits);
+                // Its other threads' time is not known; it is what this one waited for them.
+                let own = thread_time().saturating_sub(own);
+                time.0 += began.elapsed().saturating_sub(own);
+                code?
+            }
+            Compiler::Child(own) => {
+                let (code, cpu) = child::compile(checked, limits, &own);
+                time.0 += cpu;
+                code?
+            }
         };
-        let wall_clock = began.elapsed();
-        time.wall_clock += wall_clock;
-        time.cpu += cpu.unwrap_or(wall_clock);
-        let code = code?;
         self.within(code.len() as u64, checked.wasm.len())?;
         Ok(code)
     }

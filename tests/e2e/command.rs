@@ -415,7 +415,10 @@ fn what_calls_write_is_the_same_in_every_process() {
             "replay", "--json", "--rule", &rule, "--config", &config, "--type", "x", "-",
         ];
         let output = cli_with(&args, &[], b"{}");
-        let line = output.json_lines()[0].clone();
+        let lines = output.json_lines();
+        let Some(line) = lines.first() else {
+            panic!("{}", output.stderr);
+        };
         (
             line["log"].clone(),
             line["fuel"].clone(),

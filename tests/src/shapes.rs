@@ -18,7 +18,7 @@ const LINES: [(&str, &str); 5] = [
         "(local.set $i (i32.load (i32.and (i32.mul (local.get $i) (i32.const 0x9e3779b1)) (i32.const 0xfffffc))))
          (local.set $i (i32.add (local.get $i) (local.get $n)))",
     ),
-    ("divisions", "(local.set $l (i64.or (i64.div_u (i64.const -7) (local.get $l)) (i64.const 3)))"),
+    ("divisions", "(local.set $l (i64.div_u (i64.const -7) (i64.or (local.get $l) (i64.const 3))))"),
     ("stores", "(i32.store (i32.shl (local.get $n) (i32.const 8)) (local.get $i))"),
 ];
 

@@ -24,8 +24,7 @@ pub(super) use task::{Guest, Work};
 pub(crate) use watch::lost_after;
 
 use crate::id::Name;
-use crate::quota::thread_time;
-use crate::sandbox::{Instances, Kept};
+use crate::sandbox::{Instances, Kept, thread_time};
 use queue::{Next, Queue};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

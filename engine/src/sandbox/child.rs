@@ -162,20 +162,19 @@ fn bound(cpu_s: u64, memory_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The machine code of a module, compiled by a child; and for how long the child had a processor, where it
-/// ran.
+/// The machine code of a module, compiled by a child; and for how long the child had a processor.
 pub(super) fn compile(
     checked: &Checked<'_>,
     limits: &Limits,
     own: &CompileLimits,
-) -> (Result<Vec<u8>, Refused>, Option<Duration>) {
+) -> (Result<Vec<u8>, Refused>, Duration) {
     let request = Request {
         limits: limits.clone(),
         code_bytes_max: own.code_bytes_max,
         wasm: checked.wasm.to_vec(),
     };
     let started = Instant::now();
-    let mut cpu = None;
+    let mut cpu = Duration::ZERO;
     let code = start(&request, own)
         .map_err(failed)
         .and_then(|child| answered(child, started, checked.wasm.len(), own, &mut cpu));
@@ -194,7 +193,7 @@ fn answered(
     started: Instant,
     wasm_bytes: usize,
     own: &CompileLimits,
-    cpu: &mut Option<Duration>,
+    cpu: &mut Duration,
 ) -> Result<Vec<u8>, Refused> {
     let until = started + Duration::from_millis(own.wall_clock_ms);
     let answer = child
@@ -211,7 +210,7 @@ fn answered(
         let _ = child.kill();
     }
     let (status, used) = waited(&child).map_err(failed)?;
-    *cpu = Some(used);
+    *cpu = used;
     match answer.map_err(failed)? {
         Some(answer) if status.success() => match rmp_serde::from_slice(&answer) {
             Ok(Answer::Compiled(artifact)) => Ok(artifact),

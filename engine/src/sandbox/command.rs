@@ -1,10 +1,10 @@
 //! The command form: a WASI program that reads the event from its standard input and writes its
 //! decision to its standard output. Any language that compiles to WASI can be a rule this way.
 //!
-//! wasmer-wasix makes its process: arguments, environment and exit. All else is done or refused in this
-//! file: its clock stands at the event's time, its random numbers come from the event's id, it cannot
-//! sleep, it has no files and no network, and what it reads and writes is charged. Every byte that is
-//! written into its memory is ours or its configuration's, so that nothing of the engine's is in it.
+//! wasmer-wasix makes its process and ends it. All else is done or refused in this file: its clock stands
+//! at the event's time, its random numbers come from the event's id, it cannot sleep, it has no files and
+//! no network, and what it reads and writes is charged. No byte is written into its memory but by this
+//! file, so that nothing of the engine's is in it.
 //!
 //! Every event gets a program of its own. What that costs is mostly wasmer-wasix making a process
 //! with its file table, so it is charged, too.
@@ -22,8 +22,8 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use wasmer::{
-    AsStoreMut as _, Extern, Function, FunctionEnv, FunctionEnvMut, FunctionType, Imports,
-    Instance, RuntimeError, Store, TypedFunction, Value,
+    Extern, Function, FunctionEnv, FunctionEnvMut, FunctionType, Imports, Instance, RuntimeError,
+    Store, TypedFunction, Value,
 };
 use wasmer_wasix::os::task::thread::WasiThreadError;
 use wasmer_wasix::runtime::task_manager::{TaskWasm, VirtualTaskManager};
@@ -43,12 +43,12 @@ pub(super) const NAMESPACE: &str = "wasi_snapshot_preview1";
 pub(super) const IMPORTS: [(&str, &str, Call); 43] = {
     use Call::{Fails, Ours, Wasix};
     [
-        ("args_get", "ii", Wasix),
-        ("args_sizes_get", "ii", Wasix),
+        ("args_get", "ii", Ours),
+        ("args_sizes_get", "ii", Ours),
         ("clock_res_get", "ii", Ours),
         ("clock_time_get", "iIi", Ours),
         ("environ_get", "ii", Ours),
-        ("environ_sizes_get", "ii", Wasix),
+        ("environ_sizes_get", "ii", Ours),
         ("fd_advise", "iIIi", Fails(NOTSUP)),
         ("fd_allocate", "iII", Fails(NOTSUP)),
         ("fd_close", "i", Fails(BADF)),
@@ -107,7 +107,8 @@ pub(super) fn import_type(name: &str) -> Option<(Vec<ValType>, Vec<ValType>)> {
 /// What a call of an import comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Call {
-    /// wasmer-wasix does it. It writes text and numbers of 4 bytes, and nothing that has padding.
+    /// wasmer-wasix does it. It is never given a place in memory: where a guest's is not aligned, it writes
+    /// there all the same, which ends a process that is built with checks.
     Wasix,
     /// We do it: all that is written is ours.
     Ours,
@@ -129,6 +130,9 @@ const BUFFERS_MAX: u32 = 1_024;
 /// How many random bytes are made between two looks at the fuel.
 const RANDOM_PIECE_BYTES: usize = 16 << 10;
 
+/// The one argument that a program gets.
+const PROGRAM_NAME: &str = "rule";
+const ARGUMENT: &[u8] = b"rule\0";
 /// The variable that holds the rule's configuration, as JSON.
 pub(super) const CONFIG_VARIABLE: &str = "HOOKSIEVE_CONFIG";
 /// A configuration in a variable is copied whenever a program asks for its environment.
@@ -199,11 +203,9 @@ impl Process {
     ) -> Result<Self, Error> {
         let code = module.code()?;
         let mut store = code.store();
-        let config_bytes = config.len();
-        let env = WasiEnv::builder("rule")
+        let env = WasiEnv::builder(PROGRAM_NAME)
             .runtime(runtime())
             .fs(Arc::new(EmptyFileSystem::default()) as Arc<_>)
-            .env(CONFIG_VARIABLE, config)
             // What the program reads and writes does not pass through wasmer-wasix.
             .stdin(Box::new(NullFile::default()))
             .stdout(Box::new(NullFile::default()))
@@ -212,14 +214,7 @@ impl Process {
             .map_err(engine_error)?;
         let mut wasi = WasiFunctionEnv::new(&mut store, env);
         let theirs = generate_import_object_from_env(&mut store, &wasi.env, WasiVersion::Snapshot1);
-        let mut host = Host::new(event, index, config_bytes, limits);
-        host.environ =
-            theirs
-                .get_export(NAMESPACE, "environ_get")
-                .and_then(|environ| match environ {
-                    Extern::Function(environ) => environ.typed(&store).ok(),
-                    _ => None,
-                });
+        let host = Host::new(event, index, &config, limits);
         let host = FunctionEnv::new(&mut store, host);
         let imports = imports(&mut store, &theirs, &code.module, &host);
         memory::take_made();
@@ -364,13 +359,12 @@ struct Host {
     /// Nanoseconds since 1970: the event's time.
     time_ns: i64,
     random: Random,
-    config_bytes: usize,
-    /// wasmer-wasix's, which writes the configuration.
-    environ: Option<TypedFunction<(i32, i32), i32>>,
+    /// The one variable, with the zero at its end.
+    variable: Box<[u8]>,
 }
 
 impl Host {
-    fn new(event: &[u8], index: &[u8], config_bytes: usize, limits: &Limits) -> Self {
+    fn new(event: &[u8], index: &[u8], config: &str, limits: &Limits) -> Self {
         let decoded = Event::decode(event, SkipIndex::new(index)).ok();
         let time: Option<jiff::Timestamp> = decoded.and_then(|event| event.time().parse().ok());
         Self {
@@ -382,8 +376,7 @@ impl Host {
             log: Captured::new(limits.log_bytes),
             time_ns: time.map_or(0, |time| time.as_millisecond() * 1_000_000),
             random: Random::new(decoded.map_or("", |event| event.id())),
-            config_bytes,
-            environ: None,
+            variable: format!("{CONFIG_VARIABLE}={config}\0").into_bytes().into(),
         }
     }
 }
@@ -484,9 +477,12 @@ fn fails(store: &mut Store, name: &str, errno: i32) -> Option<Function> {
 
 fn ours(store: &mut Store, name: &str, host: &FunctionEnv<Host>) -> Option<Function> {
     Some(match name {
+        "args_get" => Function::new_typed_with_env(store, host, args_get),
+        "args_sizes_get" => Function::new_typed_with_env(store, host, args_sizes_get),
         "clock_res_get" => Function::new_typed_with_env(store, host, clock_res_get),
         "clock_time_get" => Function::new_typed_with_env(store, host, clock_time_get),
         "environ_get" => Function::new_typed_with_env(store, host, environ_get),
+        "environ_sizes_get" => Function::new_typed_with_env(store, host, environ_sizes_get),
         "fd_fdstat_get" => Function::new_typed_with_env(store, host, fd_fdstat_get),
         "fd_filestat_get" => Function::new_typed_with_env(store, host, fd_filestat_get),
         "fd_read" => Function::new_typed_with_env(store, host, fd_read),
@@ -619,16 +615,63 @@ fn fd_filestat_get(env: FunctionEnvMut<'_, Host>, fd: i32, to: i32) -> Result<i3
     }
 }
 
-/// Has wasmer-wasix write the configuration, and charges for its length.
-fn environ_get(mut env: FunctionEnvMut<'_, Host>, pointers: i32, texts: i32) -> Result<i32, Error> {
-    let (host, mut store) = env.data_and_store_mut();
-    let (Some(fuel), Some(environ)) = (host.fuel, host.environ.clone()) else {
+/// Writes the one text of a list: its place, and the text itself. Charged for its length.
+fn text(
+    mut env: FunctionEnvMut<'_, Host>,
+    (pointers, texts): (i32, i32),
+    text: impl FnOnce(&Host) -> &[u8],
+) -> Result<i32, Error> {
+    let host = env.data_mut();
+    let (Some(linear), Some(fuel)) = (&host.linear, host.fuel) else {
         return Ok(FAULT);
     };
-    fuel.spend((host.config_bytes as u64).div_ceil(prices::BYTES_IN_BULK as u64))?;
-    environ
-        .call(&mut store.as_store_mut(), pointers, texts)
-        .map_err(engine_error)
+    let text = text(host);
+    fuel.spend((text.len() as u64).div_ceil(prices::BYTES_IN_BULK as u64))?;
+    // SAFETY: the guest waits for this function, and this is the only slice of its memory.
+    let memory = unsafe { linear.as_mut_slice() };
+    let written = (|| {
+        place(memory, texts, text.len())?.copy_from_slice(text);
+        place(memory, pointers, 4)?.copy_from_slice(&texts.to_le_bytes());
+        Ok(())
+    })();
+    Ok(written.err().unwrap_or(SUCCESS))
+}
+
+/// Writes how many texts a list has, one, and how long it is.
+fn text_sizes(
+    mut env: FunctionEnvMut<'_, Host>,
+    (count, bytes): (i32, i32),
+    text: impl FnOnce(&Host) -> &[u8],
+) -> Result<i32, Error> {
+    let host = env.data_mut();
+    let Some(linear) = &host.linear else {
+        return Ok(FAULT);
+    };
+    let length = text(host).len() as u32;
+    // SAFETY: the guest waits for this function, and this is the only slice of its memory.
+    let memory = unsafe { linear.as_mut_slice() };
+    let written = (|| {
+        place(memory, count, 4)?.copy_from_slice(&1u32.to_le_bytes());
+        place(memory, bytes, 4)?.copy_from_slice(&length.to_le_bytes());
+        Ok(())
+    })();
+    Ok(written.err().unwrap_or(SUCCESS))
+}
+
+fn args_get(env: FunctionEnvMut<'_, Host>, pointers: i32, texts: i32) -> Result<i32, Error> {
+    text(env, (pointers, texts), |_| ARGUMENT)
+}
+
+fn args_sizes_get(env: FunctionEnvMut<'_, Host>, count: i32, bytes: i32) -> Result<i32, Error> {
+    text_sizes(env, (count, bytes), |_| ARGUMENT)
+}
+
+fn environ_get(env: FunctionEnvMut<'_, Host>, pointers: i32, texts: i32) -> Result<i32, Error> {
+    text(env, (pointers, texts), |host| &host.variable)
+}
+
+fn environ_sizes_get(env: FunctionEnvMut<'_, Host>, count: i32, bytes: i32) -> Result<i32, Error> {
+    text_sizes(env, (count, bytes), |host| &host.variable)
 }
 
 fn clock_time_get(
