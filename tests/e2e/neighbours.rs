@@ -121,7 +121,7 @@ fn hostile() -> Vec<Hostile> {
             "init",
             Guest {
                 extra: changes.into(),
-                init: Some(format!("{} (i64.const 0)", counted(1_500_000))),
+                init: Some(format!("{} (i64.const 0)", counted(1_100_000))),
                 ..doing("")
             },
         ),
@@ -299,12 +299,12 @@ async fn a_thread_that_does_not_come_back_holds_up_nobody() {
         format!("[[rule]]\nname = '{name}'\nmodule = '{module}'\nevents = ['*']\n")
     };
     let acme = format!(
-        "{}{}[limits]\nfuel = 100000000\n",
+        "{}{}[limits]\nfuel = 10000000000\n",
         light(&hook).replace("'one'", "'first'"),
         rule("roots", "roots.wasm") + &rule("last", "probe.wasm"),
     );
     let setup = Setup::new()
-        .config("[quotas]\nfuel_per_s = 0\n[limits]\nwall_clock_ms = 500\n")
+        .config("[quotas]\nfuel_per_s = 0\n[limits]\nwall_clock_ms = 500\n[limits_max]\nfuel = 10000000000\n")
         .file("roots.wasm", &roots.wasm)
         .tenant("acme", &acme)
         .tenant("light", &light(&hook));
