@@ -29,7 +29,7 @@ struct Step(Does, Name, Duration);
 
 impl Work for Steps {
     type Step = Step;
-    type Answer = (Vec<Result<ThreadId, Duration>>, Duration);
+    type Answer = Came;
 
     fn next(&mut self) -> Option<Step> {
         let does = self.steps.get(self.came.len())?;
@@ -124,11 +124,10 @@ async fn where_is(workers: &Workers, tenant: &str) -> ThreadId {
     came[0].unwrap()
 }
 
-fn queued(
-    workers: &Workers,
-    tenant: &str,
-    work: Steps,
-) -> JoinHandle<Option<(Vec<Result<ThreadId, Duration>>, Duration)>> {
+/// What each step came to, on which thread or given up after how long; and the time that was used.
+type Came = (Vec<Result<ThreadId, Duration>>, Duration);
+
+fn queued(workers: &Workers, tenant: &str, work: Steps) -> JoinHandle<Option<Came>> {
     tokio::spawn(workers.run(&name(tenant), work))
 }
 
