@@ -72,6 +72,7 @@ fn replay_shows_each_event_and_what_it_cost() {
                 "error",
                 "deliveries",
                 "fuel",
+                "prices",
                 "memory_bytes",
                 "duration_us",
                 "log"
