@@ -5,7 +5,7 @@
 
 use crate::guest::{FOREVER, Guest, doing, escaped, wasm};
 use hooksieve_tests::{Receiver, Server, Setup, StoppedThread, busiest, say, until};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -343,11 +343,16 @@ async fn a_thread_that_does_not_come_back_holds_up_nobody() {
     let decisions = story["decisions"].as_array().unwrap();
     let made = |rule: &str| {
         let own = decisions.iter().find(|it| it["rule"] == rule).unwrap();
-        (own["outcome"].clone(), own["kind"].clone())
+        (
+            own["outcome"].clone(),
+            own["error"].as_str().unwrap_or("").to_owned(),
+        )
     };
-    let notified = (json!("notified"), Value::Null);
+    let notified = (json!("notified"), String::new());
     assert_eq!((made("first"), made("last")), (notified.clone(), notified));
-    assert_eq!(made("roots"), (json!("failed"), json!("lost")));
+    let (outcome, error) = made("roots");
+    assert_eq!(outcome, "failed");
+    assert!(error.contains("did not come back within"), "{error}");
     let resting = async |server: &Server| {
         let rule = server.get("/v1/tenants/acme/rules/roots").await.json();
         let error = rule["quarantine"]["error"].as_str().unwrap_or_default();
@@ -365,9 +370,10 @@ async fn a_thread_that_does_not_come_back_holds_up_nobody() {
     // Its tenant goes on without it.
     let next = server.post_json("/in/acme/in", &post(21)).await.id();
     let story = server.settled(&next).await;
-    let kinds = story["decisions"].as_array().unwrap().iter();
-    let kinds: Vec<_> = kinds.filter_map(|it| it["kind"].as_str()).collect();
-    assert_eq!(kinds, ["quarantined"]);
+    let decisions = story["decisions"].as_array().unwrap().iter();
+    let errors: Vec<_> = decisions.filter_map(|it| it["error"].as_str()).collect();
+    assert_eq!(errors.len(), 1, "{story}");
+    assert!(errors[0].contains("in quarantine since"), "{errors:?}");
 
     let began = Instant::now();
     server.terminate();
