@@ -98,6 +98,8 @@ pub struct Admin {
     pub request_timeout: Duration,
     /// Whether people reach it over HTTPS.
     pub behind_https: bool,
+    /// The host, and the port where it is not the usual one, of `public_url`; empty where there is none.
+    pub public_host: String,
     /// Feeds that are followed now, and calls that are under way.
     pub feeds: Arc<Shares>,
     pub calls: Arc<Shares>,
@@ -149,8 +151,6 @@ impl Admin {
             .merge(console::router())
             .route("/readyz", get(ready))
             .route("/healthz", get(async || "ok"))
-            .fallback(unknown)
-            .method_not_allowed_fallback(wrong_method)
             .with_state(admin)
     }
 
@@ -171,7 +171,10 @@ async fn authorised(
     let headers = request.headers();
     let given = match bearer(headers) {
         Some(given) => Some(given.to_owned()),
-        None => console::token(request.method(), headers, admin.behind_https),
+        None => {
+            let public_host = &admin.public_host;
+            console::token(request.method(), headers, admin.behind_https, public_host)
+        }
     };
     let caller = given.and_then(|given| admin.caller(&given));
     let Some(caller) = caller else {
@@ -283,7 +286,7 @@ impl Caller {
 
 type Who = Extension<Caller>;
 
-async fn unknown() -> Problem {
+pub(crate) async fn unknown() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "unknown-path",
@@ -292,12 +295,12 @@ async fn unknown() -> Problem {
     )
 }
 
-async fn wrong_method() -> Problem {
+pub(crate) async fn wrong_method() -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "wrong-method",
         "Wrong method",
-        "this path is there, and takes another method; events are sent by POST",
+        "this path is there, and takes another method; see its Allow header; events are sent by POST",
     )
 }
 

@@ -459,7 +459,7 @@ impl Settings {
 /// What each number may be: section, key, least, most.
 #[rustfmt::skip]
 const RANGES: [(&str, &str, i64, i64); 56] = [
-    ("server", "body_bytes_max", 1_024, 16 << 20),
+    ("server", "body_bytes_max", 1_024, 32 << 20),
     ("server", "request_timeout_ms", 100, 600_000),
     ("server", "requests_max", 1, 1_000_000),
     ("server", "connections_max", 1, 1_000_000),

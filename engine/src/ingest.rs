@@ -7,11 +7,12 @@
 pub mod verify;
 
 use crate::clock::now_ms;
-use crate::config::Server;
+use crate::config::Config;
 use crate::housekeeping::Watermark;
 use crate::id::{Hash, Name};
 use crate::live::Live;
 use crate::metrics::Metrics;
+use crate::notice;
 use crate::pipeline::Pipeline;
 use crate::problem::Problem;
 use crate::registry::Registry;
@@ -39,6 +40,8 @@ pub struct Ingest {
     /// Requests that are being received.
     requests: Arc<Shares>,
     body_bytes_max: usize,
+    /// What a rule is handed at most.
+    input_bytes: usize,
     request_timeout: Duration,
 }
 
@@ -62,8 +65,9 @@ impl Ingest {
         watermark: Arc<Watermark>,
         metrics: Arc<Metrics>,
         registry: Arc<Registry>,
-        server: &Server,
+        config: &Config,
     ) -> Self {
+        let Config { server, limits, .. } = config;
         Self {
             registry,
             live,
@@ -76,6 +80,7 @@ impl Ingest {
                 server.requests_max.div_ceil(REQUESTS_SHARE),
             ),
             body_bytes_max: server.body_bytes_max,
+            input_bytes: limits.input_bytes,
             request_timeout: Duration::from_millis(server.request_timeout_ms),
         }
     }
@@ -145,10 +150,15 @@ async fn taken(
     let may_send = |given: &str| ingest.registry.may_send(given, tenant);
     let incoming = source.verify.read(&headers, &body, &may_send);
     let incoming = incoming.map_err(rejected)?;
+    if notice::is_own(&incoming.kind) {
+        let kind = &incoming.kind;
+        return Err(rejected(Rejected::Body(format!(
+            "the event type is {kind:?}, and types that begin with `hooksieve.` are the engine's own"
+        ))));
+    }
     let received_ms = now_ms();
-    quota.take(received_ms).map_err(over)?;
     let kind = incoming.kind.clone();
-    let appended = ingest.log.append(NewEvent {
+    let event = NewEvent {
         tenant: tenant.clone(),
         source: source.name.clone(),
         kind: incoming.kind,
@@ -160,8 +170,13 @@ async fn taken(
         body_hash: Hash::of(&body),
         verified: incoming.verified.to_owned(),
         received_ms,
-    });
-    let appended = appended.await.map_err(not_stored)?;
+    };
+    // No rule could be asked about it, so taking it would be a promise that is not kept.
+    if let Some(bytes) = event.is_over(ingest.input_bytes) {
+        return Err(too_large_for_rules(bytes, ingest.input_bytes));
+    }
+    quota.take(received_ms).map_err(over)?;
+    let appended = ingest.log.append(event).await.map_err(not_stored)?;
     ingest.metrics.taken(tenant, appended.duplicate);
     let traces = &ingest.metrics.traces;
     if !appended.duplicate && traces.traces(appended.id) {
@@ -265,7 +280,7 @@ fn rejected(rejected: Rejected) -> Problem {
                 detail,
             )
         }
-        Rejected::MediaType { .. } => Problem::new(
+        Rejected::MediaType { .. } | Rejected::Encoding { .. } => Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "media-type",
             "Unsupported media type",
@@ -278,6 +293,17 @@ fn rejected(rejected: Rejected) -> Problem {
             detail,
         ),
     }
+}
+
+fn too_large_for_rules(bytes: usize, limit: usize) -> Problem {
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "event-too-large",
+        "Event too large",
+        format!(
+            "the event is {bytes} bytes in the form that rules get, and the limit of this server is {limit} (input_bytes of [limits])"
+        ),
+    )
 }
 
 fn not_stored(error: store::Error) -> Problem {

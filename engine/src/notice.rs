@@ -5,8 +5,13 @@ use crate::id::{Hash, Name};
 use crate::store::NewEvent;
 use hooksieve_sdk::wire::json::Data;
 
-/// Where they come from.
-const SOURCE: &str = "hooksieve";
+/// Where they come from: no source of a tenant's has this name.
+pub(crate) const SOURCE: &str = "hooksieve";
+
+/// Whether a type is of such an event. No sender's is, or any of them could say that a rule has failed.
+pub(crate) fn is_own(kind: &str) -> bool {
+    kind.split('.').next() == Some(SOURCE)
+}
 
 /// An event of type `kind` about `subject`.
 pub(crate) fn event(

@@ -5,6 +5,7 @@
 //! certificates, the store.
 
 mod listener;
+mod rest;
 mod tls;
 
 use crate::acknowledge::Links;
@@ -220,7 +221,7 @@ impl Engine {
             watermark.clone(),
             metrics.clone(),
             registry.clone(),
-            &config.server,
+            config,
         );
         let ingest_stage = Stage::new();
         let admin = admin::Admin {
@@ -236,6 +237,7 @@ impl Engine {
             token: token.clone(),
             module_bytes_max: config.limits.module_bytes,
             request_timeout: Duration::from_millis(config.server.request_timeout_ms),
+            public_host: public_host(&config.server.public_url),
             behind_https: tls.is_some() || config.server.public_url.starts_with("https://"),
             feeds: Shares::new(admin::FEEDS_MAX, admin::FEEDS_OF_TENANT_MAX),
             rates: CallRates::new(config.server.calls_per_s),
@@ -245,7 +247,9 @@ impl Engine {
         let app = Router::new()
             .merge(ingest.router())
             .merge(links.clone().router(store.clone()))
-            .merge(admin.router());
+            .merge(admin.router())
+            .fallback(admin::unknown)
+            .method_not_allowed_fallback(admin::wrong_method);
 
         let engine = Self {
             addr,
@@ -574,4 +578,12 @@ fn kept_secret(data: &Path, name: &str) -> Result<Secret, StartError> {
     let mut file = options.open(&path).map_err(failed)?;
     file.write_all(token.as_bytes()).map_err(failed)?;
     Ok(Secret::new(token))
+}
+
+/// The host of an address as browsers write it in `Origin`.
+fn public_host(url: &str) -> String {
+    let url = url::Url::parse(url).ok();
+    let origin = url.map(|url| url.origin().ascii_serialization());
+    let host = origin.as_deref().and_then(|it| it.split_once("://"));
+    host.map(|(_, host)| host.to_owned()).unwrap_or_default()
 }

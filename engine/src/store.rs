@@ -58,9 +58,9 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// The event under its id, in the form that rules read.
-    pub fn into_stored(self, id: EventId) -> StoredEvent {
-        let (encoded, index) = EventHead {
+    /// The event in the form that rules read, and its skip index.
+    fn encoded(&self, id: EventId) -> (Vec<u8>, Vec<u8>) {
+        EventHead {
             id: &id.to_string(),
             source: self.source.as_str(),
             kind: &self.kind,
@@ -68,7 +68,24 @@ impl NewEvent {
             time: &self.time,
             headers: &self.headers,
         }
-        .encode(&self.data);
+        .encode(&self.data)
+    }
+
+    /// How many bytes a rule is handed of it, where that is more than `limit`.
+    pub fn is_over(&self, limit: usize) -> Option<usize> {
+        // Its head is small, and most events are far from the limit.
+        const HEAD_BYTES_MAX: usize = 8_192;
+        if self.data.input_bytes() + HEAD_BYTES_MAX <= limit {
+            return None;
+        }
+        let (encoded, index) = self.encoded(EventId(uuid::Uuid::nil()));
+        let bytes = encoded.len().next_multiple_of(4) + index.len();
+        (bytes > limit).then_some(bytes)
+    }
+
+    /// The event under its id, in the form that rules read.
+    pub fn into_stored(self, id: EventId) -> StoredEvent {
+        let (encoded, index) = self.encoded(id);
         StoredEvent {
             id,
             tenant: self.tenant,

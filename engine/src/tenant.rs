@@ -11,7 +11,8 @@ use crate::config::read::{Item, Located, Problem, Section, Source as File, did_y
 use crate::config::{FUEL_PER_S_MAX, LimitsMax, PER_S_MAX, Quotas, STORED_BYTES_MAX};
 use crate::dispatch::{Pace, Rate, Schedule, WAIT_MS_MAX, WAITS_MAX};
 use crate::id::{Hash, Name};
-use crate::ingest::verify::{Access, Verify};
+use crate::ingest::verify::{Access, SECRETS_MAX, Verify};
+use crate::notice;
 use crate::sandbox::{Limits, PAGE_BYTES, Sandbox};
 use crate::secret::Secret;
 use crate::store::Then;
@@ -614,13 +615,18 @@ fn given<T>(
 impl<'a> Reader<'a> {
     fn source(&self, section: Section<'a>) -> Result<(Source, Section<'a>), Problem> {
         let (name, section) = named(section, "source")?;
+        if name.as_str() == notice::SOURCE {
+            return Err(section.problem(format!(
+                "a source cannot be named `{name}`: that is where the engine's own events come from"
+            )));
+        }
         let kind = section.need_str("kind")?;
         let verify = match kind.value {
             "github" => Verify::GitHub {
-                secret: self.need_secret(&section, "secret")?,
+                secrets: self.need_secrets(&section, "secret")?,
             },
             "shopify" => Verify::Shopify {
-                secret: self.need_secret(&section, "secret")?,
+                secrets: self.need_secrets(&section, "secret")?,
             },
             "json" => self.json_source(&section)?,
             other => {
@@ -636,14 +642,14 @@ impl<'a> Reader<'a> {
     }
 
     fn json_source(&self, section: &Section<'a>) -> Result<Verify, Problem> {
-        let token = self.secret(section, "token")?;
+        let tokens = self.one_or_two(section, "token")?;
         let says = |key: &'static str| -> Result<bool, Problem> {
             Ok(section.bool(key)?.is_some_and(|said| said.value))
         };
-        let access = match (token, says("access_tokens")?, says("open")?) {
-            (Some(token), false, false) => Access::Token(token),
-            (None, true, false) => Access::AccessTokens,
-            (None, false, true) => Access::Open,
+        let access = match (&tokens[..], says("access_tokens")?, says("open")?) {
+            ([_, ..], false, false) => Access::Tokens(tokens),
+            ([], true, false) => Access::AccessTokens,
+            ([], false, true) => Access::Open,
             _ => {
                 let token = match self.secrets {
                     From::Elsewhere(_) => "token = { env = \"NAME\" }",
@@ -671,10 +677,16 @@ impl<'a> Reader<'a> {
         };
         Ok(Verify::Json {
             access,
-            kind: section
-                .str("type")?
-                .map_or("json", |kind| kind.value)
-                .to_owned(),
+            kind: match section.str("type")? {
+                Some(kind) if notice::is_own(kind.value) => {
+                    return Err(kind.problem(format!(
+                        "`type` of {} is {:?}, and types that begin with `hooksieve.` are the engine's own",
+                        section.title(),
+                        kind.value
+                    )));
+                }
+                kind => kind.map_or("json", |kind| kind.value).to_owned(),
+            },
             kind_from: pointer("type_from")?,
             id_from: pointer("id_from")?,
             subject_from: pointer("subject_from")?,
@@ -963,6 +975,30 @@ impl<'a> Reader<'a> {
             .transpose()
     }
 
+    /// The secrets of a source: one, or the new one and the old one; none where the key is left out.
+    fn one_or_two(&self, section: &Section<'a>, key: &'static str) -> Result<Vec<Secret>, Problem> {
+        let secrets = self.secrets(section, key)?;
+        if secrets.len() > SECRETS_MAX {
+            return Err(section.problem(format!(
+                "{} has {} secrets under `{key}`, and may have {SECRETS_MAX}: the new one and the old one",
+                section.title(),
+                secrets.len()
+            )));
+        }
+        Ok(secrets)
+    }
+
+    fn need_secrets(
+        &self,
+        section: &Section<'a>,
+        key: &'static str,
+    ) -> Result<Vec<Secret>, Problem> {
+        match section.value(key) {
+            Some(_) => self.one_or_two(section, key),
+            None => self.need_secret(section, key).map(|one| vec![one]),
+        }
+    }
+
     /// One secret or a list of them; none where the key is left out.
     fn secrets(&self, section: &Section<'a>, key: &'static str) -> Result<Vec<Secret>, Problem> {
         let Some(found) = section.value(key) else {
@@ -1045,7 +1081,8 @@ impl<'a> Reader<'a> {
                 )));
             }
         };
-        let text = text.trim();
+        // Some editors begin every file with a byte order mark.
+        let text = text.trim_start_matches('\u{feff}').trim();
         if text.is_empty() {
             return Err(from.problem(format!("{} is empty", from.title())));
         }

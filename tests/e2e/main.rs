@@ -7,6 +7,7 @@ mod command;
 mod compile;
 mod console;
 mod crash;
+mod doors;
 mod egress;
 mod examples;
 mod faults;

@@ -16,6 +16,7 @@
 )]
 
 mod databases;
+mod nginx;
 mod peers;
 pub mod process;
 mod program;
@@ -28,6 +29,7 @@ pub mod smith;
 mod stopped;
 
 pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
+pub use nginx::Nginx;
 pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};

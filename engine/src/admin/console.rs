@@ -65,7 +65,12 @@ async fn worker() -> impl axum::response::IntoResponse {
 }
 
 /// The token in a browser's cookie, unless the request may be another site's doing.
-pub(super) fn token(method: &Method, headers: &HeaderMap, https: bool) -> Option<String> {
+pub(super) fn token(
+    method: &Method,
+    headers: &HeaderMap,
+    https: bool,
+    public_host: &str,
+) -> Option<String> {
     let cookies = headers.get_all(header::COOKIE).into_iter();
     let cookies = cookies.filter_map(|it| it.to_str().ok());
     let mut cookies = cookies.flat_map(Cookie::split_parse_encoded).flatten();
@@ -75,21 +80,41 @@ pub(super) fn token(method: &Method, headers: &HeaderMap, https: bool) -> Option
         return None;
     }
     let changes = !matches!(*method, Method::GET | Method::HEAD);
-    (!changes || same_origin(headers)).then(|| token.value().to_owned())
+    (!changes || same_origin(headers, public_host)).then(|| token.value().to_owned())
 }
 
 /// Whether a browser says that this page itself sent it. Browsers leave `Sec-Fetch-Site` out where they talk
-/// to an address that is neither HTTPS nor loopback; they always say the origin of what is not a GET.
-fn same_origin(headers: &HeaderMap) -> bool {
-    let text = |name: HeaderName| headers.get(name).and_then(|it| it.to_str().ok());
-    match text(HeaderName::from_static("sec-fetch-site")) {
+/// to an address that is neither HTTPS nor loopback; they always say the origin of what is not a GET. The
+/// host that it has to be is the one that was asked for, as the request, a proxy or the configuration says:
+/// no page can have a browser say another to another site.
+fn same_origin(headers: &HeaderMap, public_host: &str) -> bool {
+    let text = |name| text(headers, name);
+    match text("sec-fetch-site") {
         Some(site) => site == "same-origin",
         None => {
-            let origin = text(header::ORIGIN).and_then(|it| it.split_once("://"));
-            let host = text(header::HOST);
-            origin.is_some_and(|(_, origin)| Some(origin) == host)
+            let origin = text("origin").and_then(|it| it.split_once("://"));
+            let hosts = [text("host"), text("x-forwarded-host"), Some(public_host)];
+            origin.is_some_and(|(_, origin)| !origin.is_empty() && hosts.contains(&Some(origin)))
         }
     }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Why one who is at the console's own page may be told that it is another's.
+fn another_site(headers: &HeaderMap) -> Problem {
+    let shown = |name| text(headers, name).unwrap_or("nothing").chars().take(200);
+    let (origin, host): (String, String) = (shown("origin").collect(), shown("host").collect());
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        "another-site",
+        "Another site",
+        format!(
+            "signing in is for the console's own page: the browser says that this one is {origin:?}, and the request came for {host:?}; a proxy in between has to leave the Host header as it is, or `public_url` of [server] says the address that browsers use"
+        ),
+    )
 }
 
 #[derive(Deserialize)]
@@ -104,13 +129,8 @@ async fn sign_in(
     body: Result<Sent<SignIn>, Problem>,
 ) -> Result<Response, Problem> {
     let Sent(SignIn { token }) = body?;
-    if !same_origin(&headers) {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "another-site",
-            "Another site",
-            "signing in is for the console's own page",
-        ));
+    if !same_origin(&headers, &admin.public_host) {
+        return Err(another_site(&headers));
     }
     let Some(caller) = admin.caller(&token) else {
         return Err(Problem::new(
@@ -167,7 +187,7 @@ mod tests {
             let name: HeaderName = name.parse().unwrap();
             (name, value.parse().unwrap())
         });
-        token(&method, &headers.collect(), false)
+        token(&method, &headers.collect(), false, "h.example")
     }
 
     #[test]
@@ -187,6 +207,21 @@ mod tests {
             (&[("origin", "http://h:1"), ("host", "h:1")], true),
             (&[("origin", "https://h:1"), ("host", "h")], false),
             (&[("origin", "null"), ("host", "h")], false),
+            (&[("origin", "http://"), ("host", "")], false),
+            // A proxy in between asked under another name.
+            (&[("origin", "http://h"), ("host", "inner:8080")], false),
+            (
+                &[
+                    ("origin", "http://h"),
+                    ("host", "inner:8080"),
+                    ("x-forwarded-host", "h"),
+                ],
+                true,
+            ),
+            (
+                &[("origin", "http://h.example"), ("host", "inner:8080")],
+                true,
+            ),
             (
                 &[
                     ("sec-fetch-site", "cross-site"),

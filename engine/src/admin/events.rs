@@ -269,9 +269,9 @@ async fn feed(
         std::future::ready(message)
     });
     let messages = messages.take_until(cancel.cancelled_owned());
-    Ok(Sse::new(messages)
-        .keep_alive(sse::KeepAlive::default())
-        .into_response())
+    let messages = Sse::new(messages).keep_alive(sse::KeepAlive::default());
+    // nginx would keep them until it has a buffer full.
+    Ok(([("x-accel-buffering", "no")], messages).into_response())
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

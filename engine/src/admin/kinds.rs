@@ -74,10 +74,10 @@ mod tests {
     fn examples() -> Value {
         let hook = "https://chat.example/hook/1";
         json!({
-            "GitHubSource": { "secret": "s" },
+            "GitHubSource": { "secret": ["new", "old"] },
             "ShopifySource": { "secret": "s" },
             "JsonSource": {
-                "token": "t", "access_tokens": false, "open": false, "type": "alert", "type_from": "/kind",
+                "token": ["new", "old"], "access_tokens": false, "open": false, "type": "alert", "type_from": "/kind",
                 "id_from": "/id", "subject_from": "/about",
             },
             "DiscordChannel": { "url": hook },

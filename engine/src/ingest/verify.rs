@@ -8,6 +8,7 @@ mod github;
 pub(crate) mod json;
 mod shopify;
 
+use crate::id::Hash;
 use crate::secret::Secret;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
@@ -20,10 +21,10 @@ use sha2::Sha256;
 #[derive(Clone, Debug)]
 pub enum Verify {
     GitHub {
-        secret: Secret,
+        secrets: Vec<Secret>,
     },
     Shopify {
-        secret: Secret,
+        secrets: Vec<Secret>,
     },
     Json {
         /// What the sender has to have.
@@ -42,7 +43,8 @@ pub enum Verify {
 pub enum Access {
     /// Nothing: on a loopback address only.
     Open,
-    Token(Secret),
+    /// One of these.
+    Tokens(Vec<Secret>),
     /// Access tokens of its tenant that may send events.
     AccessTokens,
 }
@@ -76,6 +78,8 @@ pub enum Rejected {
         found: String,
         expected: &'static str,
     },
+    #[error("the content encoding {found:?} is not taken here; send the body as it is")]
+    Encoding { found: String },
     #[error("{0}")]
     Body(String),
 }
@@ -91,9 +95,14 @@ impl Verify {
         body: &[u8],
         may_send: MaySend<'_>,
     ) -> Result<Incoming, Rejected> {
+        let encoding = header(headers, "content-encoding").map_or("", str::trim);
+        if !matches!(encoding, "" | "identity") {
+            let found = bounded(encoding);
+            return Err(Rejected::Encoding { found });
+        }
         match self {
-            Verify::GitHub { secret } => github::read(secret, headers, body),
-            Verify::Shopify { secret } => shopify::read(secret, headers, body),
+            Verify::GitHub { secrets } => github::read(secrets, headers, body),
+            Verify::Shopify { secrets } => shopify::read(secrets, headers, body),
             Verify::Json {
                 access,
                 kind,
@@ -174,15 +183,15 @@ impl Verify {
     }
 }
 
-/// Whether `signature` is the HMAC-SHA256 of the body.
-fn hmac_fits(secret: &Secret, body: &[u8], signature: &[u8]) -> bool {
-    match Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()) {
-        Ok(mut mac) => {
-            mac.update(body);
-            mac.verify_slice(signature).is_ok()
-        }
-        Err(_) => false,
-    }
+/// How many secrets a source may have: the new one and, while it is replaced, the old one.
+pub const SECRETS_MAX: usize = 2;
+
+/// Whether `signature` is the HMAC-SHA256 of the body with one of the secrets.
+fn hmac_fits(secrets: &[Secret], body: &[u8], signature: &[u8]) -> bool {
+    secrets.iter().any(|secret| {
+        let mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes());
+        mac.is_ok_and(|mac| mac.chain_update(body).verify_slice(signature).is_ok())
+    })
 }
 
 fn data(body: &[u8]) -> Result<Data, Rejected> {
@@ -204,7 +213,18 @@ fn allowed(headers: &HeaderMap, names: &[&str]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The longest that a sender's id, a subject or a header may be; the rest is cut off.
+/// A sender's id of the event, by which it is known when it comes again. An empty one is none. One that is
+/// longer than attributes may be stands as its hash: of two that differ only at their ends, one would be
+/// taken for the other.
+fn sender_id(text: &str) -> Option<String> {
+    match text.len() {
+        0 => None,
+        1..=ATTRIBUTE_BYTES_MAX => Some(text.to_owned()),
+        _ => Some(format!("sha256:{}", Hash::of(text.as_bytes()))),
+    }
+}
+
+/// The longest that a sender's id, a subject or a header may be; the rest of the others is cut off.
 const ATTRIBUTE_BYTES_MAX: usize = 256;
 
 fn bounded(text: &str) -> String {

@@ -14,7 +14,7 @@ use crate::clock::now_ms;
 use crate::id::{DeliveryId, Hash, Name};
 use crate::ingest::time;
 use crate::quota::FuelQuota;
-use crate::sandbox::{self, Instances, Program, Refused, Run, Sandbox};
+use crate::sandbox::{self, Instances, LogLine, Program, Refused, Run, Sandbox};
 use crate::store::{
     About, Commit, DecisionRecord, Delivery, Held, Outcome, State, StoredEvent, Then,
 };
@@ -414,7 +414,7 @@ impl Rules {
         };
         let mut run = instances.run(program, &event.encoded, &event.index);
         let outcome = std::mem::replace(&mut run.outcome, Ok(Decision::default()));
-        let outcome = self.valid(rule, event, outcome);
+        let outcome = self.valid(rule, event, outcome, &mut run.log);
         (run, outcome)
     }
 
@@ -448,9 +448,9 @@ impl Rules {
             message: "it ran elsewhere".to_owned(),
         };
         let rule = ActiveRule::new(rule, None, Err(elsewhere.into()));
-        let outcome = self.valid(&rule, event, answer);
         let mut commit = empty(event);
-        let run = Run::default();
+        let mut run = Run::default();
+        let outcome = self.valid(&rule, event, answer, &mut run.log);
         self.add(&mut commit, event, &rule, &run, outcome, event.received_ms);
         commit
     }
@@ -460,13 +460,15 @@ impl Rules {
         rule: &ActiveRule,
         event: &StoredEvent,
         answer: Result<Decision, sandbox::Error>,
+        log: &mut Vec<LogLine>,
     ) -> Result<Decision, Failure> {
-        let decision = answer?;
+        let mut decision = answer?;
         let tenant = validate::Known {
             allowed: &rule.allowed_channels,
             channels: self.channels.as_deref(),
         };
-        validate::decision(&decision, &tenant, event.received_ms)?;
+        let cut = validate::decision(&mut decision, &tenant, event.received_ms)?;
+        log.extend(cut);
         Ok(decision)
     }
 

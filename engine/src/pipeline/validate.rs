@@ -1,35 +1,25 @@
 //! Whether a decision can be carried out, before anything of it is stored.
+//!
+//! What a rule's author wrote has to be right: channels, times, windows. What a payload brought has to fit:
+//! its texts are cut where they are too long, so that nobody can make a rule fail by the length of what he
+//! writes.
 
 use crate::channel::Channel;
-use crate::id::Name;
+use crate::id::{Hash, Name};
 use crate::timing::Window;
-use hooksieve_sdk::wire::{Action, Decision, Message, Payload, Timing};
+use hooksieve_sdk::wire::{Decision, Message, Payload, Timing};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What is wrong with a decision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("{what} is {bytes} bytes, the limit is {limit}")]
-    TooLong {
-        what: String,
-        bytes: usize,
-        limit: usize,
-    },
-    #[error("actions[{position}] has {count} fields, the limit is {limit}")]
-    Fields {
-        position: usize,
-        count: usize,
-        limit: usize,
-    },
     #[error("actions[{position}] names the channel {channel:?}, {why}")]
     Channel {
         position: usize,
         channel: String,
         why: String,
     },
-    #[error("actions[{position}].{why}")]
-    Link { position: usize, why: String },
     #[error("actions[{position}]: {why}")]
     Payload { position: usize, why: String },
     #[error("actions[{position}].timing: {why}")]
@@ -42,11 +32,11 @@ const WAIT_S_MAX: u64 = 30 * 86_400;
 const WINDOW_S_MAX: u64 = 7 * 86_400;
 const DIGEST_SIZE_MAX: u64 = 100;
 const THROTTLE_COUNT_MAX: u64 = 10_000;
-/// The longest key of a digest, dedupe or throttle.
+/// The longest key of a digest, dedupe or throttle; a longer one stands as its hash.
 const KEY_BYTES_MAX: usize = 200;
 
 /// The longest that each part of a decision may be, in bytes of UTF-8, and how many fields a message
-/// may have.
+/// may have. What is longer is cut.
 pub const MESSAGE_LIMITS: Limits = Limits {
     reason: 1_000,
     title: 1_000,
@@ -79,22 +69,88 @@ pub(super) struct Known<'a> {
     pub(super) channels: Option<&'a BTreeMap<Name, Arc<Channel>>>,
 }
 
+/// Checks a decision, and has its texts fit. Returns what was cut, as a line for its log.
 pub(super) fn decision(
-    decision: &Decision,
+    decision: &mut Decision,
     known: &Known<'_>,
     received_ms: i64,
-) -> Result<(), Invalid> {
-    fits("reason", &decision.reason, MESSAGE_LIMITS.reason)?;
-    for (position, action) in decision.actions.iter().enumerate() {
+) -> Result<Option<String>, Invalid> {
+    let mut cut = Cut::default();
+    cut.text(
+        || "reason".to_owned(),
+        &mut decision.reason,
+        MESSAGE_LIMITS.reason,
+    );
+    for (position, action) in decision.actions.iter_mut().enumerate() {
         known.takes(position, &action.channel, &action.payload)?;
-        if let Some(timing) = &action.timing {
-            self::timing(position, action, timing, known, received_ms)?;
+        if let Some(timing) = &mut action.timing {
+            keys(timing);
+            let (channel, payload) = (&action.channel, &action.payload);
+            self::timing(position, (channel, payload), timing, known, received_ms)?;
         }
-        if let Payload::Message(message) = &action.payload {
-            self::message(position, message)?;
+        if let Payload::Message(message) = &mut action.payload {
+            self::message(position, message, &mut cut);
         }
     }
-    Ok(())
+    Ok(cut.told())
+}
+
+/// What was cut of a decision.
+#[derive(Default)]
+struct Cut {
+    parts: Vec<String>,
+    count: usize,
+}
+
+impl Cut {
+    /// How many parts are named.
+    const NAMED: usize = 3;
+
+    fn note(&mut self, part: impl FnOnce() -> String) {
+        self.count += 1;
+        if self.parts.len() < Self::NAMED {
+            self.parts.push(part());
+        }
+    }
+
+    /// Cuts a text that is too long at a character, and says so with an ellipsis.
+    fn text(&mut self, part: impl FnOnce() -> String, text: &mut String, limit: usize) {
+        const ELLIPSIS: &str = "…";
+        let bytes = text.len();
+        if bytes <= limit {
+            return;
+        }
+        let mut end = limit - ELLIPSIS.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(ELLIPSIS);
+        self.note(|| format!("{} ({bytes} bytes, the limit is {limit})", part()));
+    }
+
+    fn told(self) -> Option<String> {
+        let more = self.count - self.parts.len();
+        let more = match more {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        (self.count > 0).then(|| format!("hooksieve cut {}{more}", self.parts.join(", ")))
+    }
+}
+
+/// Keys are as long as what they were made of.
+fn keys(timing: &mut Timing) {
+    let keys = [
+        timing.digest.as_mut().map(|it| &mut it.key),
+        timing.dedupe.as_mut().map(|it| &mut it.key),
+        timing.throttle.as_mut().map(|it| &mut it.key),
+    ];
+    for key in keys.into_iter().flatten() {
+        if key.len() > KEY_BYTES_MAX {
+            *key = format!("sha256:{}", Hash::of(key.as_bytes()));
+        }
+    }
 }
 
 impl Known<'_> {
@@ -127,7 +183,7 @@ impl Known<'_> {
 /// What a timing may say, so that nothing waits or is remembered without end.
 fn timing(
     position: usize,
-    action: &Action,
+    (channel, payload): (&str, &Payload),
     timing: &Timing,
     known: &Known<'_>,
     received_ms: i64,
@@ -140,13 +196,6 @@ fn timing(
         Err(refuse(format!(
             "{part} is {value}, and may be {least} to {most}"
         )))
-    };
-    let key = |part: &str, key: &str| {
-        fits(
-            format!("actions[{position}].timing.{part}.key"),
-            key,
-            KEY_BYTES_MAX,
-        )
     };
     if let Some(after_s) = timing.after_s {
         within("after_s", after_s, 0, WAIT_S_MAX)?;
@@ -168,10 +217,9 @@ fn timing(
         Window::parse(window).map_err(|why| refuse(format!("window: {why}")))?;
     }
     if let Some(digest) = &timing.digest {
-        key("digest", &digest.key)?;
         within("digest.window_s", digest.window_s, 1, WINDOW_S_MAX)?;
         within("digest.size", digest.size, 1, DIGEST_SIZE_MAX)?;
-        if matches!(action.payload, Payload::Body(_)) {
+        if matches!(payload, Payload::Body(_)) {
             return Err(refuse(
                 "a digest gathers messages, and this is a body".to_owned(),
             ));
@@ -183,21 +231,19 @@ fn timing(
         }
     }
     if let Some(dedupe) = &timing.dedupe {
-        key("dedupe", &dedupe.key)?;
         within("dedupe.window_s", dedupe.window_s, 1, WINDOW_S_MAX)?;
     }
     if let Some(throttle) = &timing.throttle {
-        key("throttle", &throttle.key)?;
         within("throttle.count", throttle.count, 1, THROTTLE_COUNT_MAX)?;
         within("throttle.period_s", throttle.period_s, 1, WINDOW_S_MAX)?;
     }
     if let Some(escalate) = &timing.escalate {
         within("escalate.after_s", escalate.after_s, 1, WAIT_S_MAX)?;
-        known.takes(position, &escalate.channel, &action.payload)?;
+        known.takes(position, &escalate.channel, payload)?;
     }
     if let Some(fallback) = &timing.fallback {
-        known.takes(position, fallback, &action.payload)?;
-        if *fallback == action.channel {
+        known.takes(position, fallback, payload)?;
+        if fallback == channel {
             return Err(refuse(format!(
                 "the channel {fallback:?} cannot be its own fallback"
             )));
@@ -206,57 +252,53 @@ fn timing(
     Ok(())
 }
 
-fn message(position: usize, message: &Message) -> Result<(), Invalid> {
+fn message(position: usize, message: &mut Message, cut: &mut Cut) {
     let at = |part: &str| format!("actions[{position}].message.{part}");
-    fits(at("title"), &message.title, MESSAGE_LIMITS.title)?;
-    fits(at("text"), &message.text, MESSAGE_LIMITS.text)?;
-    if let Some(link) = &message.link {
-        fits(at("link.url"), &link.url, MESSAGE_LIMITS.url)?;
-        fits(
-            at("link.label"),
-            link.label.as_deref().unwrap_or(""),
-            MESSAGE_LIMITS.label,
-        )?;
-        let web =
-            url::Url::parse(&link.url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-        if !web {
-            return Err(Invalid::Link {
-                position,
-                why: "message.link.url is not an http or https address".to_owned(),
-            });
+    if let Some(link) = message.link.take_if(|link| !leads_to_the_web(&link.url)) {
+        // What is no address is a text like any other.
+        cut.note(|| {
+            format!(
+                "{} (no http or https address, so it stands in the text)",
+                at("link")
+            )
+        });
+        let parts = [Some(link.url), link.label];
+        for part in parts.into_iter().flatten().filter(|part| !part.is_empty()) {
+            if !message.text.is_empty() {
+                message.text.push('\n');
+            }
+            message.text.push_str(&part);
         }
     }
-    if message.fields.len() > MESSAGE_LIMITS.fields {
-        return Err(Invalid::Fields {
-            position,
-            count: message.fields.len(),
-            limit: MESSAGE_LIMITS.fields,
-        });
+    cut.text(|| at("title"), &mut message.title, MESSAGE_LIMITS.title);
+    cut.text(|| at("text"), &mut message.text, MESSAGE_LIMITS.text);
+    if let Some(label) = message.link.as_mut().and_then(|link| link.label.as_mut()) {
+        cut.text(|| at("link.label"), label, MESSAGE_LIMITS.label);
     }
-    for (n, field) in message.fields.iter().enumerate() {
-        fits(
-            at(&format!("fields[{n}].name")),
-            &field.name,
+    let count = message.fields.len();
+    if count > MESSAGE_LIMITS.fields {
+        message.fields.truncate(MESSAGE_LIMITS.fields);
+        let limit = MESSAGE_LIMITS.fields;
+        cut.note(|| format!("{} ({count}, the limit is {limit})", at("fields")));
+    }
+    for (n, field) in message.fields.iter_mut().enumerate() {
+        let (name, value) = (&mut field.name, &mut field.value);
+        cut.text(
+            || at(&format!("fields[{n}].name")),
+            name,
             MESSAGE_LIMITS.field_name,
-        )?;
-        fits(
-            at(&format!("fields[{n}].value")),
-            &field.value,
+        );
+        cut.text(
+            || at(&format!("fields[{n}].value")),
+            value,
             MESSAGE_LIMITS.field_value,
-        )?;
+        );
     }
-    Ok(())
 }
 
-fn fits(what: impl Into<String>, text: &str, limit: usize) -> Result<(), Invalid> {
-    if text.len() <= limit {
-        return Ok(());
-    }
-    Err(Invalid::TooLong {
-        what: what.into(),
-        bytes: text.len(),
-        limit,
-    })
+fn leads_to_the_web(url: &str) -> bool {
+    let web = |url: url::Url| matches!(url.scheme(), "http" | "https");
+    url.len() <= MESSAGE_LIMITS.url && url::Url::parse(url).is_ok_and(web)
 }
 
 #[cfg(test)]
@@ -264,16 +306,31 @@ mod tests {
     use super::*;
     use hooksieve_sdk::{Notify, days, hours, minutes, notify, post};
 
-    fn check(decision: impl Into<Decision>, expected: &str) {
+    /// The decision as it is carried out, and what is said of it.
+    fn fitted(decision: impl Into<Decision>) -> (Decision, Result<Option<String>, Invalid>) {
         let anything = Known {
             allowed: &[],
             channels: None,
         };
-        let result = super::decision(&decision.into(), &anything, 1_770_000_000_000);
-        assert_eq!(
-            result.map_or_else(|error| error.to_string(), |()| "valid".to_owned()),
-            expected
-        );
+        let mut decision = decision.into();
+        let result = super::decision(&mut decision, &anything, 1_770_000_000_000);
+        (decision, result)
+    }
+
+    fn check(decision: impl Into<Decision>, expected: &str) {
+        let said = match fitted(decision).1 {
+            Ok(None) => "valid".to_owned(),
+            Ok(Some(cut)) => cut,
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(said, expected);
+    }
+
+    fn message(decision: &Decision) -> &Message {
+        match &decision.actions[0].payload {
+            Payload::Message(message) => message,
+            Payload::Body(_) => panic!("a message"),
+        }
     }
 
     #[test]
@@ -335,43 +392,78 @@ mod tests {
             "actions[0] names the channel \"no channel's name\", which is not a channel's name",
         );
         check(
-            notify("a").dedupe("k".repeat(201), hours(1)),
-            "actions[0].timing.dedupe.key is 201 bytes, the limit is 200",
-        );
-        check(
             post("a").digest("k", hours(1), 5),
             "actions[0].timing: a digest gathers messages, and this is a body",
         );
     }
 
     #[test]
-    fn each_limit_holds_from_both_sides() {
+    fn what_is_too_long_is_cut_and_that_is_said() {
         let fits = |n| "x".repeat(n);
         check(notify("a").title(fits(1_000)).text(fits(20_000)), "valid");
         check(
             notify("a").title(fits(1_001)),
-            "actions[0].message.title is 1001 bytes, the limit is 1000",
+            "hooksieve cut actions[0].message.title (1001 bytes, the limit is 1000)",
         );
         check(
             notify("a").text(fits(20_001)),
-            "actions[0].message.text is 20001 bytes, the limit is 20000",
+            "hooksieve cut actions[0].message.text (20001 bytes, the limit is 20000)",
         );
         check(Decision::drop(fits(1_000)), "valid");
         check(
             Decision::drop(fits(1_001)),
-            "reason is 1001 bytes, the limit is 1000",
+            "hooksieve cut reason (1001 bytes, the limit is 1000)",
         );
         let fields = |n: usize| (0..n).fold(notify("a"), |m, _| m.field("n", "v"));
         check(fields(50), "valid");
-        check(fields(51), "actions[0] has 51 fields, the limit is 50");
         check(
-            notify("a").field(fits(201), ""),
-            "actions[0].message.fields[0].name is 201 bytes, the limit is 200",
+            fields(51),
+            "hooksieve cut actions[0].message.fields (51, the limit is 50)",
         );
+        let long = (0..51).fold(notify("a"), |m, _| m.field(fits(201), fits(2_001)));
+        let long = long
+            .title(fits(1_001))
+            .labelled_link(fits(201), "https://a.example");
+        check(
+            long.clone(),
+            "hooksieve cut actions[0].message.title (1001 bytes, the limit is 1000), actions[0].message.link.label (201 bytes, the limit is 200), actions[0].message.fields (51, the limit is 50) and 100 more",
+        );
+        let (decision, _) = fitted(long);
+        let message = message(&decision);
+        assert_eq!(message.fields.len(), 50);
+        assert!(
+            message
+                .fields
+                .iter()
+                .all(|it| it.name.len() == 200 && it.value.len() == 2_000)
+        );
+        // Between characters: what four bytes a character come to is less than the limit.
+        let (decision, _) = fitted(notify("a").title(["Incident: ", &"🔥".repeat(256)].concat()));
+        let title = &self::message(&decision).title;
+        assert!(
+            title.starts_with("Incident: 🔥") && title.ends_with("🔥…"),
+            "{title}"
+        );
+        assert!((996..=1_000).contains(&title.len()));
     }
 
     #[test]
-    fn links_lead_to_the_web_and_channels_have_names() {
+    fn keys_that_are_too_long_stay_different() {
+        let key = |end: &str| {
+            let key = ["k".repeat(200).as_str(), end].concat();
+            let (decision, said) = fitted(notify("a").dedupe(key, hours(1)));
+            assert_eq!(said, Ok(None));
+            let timing = decision.actions[0].timing.clone().unwrap();
+            timing.dedupe.unwrap().key
+        };
+        assert_eq!(key(""), "k".repeat(200));
+        let (one, other) = (key("a"), key("b"));
+        assert!(one.len() <= 200 && other.len() <= 200 && one != other);
+        assert_eq!(one, key("a"));
+    }
+
+    #[test]
+    fn links_lead_to_the_web_or_are_text() {
         check(notify("a").link("https://a.example/?q=1"), "valid");
         for url in [
             "javascript:alert(1)",
@@ -379,12 +471,26 @@ mod tests {
             "//a.example",
             "data:text/html,x",
             "",
+            &["https://a.example/", &"x".repeat(2_000)].concat(),
         ] {
-            check(
-                notify("a").link(url),
-                "actions[0].message.link.url is not an http or https address",
+            let (decision, said) =
+                fitted(notify("a").text("It burns.").labelled_link("there", url));
+            assert_eq!(
+                said.unwrap().unwrap(),
+                "hooksieve cut actions[0].message.link (no http or https address, so it stands in the text)"
             );
+            let message = message(&decision);
+            assert_eq!(message.link, None);
+            let expected = match url {
+                "" => "It burns.\nthere".to_owned(),
+                url => format!("It burns.\n{url}\nthere"),
+            };
+            assert_eq!(message.text, expected);
         }
+    }
+
+    #[test]
+    fn channels_have_names() {
         check(
             post("A b"),
             "actions[0] names the channel \"A b\", which is not a channel's name",

@@ -1,12 +1,15 @@
-//! The accept loop: how many connections at once, how long one may take to say what it wants, and a
-//! stop that lets requests under way finish.
+//! The accept loop: how many connections at once, how long one may take to say what it wants, what becomes
+//! of bodies that nobody read, and a stop that lets requests under way finish.
 //!
 //! `axum::serve` does the same without the two bounds: one client could hold every file handle with
 //! requests that never end their headers.
 
+use super::rest::{Left, Rest};
 use super::tls::Tls;
 use axum::Router;
 use axum::body::Body;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -90,6 +93,8 @@ async fn serve_one(
     let seen = activity.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let under_way = UnderWay::new(&seen);
+        let left = Left::default();
+        let request = Rest::of(request, &left);
         // A router is always ready.
         let answered = app.clone().call(request.map(Body::new));
         let seen = seen.clone();
@@ -97,7 +102,11 @@ async fn serve_one(
             let answered = answered.await;
             drop(under_way);
             // What is read of the answer counts; what is not read does not.
-            answered.map(|answer| {
+            answered.map(|mut answer| {
+                if left.ends_the_connection() {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(CONNECTION, close);
+                }
                 answer.map(|body| {
                     Body::new(body.map_frame(move |frame| {
                         seen.touch();

@@ -238,7 +238,7 @@ fn mentions_me(config: &Settings, text: &str) -> bool {
         }
         let end = rest
             .bytes()
-            .position(|byte| !(byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'/'))
+            .position(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'/')))
             .unwrap_or(rest.len());
         if is_me(config, &rest[..end]) {
             return true;
@@ -302,7 +302,7 @@ mod tests {
 
     fn config() -> Config {
         let config = testing::config(
-            r#"{"me": ["octocat", "octo-org/backend"], "mail": "inbox", "ignore": ["noisy"],
+            r#"{"me": ["octocat", "octo-org/backend", "ada_acme"], "mail": "inbox", "ignore": ["noisy"],
                 "incident_labels": ["incident"], "ci_branches": ["main"]}"#,
         );
         config.unwrap()
@@ -375,6 +375,8 @@ mod tests {
             "cc @OctoCat.",
             "(@octo-org/backend)",
             "a@b.c @octocat",
+            "ask @ada_acme",
+            "_@ada_acme_",
         ] {
             check(
                 "issue_comment.created",
@@ -383,7 +385,16 @@ mod tests {
                 "a mention",
             );
         }
-        for body in ["octocat", "me@octocat", "@octocats", "@octo-org", "@"] {
+        for body in [
+            "octocat",
+            "me@octocat",
+            "@octocats",
+            "@octocat_acme",
+            "@octocat-acme",
+            "@octo-org",
+            "@octocat/else",
+            "@",
+        ] {
             check(
                 "issue_comment.created",
                 &comment(body),

@@ -5,7 +5,7 @@
 
 use super::{
     Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind,
-    media_type, with_action,
+    media_type, sender_id, with_action,
 };
 use axum::http::HeaderMap;
 use hooksieve_sdk::wire::Value;
@@ -22,7 +22,7 @@ const HEADERS: [&str; 5] = [
 ];
 
 pub(super) fn read(
-    secret: &Secret,
+    secrets: &[Secret],
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Incoming, Rejected> {
@@ -30,7 +30,7 @@ pub(super) fn read(
         return Err(Rejected::Unsigned { header: SIGNATURE });
     };
     let bytes = signature.strip_prefix("sha256=").and_then(from_hex);
-    if !bytes.is_some_and(|bytes| hmac_fits(secret, body, &bytes)) {
+    if !bytes.is_some_and(|bytes| hmac_fits(secrets, body, &bytes)) {
         return Err(Rejected::BadSignature { header: SIGNATURE });
     }
     let media_type = media_type(headers);
@@ -56,7 +56,7 @@ pub(super) fn read(
     Ok(Incoming {
         kind: with_action(name, &data),
         subject: subject(&data),
-        sender_id: header(headers, "x-github-delivery").map(bounded),
+        sender_id: header(headers, "x-github-delivery").and_then(sender_id),
         headers: allowed(headers, &HEADERS),
         verified: "github: HMAC-SHA256 of the body",
         data,
@@ -106,7 +106,11 @@ mod tests {
     }
 
     fn read(headers: &HeaderMap, body: &str) -> Result<Incoming, Rejected> {
-        super::read(&Secret::new(SECRET), headers, body.as_bytes())
+        super::read(
+            &[Secret::new("another"), Secret::new(SECRET)],
+            headers,
+            body.as_bytes(),
+        )
     }
 
     #[test]

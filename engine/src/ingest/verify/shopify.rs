@@ -4,7 +4,7 @@
 
 use super::{
     Incoming, Rejected, Secret, allowed, bounded, data, header, hmac_fits, is_json, is_kind,
-    media_type,
+    media_type, sender_id,
 };
 use axum::http::HeaderMap;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -21,7 +21,7 @@ const HEADERS: [&str; 6] = [
 ];
 
 pub(super) fn read(
-    secret: &Secret,
+    secrets: &[Secret],
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Incoming, Rejected> {
@@ -29,7 +29,7 @@ pub(super) fn read(
         return Err(Rejected::Unsigned { header: SIGNATURE });
     };
     let bytes = BASE64_STANDARD.decode(signature).ok();
-    if !bytes.is_some_and(|bytes| hmac_fits(secret, body, &bytes)) {
+    if !bytes.is_some_and(|bytes| hmac_fits(secrets, body, &bytes)) {
         return Err(Rejected::BadSignature { header: SIGNATURE });
     }
     let media_type = media_type(headers);
@@ -49,7 +49,7 @@ pub(super) fn read(
     Ok(Incoming {
         kind,
         subject: header(headers, "x-shopify-shop-domain").map(bounded),
-        sender_id: header(headers, "x-shopify-webhook-id").map(bounded),
+        sender_id: header(headers, "x-shopify-webhook-id").and_then(sender_id),
         headers: allowed(headers, &HEADERS),
         data: data(body)?,
         verified: "shopify: HMAC-SHA256 of the body",
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_topic_becomes_a_type_and_a_changed_body_is_refused() {
-        let secret = Secret::new("shpss_0123");
+        let secrets = [Secret::new("shpss_new"), Secret::new("shpss_0123")];
         let body = br#"{"id": 1}"#;
         let mut mac = Hmac::<Sha256>::new_from_slice(b"shpss_0123").unwrap();
         mac.update(body);
@@ -79,11 +79,11 @@ mod tests {
         ] {
             headers.insert(name, value.parse().unwrap());
         }
-        let incoming = read(&secret, &headers, body).unwrap();
+        let incoming = read(&secrets, &headers, body).unwrap();
         assert_eq!(incoming.kind, "orders.create");
         assert_eq!(incoming.sender_id.as_deref(), Some("w-1"));
         assert_eq!(incoming.subject.as_deref(), Some("a.example"));
         let bad = Rejected::BadSignature { header: SIGNATURE };
-        assert_eq!(read(&secret, &headers, br#"{"id": 2}"#), Err(bad));
+        assert_eq!(read(&secrets, &headers, br#"{"id": 2}"#), Err(bad));
     }
 }
