@@ -21,7 +21,7 @@ pub(crate) use workers::lost_after;
 pub use workers::{LOST_OF_TENANT_MAX, LostThread, OVERDUE, SPARES_MAX, Threads, Workers};
 
 use quarantine::Quarantine;
-use rules::{Decided, Deciding};
+use rules::{Changed, Decided, Deciding};
 
 use crate::clock::now_ms;
 use crate::id::{EventId, Name};
@@ -219,11 +219,32 @@ impl Pipeline {
             self.store.commit(tenant, batch.commits).await?;
             self.metrics.decided(tenant, &seen);
         }
-        for quarantine in &batch.quarantined {
-            self.quarantined(quarantine).await;
+        for changed in &batch.changed {
+            self.changed(changed).await;
         }
         *ahead = events;
         Ok(Step { count, rest })
+    }
+
+    async fn changed(&self, changed: &Changed) {
+        match changed {
+            Changed::Quarantined(quarantine) => self.quarantined(quarantine).await,
+            Changed::Resumed(quarantine) => self.resumed(quarantine).await,
+        }
+    }
+
+    /// Forgets a quarantine whose rule decides again, and tells the tenant.
+    async fn resumed(&self, quarantine: &Quarantine) {
+        let (tenant, rule) = (&quarantine.tenant, &quarantine.rule);
+        let version = quarantine.version;
+        tracing::info!(%tenant, %rule, version, "a rule decides again, and is no longer in quarantine");
+        let forgotten = self.store.set_records(vec![(quarantine.key(), None)]).await;
+        if let Err(error) = forgotten {
+            tracing::error!(%tenant, %rule, %error, "a quarantine is not forgotten; a restart will bring it back");
+        }
+        let body = serde_json::json!({ "rule": rule.as_str(), "version": version });
+        self.tell(tenant, "hooksieve.rule.resumed", rule, &body, now_ms())
+            .await;
     }
 
     /// Has a quarantine outlast the engine, and tells the tenant.
@@ -261,7 +282,20 @@ impl Pipeline {
             "error": error,
         });
         let kind = "hooksieve.rule.quarantined";
-        let told = match notice::event(tenant, kind, rule, &body, quarantine.since_ms) {
+        self.tell(tenant, kind, rule, &body, quarantine.since_ms)
+            .await;
+    }
+
+    /// An event of the engine's own.
+    async fn tell(
+        &self,
+        tenant: &Name,
+        kind: &str,
+        rule: &Name,
+        body: &serde_json::Value,
+        at_ms: i64,
+    ) {
+        let told = match notice::event(tenant, kind, rule, body, at_ms) {
             Ok(event) => match self.store.append(event).await {
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),
@@ -305,11 +339,11 @@ impl Pipeline {
                     let Decided {
                         commit,
                         price,
-                        quarantined,
+                        changed,
                         lost,
                     } = decided;
                     batch.price = batch.price.saturating_add(price);
-                    batch.quarantined.extend(quarantined);
+                    batch.changed.extend(changed);
                     // Not after the commit: an engine that is killed until then must not ask it again.
                     for quarantine in &lost {
                         self.quarantined(quarantine).await;
@@ -465,7 +499,7 @@ pub enum ReleaseError {
 struct Batch {
     commits: Vec<Commit>,
     price: u64,
-    quarantined: Vec<Arc<Quarantine>>,
+    changed: Vec<Changed>,
 }
 
 /// What came of a batch.

@@ -1,6 +1,9 @@
 //! A version of a rule that fails again and again is put in quarantine: it is asked no more, and its
 //! events are held until somebody resumes it or makes another version live.
 //!
+//! What it failed on may have been a stranger's doing, though, and the next event the one that matters. So
+//! one event in a while is asked of it all the same, and it is back as soon as it decides one.
+//!
 //! What a quarantine saves is not only time. A rule that fails on everything says with each failure that
 //! it is not fit to decide; what `on_error = "drop"` would throw away is kept for when it is mended.
 
@@ -18,6 +21,9 @@ pub struct Settings {
     /// How many of them are failures at least.
     pub failed_percent: usize,
 }
+
+/// How long a version in quarantine is left alone before it is asked about an event again.
+pub(crate) const TRIAL_EVERY_MS: i64 = 60_000;
 
 /// What `last_events` may be.
 pub const LAST_EVENTS_MAX: usize = 10_000;
@@ -37,6 +43,18 @@ pub struct Quarantine {
     pub of: usize,
     /// The last failure.
     pub error: String,
+    /// Its thread did not come back: it is never asked again.
+    #[serde(default)]
+    pub lost: bool,
+}
+
+/// What a decision came to for the version that made it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Noted {
+    /// So many of so many failed, which is too many.
+    Failed(usize, usize),
+    /// It decided an event that it was asked about in quarantine.
+    Resumed(Arc<Quarantine>),
 }
 
 impl Quarantine {
@@ -63,6 +81,8 @@ struct State {
     last: VecDeque<bool>,
     failed: usize,
     quarantine: Option<Arc<Quarantine>>,
+    /// When it was asked last in quarantine.
+    tried_ms: i64,
 }
 
 impl Health {
@@ -85,14 +105,31 @@ impl Health {
         std::mem::take(&mut *self.lock()).quarantine.is_some()
     }
 
-    /// Notes whether it failed; how many of how many failed, where that is too many by now.
-    pub(super) fn note(&self, failed: bool, settings: Settings) -> Option<(usize, usize)> {
+    /// Whether a version in quarantine is to be asked about this event all the same.
+    pub(super) fn is_tried(&self, now_ms: i64) -> bool {
+        let mut state = self.lock();
+        let Some(quarantine) = state.quarantine.as_ref().filter(|it| !it.lost) else {
+            return false;
+        };
+        if now_ms - quarantine.since_ms.max(state.tried_ms) < TRIAL_EVERY_MS {
+            return false;
+        }
+        state.tried_ms = now_ms;
+        true
+    }
+
+    /// Notes whether it failed, `tried` where it was asked although it is in quarantine.
+    pub(super) fn note(&self, failed: bool, tried: bool, settings: Settings) -> Option<Noted> {
         if settings.last_events == 0 {
             return None;
         }
         let mut state = self.lock();
         if state.quarantine.is_some() {
-            return None;
+            // What was asked before it was put in says nothing new.
+            let back = tried && !failed;
+            let quarantine = state.quarantine.take_if(|_| back)?;
+            *state = State::default();
+            return Some(Noted::Resumed(quarantine));
         }
         state.last.push_back(failed);
         state.failed += usize::from(failed);
@@ -101,7 +138,7 @@ impl Health {
         }
         let (failed, of) = (state.failed, state.last.len());
         let full = of == settings.last_events;
-        (full && failed * 100 >= settings.failed_percent * of).then_some((failed, of))
+        (full && failed * 100 >= settings.failed_percent * of).then_some(Noted::Failed(failed, of))
     }
 }
 
@@ -118,28 +155,34 @@ mod tests {
     fn eight_of_the_last_ten_are_too_many_and_seven_are_not() {
         let health = Health::default();
         for _ in 0..3 {
-            assert_eq!(health.note(false, SETTINGS), None);
+            assert_eq!(health.note(false, false, SETTINGS), None);
         }
         for _ in 0..7 {
-            assert_eq!(health.note(true, SETTINGS), None);
+            assert_eq!(health.note(true, false, SETTINGS), None);
         }
         // What came before the last ten is forgotten.
-        assert_eq!(health.note(true, SETTINGS), Some((8, 10)));
+        assert_eq!(
+            health.note(true, false, SETTINGS),
+            Some(Noted::Failed(8, 10))
+        );
     }
 
     #[test]
     fn few_events_prove_nothing_and_who_resumes_begins_anew() {
         let health = Health::default();
         for _ in 0..9 {
-            assert_eq!(health.note(true, SETTINGS), None);
+            assert_eq!(health.note(true, false, SETTINGS), None);
         }
-        assert_eq!(health.note(true, SETTINGS), Some((10, 10)));
+        assert_eq!(
+            health.note(true, false, SETTINGS),
+            Some(Noted::Failed(10, 10))
+        );
         assert!(!health.resume());
-        assert_eq!(health.note(true, SETTINGS), None);
+        assert_eq!(health.note(true, false, SETTINGS), None);
         let never = Settings {
             last_events: 0,
             ..SETTINGS
         };
-        assert_eq!(health.note(true, never), None);
+        assert_eq!(health.note(true, false, never), None);
     }
 }

@@ -5,7 +5,7 @@ mod deciding;
 
 pub(super) use deciding::{Decided, Deciding};
 
-use super::quarantine::{self, Health, Quarantine};
+use super::quarantine::{self, Health, Noted, Quarantine};
 use super::validate::{self, Invalid};
 use super::versions::Asked;
 
@@ -62,7 +62,7 @@ pub enum Failure {
     #[error("its module cannot be used any more: {0}")]
     Unusable(Unusable),
     #[error(
-        "it is in quarantine since {since}, when it had failed on {failed} of its last {of} events; resume it, or make another version live"
+        "it is in quarantine since {since}, when it had failed on {failed} of its last {of} events; resume it, or make another version live (one event a minute is asked of it, and it is back when it decides one)"
     )]
     Quarantined {
         since: String,
@@ -86,6 +86,12 @@ impl Failure {
             Failure::Lost { .. } => "lost",
         }
     }
+}
+
+/// What became of a version that decided or failed.
+pub(super) enum Changed {
+    Quarantined(Arc<Quarantine>),
+    Resumed(Arc<Quarantine>),
 }
 
 /// Why a rule cannot be put to work.
@@ -335,13 +341,14 @@ impl Rules {
         self.only(Asked::of_file(rule))
     }
 
-    /// Puts a rule in quarantine that has failed too often by now.
+    /// Puts a rule in quarantine that has failed too often by now, or ends its quarantine.
     fn note(
         &self,
         rule: &ActiveRule,
         failure: Option<&Failure>,
+        tried: bool,
         now_ms: i64,
-    ) -> Option<Arc<Quarantine>> {
+    ) -> Option<Changed> {
         // A bug of ours says nothing about the rule, and what it was not asked says nothing at all.
         let engine = matches!(
             failure,
@@ -354,8 +361,20 @@ impl Rules {
         if engine || !asked {
             return None;
         }
-        let counts = rule.health.note(failure.is_some(), self.quarantine)?;
-        Some(self.put_in_quarantine(rule, counts, failure, now_ms))
+        Some(
+            match rule
+                .health
+                .note(failure.is_some(), tried, self.quarantine)?
+            {
+                Noted::Failed(failed, of) => Changed::Quarantined(self.put_in_quarantine(
+                    rule,
+                    (failed, of),
+                    failure,
+                    now_ms,
+                )),
+                Noted::Resumed(quarantine) => Changed::Resumed(quarantine),
+            },
+        )
     }
 
     fn put_in_quarantine(
@@ -375,6 +394,7 @@ impl Rules {
             failed,
             of,
             error: failure.map(Failure::to_string).unwrap_or_default(),
+            lost: matches!(failure, Some(Failure::Lost { .. })),
         })
     }
 

@@ -6,7 +6,8 @@
 
 use super::super::workers::{Guest, Work, lost_after};
 use super::{
-    ActiveRule, Commit, Failure, Instances, Name, Quarantine, Rules, Run, StoredEvent, empty,
+    ActiveRule, Changed, Commit, Failure, Instances, Name, Quarantine, Rules, Run, StoredEvent,
+    empty,
 };
 use crate::quota::price;
 use hooksieve_sdk::wire::Decision;
@@ -19,8 +20,8 @@ pub(in crate::pipeline) struct Decided {
     pub(in crate::pipeline) commit: Commit,
     /// What it is charged: the greater of fuel and time.
     pub(in crate::pipeline) price: u64,
-    /// Versions that have failed too often by now.
-    pub(in crate::pipeline) quarantined: Vec<Arc<Quarantine>>,
+    /// Versions that have failed too often by now, and those that are back.
+    pub(in crate::pipeline) changed: Vec<Changed>,
     /// Those that did not come back: to be kept before anything else happens.
     pub(in crate::pipeline) lost: Vec<Arc<Quarantine>>,
 }
@@ -41,8 +42,10 @@ pub(in crate::pipeline) struct Deciding {
     /// When the first was asked, which is when all of it is said to be decided.
     began_ms: Option<i64>,
     fuel: u64,
+    /// Whoever is asked is in quarantine, and asked all the same.
+    tried: bool,
     commit: Commit,
-    quarantined: Vec<Arc<Quarantine>>,
+    changed: Vec<Changed>,
     lost: Vec<Arc<Quarantine>>,
 }
 
@@ -75,7 +78,8 @@ impl Deciding {
             asked: None,
             began_ms: None,
             fuel: 0,
-            quarantined: Vec::new(),
+            tried: false,
+            changed: Vec::new(),
             lost: Vec::new(),
         }
     }
@@ -102,7 +106,7 @@ impl Deciding {
 
     /// Who is to be asked next, as things stand now.
     fn whom(&mut self) -> Option<Arc<ActiveRule>> {
-        self.now_ms();
+        let now_ms = self.now_ms();
         let rules = self.rules.clone();
         loop {
             let asked = rules.rules.get(self.left.clone())?.first()?;
@@ -115,8 +119,13 @@ impl Deciding {
                     self.own = Some(None);
                     continue;
                 };
-                match rule.health.quarantine().filter(|_| !self.again) {
+                let asked = self.again || self.tried;
+                match rule.health.quarantine().filter(|_| !asked) {
                     None => return Some(rule.clone()),
+                    Some(_) if rule.health.is_tried(now_ms) => {
+                        self.tried = true;
+                        return Some(rule.clone());
+                    }
                     Some(quarantine) => {
                         let outcome = Err(Failure::from(&*quarantine));
                         self.own = Some(Some((rule.clone(), Run::default(), outcome)));
@@ -142,6 +151,7 @@ impl Deciding {
     /// Ends with the first of the rules that are left.
     fn finish(&mut self) {
         self.left.start += 1;
+        self.tried = false;
         let now_ms = self.now_ms();
         if let Some(Some((rule, run, outcome))) = self.own.take() {
             (self.rules).add(&mut self.commit, &self.event, &rule, &run, outcome, now_ms);
@@ -184,8 +194,9 @@ impl Work for Deciding {
         };
         if self.own.is_none() && !self.again {
             let now_ms = self.now_ms();
-            let noted = self.rules.note(&rule, outcome.as_ref().err(), now_ms);
-            self.quarantined.extend(noted);
+            let failure = outcome.as_ref().err();
+            let changed = self.rules.note(&rule, failure, self.tried, now_ms);
+            self.changed.extend(changed);
         }
         self.came(rule, run, outcome);
     }
@@ -212,7 +223,7 @@ impl Work for Deciding {
         Decided {
             commit: self.commit,
             price: price(self.fuel, used),
-            quarantined: self.quarantined,
+            changed: self.changed,
             lost: self.lost,
         }
     }
@@ -410,6 +421,37 @@ mod tests {
         let after = decide(&rules, &event, 1);
         assert_eq!(outcomes(&after)[1].1, "quarantined");
         assert_eq!(after.price, 300);
+    }
+
+    /// A rule that strangers made fail is back with the first event that it decides, a minute later at most.
+    #[test]
+    fn one_event_a_minute_is_asked_of_a_rule_in_quarantine() {
+        const MINUTE: i64 = quarantine::TRIAL_EVERY_MS;
+        let (rules, event) = (rules(false), event());
+        let ask = |clock: fn() -> i64, fails: bool| {
+            let mut deciding = Deciding::new(rules.clone(), event.clone(), clock);
+            while let Some(mut asking) = deciding.next() {
+                // As a job that is given back to the queue in between.
+                asking = deciding.next().unwrap_or(asking);
+                let (run, outcome) = made(&asking);
+                let failure = Err(Failure::Lost { after_ms: 1 });
+                let fails = fails && asking.rule().as_str() == "two";
+                deciding.take((run, if fails { failure } else { outcome }));
+            }
+            deciding.answer(Duration::ZERO)
+        };
+        let (_, two) = (0, rules.rules[1].live.clone().unwrap());
+        rules.put_in_quarantine(&two, (50, 50), None, 0);
+        assert_eq!(outcomes(&ask(|| MINUTE - 1, false))[1].1, "quarantined");
+        // It fails once more, and is left alone for as long again.
+        let tried = ask(|| MINUTE, true);
+        assert_eq!(outcomes(&tried)[1].1, "lost");
+        assert!(tried.changed.is_empty());
+        assert_eq!(outcomes(&ask(|| 2 * MINUTE - 1, false))[1].1, "quarantined");
+        let back = ask(|| 2 * MINUTE, false);
+        assert_eq!(outcomes(&back)[1].1, "two");
+        assert!(matches!(&back.changed[..], [Changed::Resumed(it)] if it.rule == name("two")));
+        assert_eq!(outcomes(&ask(|| 2 * MINUTE, false))[1].1, "two");
     }
 
     #[test]
