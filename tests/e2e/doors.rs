@@ -1,6 +1,6 @@
 //! What senders and browsers meet at the door, also with a proxy in between.
 
-use hooksieve_tests::{Nginx, Receiver, Server, Setup, TOKEN, until};
+use hooksieve_tests::{Nginx, PATIENCE, Receiver, Server, Setup, TOKEN, until};
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -161,19 +161,16 @@ async fn a_feed_is_told_through_a_proxy_with_its_defaults() {
     let Ok(nginx) = Nginx::before(&address(&server)) else {
         return server.end().await;
     };
-    let feed = format!("{}/v1/tenants/acme/events/feed", nginx.base);
+    let id = server.post_json("/in/acme/in", "{}").await.id();
+    let all = "since=00000000-0000-0000-0000-000000000000";
+    let feed = format!("{}/v1/tenants/acme/events/feed?{all}", nginx.base);
     let request = reqwest::Client::new().get(feed).bearer_auth(TOKEN);
-    // Its headers come with its first message.
-    let first = tokio::spawn(async move {
-        let mut response = request.send().await.unwrap();
-        let chunk = response.chunk().await.unwrap().unwrap();
-        String::from_utf8_lossy(&chunk).into_owned()
-    });
-    let first = until("the first message", || async {
-        server.post_json("/in/acme/in", "{}").await.id();
-        first.is_finished().then_some(())
-    });
-    first.await;
+    let mut response = request.send().await.unwrap();
+    let first = tokio::time::timeout(PATIENCE, response.chunk()).await;
+    let first = first.expect("it comes before there is a buffer full of it");
+    let first = String::from_utf8_lossy(&first.unwrap().unwrap()).into_owned();
+    assert!(first.contains(&id), "{first}");
+    drop(response);
     server.end().await;
 }
 
@@ -370,7 +367,7 @@ async fn no_title_silences_the_triage() {
         );
     }
     let got = hook.wait_for(3).await;
-    let title = got[0].json()["data"]["title"]
+    let title = got[0].json()["data"]["message"]["title"]
         .as_str()
         .unwrap_or_default()
         .to_owned();

@@ -69,8 +69,7 @@ async fn a_rule_of_a_file_is_quarantined_resumed_and_asked_again() {
     assert_eq!((outcome, then), (json!("failed"), json!("held")));
     // To the second.
     let since = &quarantine["since"].as_str().unwrap()[..19];
-    let told =
-        "when it had failed on 4 of its last 5 events; resume it, or make another version live";
+    let told = "when it had failed on 4 of its last 5 events; resume it, or make another version live (one event a minute is asked of it, and it is back when it decides one)";
     assert!(error.contains(since) && error.ends_with(told), "{error}");
     server.stop().await;
     let server = setup.start().await;
