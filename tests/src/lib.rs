@@ -26,6 +26,7 @@ pub mod shapes;
 pub mod sign;
 pub mod smith;
 mod stopped;
+mod traced;
 
 pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
 pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
@@ -33,6 +34,7 @@ pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
 pub use server::{ALLOW, Answer, Server, Setup, TOKEN};
 pub use stopped::{StoppedThread, busiest};
+pub use traced::{Ended, Traced};
 
 use std::path::PathBuf;
 use std::time::Duration;
