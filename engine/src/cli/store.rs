@@ -144,7 +144,7 @@ fn export(path: &Path, file: &Path, readable: bool) -> Result<(), Failure> {
     match gaps {
         0 => Ok(()),
         gaps => Err(Failure::Outcome(Some(format!(
-            "{gaps} parts of the store at {} cannot be read and are not in the export; `hooksieve store import FILE --data NEW` makes a new store of it, of which `hooksieve store check` says what does not fit together",
+            "the store at {} cannot be read in {gaps} places, and what stood there is not in the export; `hooksieve store import FILE --data NEW` makes a new store of it, of which `hooksieve store check` says what does not fit together",
             path.display()
         )))),
     }

@@ -23,9 +23,9 @@ mod folder;
 mod history;
 mod keys;
 mod offline;
-mod readable;
 mod records;
 mod row;
+mod salvage;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -142,7 +142,8 @@ impl SledStore {
     ///
     /// # Errors
     /// [`Error::InUse`] when a process has it open, [`Error::Format`] when another version wrote it or
-    /// it is not a store of ours, [`Error::Open`] when it cannot be read.
+    /// it is not a store of ours, [`Error::Open`] when it cannot be read, [`Error::Damaged`] when a part of it
+    /// could not be read before.
     pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
         let loaded_max = options.due_loaded_max.max(1);
         let shared = Arc::new(open_folder(path, options.cache_bytes, loaded_max, true)?);

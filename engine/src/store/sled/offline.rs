@@ -6,8 +6,8 @@
 //! one format version, and one that was cut off or changed is not taken for whole.
 
 use super::folder::{forget_damage, panicked};
-use super::readable::each_readable;
 use super::row::{Made, Row};
+use super::salvage::each_readable;
 use super::{FORMAT, Shared, keys, open_folder};
 use crate::id::{DeliveryId, EventId};
 use crate::store::{Disabled, Error, Held, State, StoredEvent};
@@ -375,7 +375,7 @@ fn check_all(shared: &Shared, progress: &mut dyn FnMut(u64)) -> Result<Report, E
     if gaps > 0 {
         report.faults += gaps;
         let told = format!(
-            "{gaps} parts of its file `db` cannot be read, and what is lost with them is not known; all else is counted above, and `hooksieve store export --readable FILE` saves it"
+            "its file `db` cannot be read in {gaps} places, and what is lost there is not known; all else is counted above, and `hooksieve store export --readable FILE` saves it"
         );
         report.told.insert(0, told);
         // The figures are of what there was.

@@ -28,27 +28,27 @@ struct Gap {
 
 impl Gap {
     /// Two halves; none where there is nothing between its ends that could be told apart.
-    fn halves(self) -> Option<[Self; 2]> {
+    fn halves(&self) -> Option<[Self; 2]> {
         let middle = half_way(key_of(&self.from), key_of(&self.to))?;
         let lower = Self {
-            from: self.from,
+            from: self.from.clone(),
             to: Bound::Excluded(middle.clone()),
         };
         let upper = Self {
             from: Bound::Included(middle),
-            to: self.to,
+            to: self.to.clone(),
         };
         Some([lower, upper])
     }
 }
 
-/// Gives every row that can be read, in no order; returns how many gaps there are of which nothing can be read.
+/// Gives every row that can be read, in no order; returns how many places there are of which nothing can be read.
 pub(super) fn each_readable<E>(db: &sled::Db, each: &mut Each<'_, E>) -> Result<u64, E> {
     let mut gaps = VecDeque::from([Gap {
         from: Bound::Unbounded,
         to: Bound::Unbounded,
     }]);
-    let (mut walks, mut unreadable) = (0, 0);
+    let (mut walks, mut unreadable) = (0, Vec::new());
     while let Some(mut gap) = gaps.pop_front() {
         walks += 2;
         let (reached, whole) = walk(db, &gap, false, each)?;
@@ -62,12 +62,23 @@ pub(super) fn each_readable<E>(db: &sled::Db, each: &mut Each<'_, E>) -> Result<
             continue;
         }
         gap.to = reached.map_or(gap.to, Bound::Excluded);
-        match (walks < WALKS_MAX).then(|| gap.halves()).flatten() {
+        let halves = (walks < WALKS_MAX).then(|| gap.halves()).flatten();
+        match halves {
             Some(halves) => gaps.extend(halves),
-            None => unreadable += 1,
+            None => unreadable.push(gap),
         }
     }
-    Ok(unreadable)
+    Ok(places(unreadable))
+}
+
+/// How many places these are: halves of one gap between which no row was read are one.
+fn places(mut gaps: Vec<Gap>) -> u64 {
+    gaps.sort_by(|one, other| key_of(&one.from).cmp(&key_of(&other.from)));
+    let ends = gaps.windows(2).filter(|pair| {
+        let goes_on = matches!(pair[1].from, Bound::Included(_));
+        !(goes_on && key_of(&pair[0].to) == key_of(&pair[1].from))
+    });
+    ends.count() as u64 + u64::from(!gaps.is_empty())
 }
 
 /// Walks through a gap until it ends or cannot be read: the last key that was reached, and whether it ended.
