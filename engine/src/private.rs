@@ -11,7 +11,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::Path;
 
 const FILE_MODE: u32 = 0o600;
@@ -161,15 +163,19 @@ pub(crate) fn close_to_others(path: &Path) {
 }
 
 /// Says in the log where others may put files into the data folder. It is not changed: it may be a folder
-/// that holds other things too, and what the engine keeps in it is closed to others by itself.
+/// that holds other things too, and what the engine keeps in it is closed to others by itself. A volume whose
+/// group is the process's own is how containers are given one.
 pub(crate) fn warn_of_open_folder(path: &Path) {
-    const OTHERS_WRITE: u32 = 0o022;
+    const EVERYONE_WRITES: u32 = 0o002;
+    const GROUP_WRITES: u32 = 0o020;
     const STICKY: u32 = 0o1000;
-    let Ok(about) = std::fs::metadata(path) else {
+    // A process's folder under /proc has its user and group.
+    let (Ok(about), Ok(own)) = (std::fs::metadata(path), std::fs::metadata("/proc/self")) else {
         return;
     };
     let mode = about.permissions().mode() & 0o7777;
-    if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
+    let by_group = mode & GROUP_WRITES != 0 && about.gid() != own.gid();
+    if (mode & EVERYONE_WRITES != 0 || by_group) && mode & STICKY == 0 {
         tracing::warn!(
             path = %path.display(),
             mode = format!("{mode:04o}"),
