@@ -1,19 +1,21 @@
-//! The engine is killed at the system calls by which a start and a stop change files: it starts again, and
-//! all is there. A few of them each time, and those at which sled's own names change; `HOOKSIEVE_KILL_POINTS=all`
-//! for every one.
+//! The engine is killed at the system calls by which it changes files, from its start through a few events to
+//! its stop: it starts again, and all that it had accepted is there. A few of them each time, and those by which
+//! sled makes what is not its log; `HOOKSIEVE_KILL_POINTS=all` for every one.
 
 use hooksieve::store;
-use hooksieve_tests::{Ended, Receiver, Setup, Traced, say};
+use hooksieve_tests::{Ended, Receiver, Setup, say};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// How many calls of each kind of run are tried, besides those that are tried always.
-const POINTS: usize = 5;
-/// Calls at which it matters: names appear, change and go.
-const ALWAYS: [&str; 4] = [".generating", "conf", "set-aside", "rename"];
-/// How often a call that matters is tried, of those that look the same.
-const ALIKE: usize = 4;
+const POINTS: usize = 4;
+/// Files at whose calls it matters most: they are not written as the log is.
+const ALWAYS: [&str; 2] = [".generating", "conf"];
+/// How often such a call is tried, of those that look the same.
+const ALIKE: usize = 2;
+/// How many events a run is sent.
+const SENT: usize = 8;
 
 fn tenant(hook: &Receiver, with_rule: bool) -> String {
     let rule = if with_rule {
@@ -72,18 +74,20 @@ fn chosen(calls: &[String]) -> Vec<usize> {
     chosen.map(|(at, _)| at + 1).collect()
 }
 
-/// How a run ended, and the ids of events that it took.
-type Run = (Ended, Vec<String>);
-
-/// Waits until it is up and has it end, or sees it killed before.
-fn through(traced: Traced, then: impl FnOnce(&Traced, &str) -> Vec<String>) -> Run {
+/// Starts it, sends it events and has it stop, or sees it killed meanwhile: how it ended, and the ids of the events
+/// that it said it had taken.
+fn run(setup: &Setup, kill_at: usize) -> Option<(Ended, Vec<String>)> {
+    let traced = setup.start_traced(kill_at).ok()?;
     let mut taken = Vec::new();
     if let Some(line) = traced.line() {
         let base = line.split_once("listens on ").map(|(_, rest)| rest);
         let base = base.and_then(|rest| rest.split(' ').next());
-        taken = then(&traced, base.expect("it says where it listens"));
+        let base = base.expect("it says where it listens");
+        let sent = (0..SENT).map_while(|_| send(base).ok().flatten());
+        taken.extend(sent);
+        traced.signal(libc::SIGTERM);
     }
-    (traced.ended(), taken)
+    Some((traced.ended(), taken))
 }
 
 /// Kills runs that begin with this folder at one call after another, and looks what is there afterwards.
@@ -92,7 +96,6 @@ async fn killed_everywhere(
     what: &str,
     setup: &Setup,
     before: &Path,
-    run: impl Fn(usize) -> Option<Run>,
     events: &[String],
 ) -> Option<usize> {
     copy(before, &setup.data());
@@ -101,12 +104,13 @@ async fn killed_everywhere(
         _ => rows(&setup.data(), what),
     };
     copy(before, &setup.data());
-    let (whole, _) = run(0)?;
+    let (whole, taken) = run(setup, 0)?;
+    assert_eq!(taken.len(), SENT, "{what}: it takes events");
     assert!(!whole.calls.is_empty(), "{what}: it changes files at all");
     let mut kills = 0;
     for at in chosen(&whole.calls) {
         copy(before, &setup.data());
-        let (ended, taken) = run(at)?;
+        let (ended, taken) = run(setup, at)?;
         let call = ended.calls.last().cloned().unwrap_or_default();
         let place = format!("{what}, killed at call {at}, {call}");
         kills += usize::from(ended.killed);
@@ -130,28 +134,21 @@ async fn killed_everywhere(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_any_call_of_a_start_or_a_stop_it_opens_again_with_all_that_was_there() {
+async fn killed_at_any_call_that_changes_a_file_it_opens_again_with_all_that_it_accepted() {
     let hook = Receiver::start().await;
     let quiet = "[log]\nlevel = \"error\"\n";
     // The first start of all, where there is nothing yet.
-    let setup = Setup::new()
-        .config(quiet)
-        .tenant("acme", &tenant(&hook, false));
+    let file = tenant(&hook, false);
+    let setup = Setup::new().config(quiet).tenant("acme", &file);
     let nothing = tempfile::tempdir().unwrap();
-    let end = |traced: &Traced, _: &str| {
-        traced.signal(libc::SIGKILL);
-        Vec::new()
-    };
-    let run = |kill_at| Some(through(setup.start_traced(kill_at, true).ok()?, end));
-    let first = killed_everywhere("a first start", &setup, nothing.path(), run, &[]).await;
-    if first.is_none() {
+    let Some(first) = killed_everywhere("a first run", &setup, nothing.path(), &[]).await else {
         return;
-    }
+    };
 
-    // One that finds something of every kind, and has a snapshot to write.
-    let setup = Setup::new()
-        .config(quiet)
-        .tenant("acme", &tenant(&hook, true));
+    // Those that find something of every kind, and have a snapshot to write: after a stop, and after a kill.
+    let file = tenant(&hook, true);
+    let setup = Setup::new().config(quiet).tenant("acme", &file);
+    let (stopped, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let server = setup.start().await;
     let mut events = Vec::new();
     for n in 0..24 {
@@ -165,43 +162,39 @@ async fn killed_at_any_call_of_a_start_or_a_stop_it_opens_again_with_all_that_wa
     }
     server.settled(&events[23]).await;
     server.stop().await;
-    let before = tempfile::tempdir().unwrap();
-    copy(&setup.data(), before.path());
-    let run = |kill_at| Some(through(setup.start_traced(kill_at, true).ok()?, end));
-    let start = killed_everywhere("a start", &setup, before.path(), run, &events).await;
-
-    // And the end of one that has taken something.
-    let run = |kill_at| {
-        let traced = setup.start_traced(kill_at, false).ok()?;
-        Some(through(traced, |traced, base| {
-            let event = json!({ "do": "post", "channel": "hook", "payload": 1 }).to_string();
-            let id = send(base, &event);
-            traced.count();
-            traced.signal(libc::SIGTERM);
-            vec![id]
-        }))
-    };
-    let stop = killed_everywhere("a stop", &setup, before.path(), run, &events).await;
-    assert!(first > Some(0) && start > Some(0) && stop > Some(0));
+    copy(&setup.data(), stopped.path());
+    let server = setup.start().await;
+    let more = json!({ "do": "notify", "channel": "hook", "after_s": 3_600 }).to_string();
+    let mut all = events.clone();
+    for _ in 0..8 {
+        all.push(server.post_json("/in/acme/open", &more).await.id());
+    }
+    server.kill();
+    copy(&setup.data(), killed.path());
+    let after_stop = killed_everywhere("a run after a stop", &setup, stopped.path(), &events);
+    let after_stop = after_stop.await.expect("it could be traced before");
+    let after_kill = killed_everywhere("a run after a kill", &setup, killed.path(), &all);
+    let after_kill = after_kill.await.expect("it could be traced before");
+    assert!(first > 0 && after_stop > 0 && after_kill > 0);
 }
 
-/// Posts an event without a runtime, and waits for the answer that it is taken: its id.
-fn send(base: &str, event: &str) -> String {
+/// Posts an event without a runtime: its id, where it is said to be taken.
+fn send(base: &str) -> std::io::Result<Option<String>> {
     use std::io::{Read as _, Write as _};
 
+    let event = json!({ "do": "post", "channel": "hook", "payload": 1 }).to_string();
     let addr = base.trim_start_matches("http://");
-    let mut stream = std::net::TcpStream::connect(addr).unwrap();
+    let mut stream = std::net::TcpStream::connect(addr)?;
     let length = event.len();
     let request = format!(
         "POST /in/acme/open HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {length}\r\n\r\n{event}"
     );
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+    stream.read_to_string(&mut answer)?;
     let id = answer.split_once(r#""id":""#).map(|(_, rest)| rest);
-    id.and_then(|rest| rest.split('"').next())
-        .expect("an id")
-        .to_owned()
+    let id = id.and_then(|rest| rest.split('"').next());
+    let taken = answer.starts_with("HTTP/1.1 202");
+    Ok(id.filter(|_| taken).map(str::to_owned))
 }

@@ -163,12 +163,12 @@ impl Setup {
     ///
     /// # Errors
     /// When this user may not trace it.
-    pub fn start_traced(&self, kill_at: usize, counts: bool) -> Result<Traced, Absent> {
+    pub fn start_traced(&self, kill_at: usize) -> Result<Traced, Absent> {
         program();
         let mut command = self.command(&["--listen", "127.0.0.1:0"]);
         command.stderr(Stdio::null());
         std::fs::create_dir_all(self.data()).expect("the folder takes a folder");
-        Traced::start(command, &self.data(), kill_at, counts)
+        Traced::start(command, &self.data(), kill_at)
     }
 
     /// Starts the engine; when this returns, its port is open.

@@ -10,14 +10,12 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 /// A process that runs until it ends or is killed.
 pub struct Traced {
     pid: i32,
-    counts: Arc<AtomicBool>,
     output: mpsc::Receiver<String>,
     traces: JoinHandle<Ended>,
 }
@@ -71,22 +69,15 @@ const BY_OLD_PATH: [(libc::c_long, usize, &str); 0] = [];
 
 impl Traced {
     /// Starts a process whose standard output is a pipe, and kills it at the `kill_at`th call that changes what is
-    /// in `folder`; at 0, never. It counts from the beginning, or from when it is told to.
+    /// in `folder`; at 0, never.
     ///
     /// # Errors
     /// When this user may not trace it, and the environment does not say that it must be so.
-    pub fn start(
-        command: Command,
-        folder: &Path,
-        kill_at: usize,
-        counts: bool,
-    ) -> Result<Self, Absent> {
-        let counts = Arc::new(AtomicBool::new(counts));
+    pub fn start(command: Command, folder: &Path, kill_at: usize) -> Result<Self, Absent> {
         let (tell, told) = mpsc::channel();
         let mut tracer = Tracer {
             folder: folder.canonicalize().unwrap_or(folder.to_owned()),
             kill_at,
-            counts: counts.clone(),
             pid: 0,
             known: HashSet::new(),
             ended: Ended::default(),
@@ -122,7 +113,6 @@ impl Traced {
         });
         Ok(Self {
             pid,
-            counts,
             output,
             traces,
         })
@@ -131,11 +121,6 @@ impl Traced {
     /// The next line of its output; none when it has ended.
     pub fn line(&self) -> Option<String> {
         self.output.recv_timeout(crate::PATIENCE).ok()
-    }
-
-    /// Counts from now on.
-    pub fn count(&self) {
-        self.counts.store(true, Ordering::SeqCst);
     }
 
     /// Sends it a signal.
@@ -223,7 +208,6 @@ fn go_on(tid: i32, signal: i32) {
 struct Tracer {
     folder: PathBuf,
     kill_at: usize,
-    counts: Arc<AtomicBool>,
     pid: i32,
     /// Threads that have stopped once: each begins with a stop of its own.
     known: HashSet<i32>,
@@ -256,7 +240,7 @@ impl Tracer {
 
     /// Looks at the call that a thread is about to make.
     fn call(&mut self, tid: i32) {
-        if self.ended.killed || !self.counts.load(Ordering::SeqCst) {
+        if self.ended.killed {
             return;
         }
         let Some(told) = about(tid).and_then(|(number, args)| self.changes(tid, number, args))
