@@ -241,9 +241,9 @@ impl Settings {
                 let new = read::plain(value.get_ref()).unwrap_or(Value::Boolean(false));
                 if new.type_str() != default.type_str() {
                     let what = format!(
-                        "`{key_name}` of [{name}] is a {}, not a {}",
-                        new.type_str(),
-                        default.type_str()
+                        "`{key_name}` of [{name}] is {}, not {}",
+                        read::with_article(new.type_str()),
+                        read::with_article(default.type_str())
                     );
                     let secret = SECRETS.iter().any(|(secret, _)| *secret == key_name);
                     let message = if name == "server" && secret {
@@ -578,7 +578,7 @@ mod tests {
         check(
             "[server]\nlisten = 5",
             &[],
-            "h.toml:2: `listen` of [server] is a integer, not a string",
+            "h.toml:2: `listen` of [server] is an integer, not a string",
         );
         check(
             "[server]\nlisten = 'here'",

@@ -21,6 +21,7 @@
 //! | [`timing`] | when and how often what was decided goes out |
 //! | [`dispatch`], [`channel`] | commits to receivers |
 //! | [`housekeeping`] | what is old goes, and events are refused before the disk is full |
+//! | [`private`] | files and folders that are their owner's alone |
 //! | [`live`] | what each tenant has at this moment: sources, channels, quotas |
 //! | [`metrics`], [`stats`], [`telemetry`] | what is counted, for Prometheus; the last hour, for people; traces and logs, for a collector |
 //! | [`share`] | how much one tenant takes of what all share |
@@ -58,6 +59,7 @@ pub mod live;
 pub mod metrics;
 mod notice;
 pub mod pipeline;
+pub mod private;
 mod problem;
 mod quota;
 pub mod recording;

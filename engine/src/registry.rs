@@ -248,6 +248,24 @@ struct Entry {
     versions: BTreeMap<u32, Version>,
     active: BTreeMap<u32, Arc<ActiveRule>>,
     tally: Arc<Tally>,
+    /// The record that says which versions are in use cannot be read.
+    unreadable: bool,
+}
+
+impl Entry {
+    /// The version that is live, as the pipeline takes it. What was live and cannot be read fails on every
+    /// event: it is not as if there were none, since its events would go without a decision.
+    fn live(&self, name: &Name) -> Option<Arc<ActiveRule>> {
+        let unkept = |what| Arc::new(ActiveRule::unkept(name.clone(), self.state.live, what));
+        match self.state.live {
+            Some(number) => {
+                let active = self.active.get(&number).cloned();
+                Some(active.unwrap_or_else(|| unkept("the version of the rule that is live")))
+            }
+            None if self.unreadable => Some(unkept("which version of the rule is live")),
+            None => None,
+        }
+    }
 }
 
 /// A module that a tenant has uploaded.
@@ -307,7 +325,8 @@ impl Registry {
         };
         let tokens = registry.store.records("token/").await?;
         let tokens = tokens.iter().filter_map(|(key, bytes)| {
-            let token: Token = read(key, bytes)?;
+            // Who has it is told that it is not good, and is given another.
+            let token: Token = read_or_leave_out(key, bytes)?;
             Some((token.id.clone(), token))
         });
         *registry
@@ -347,25 +366,35 @@ impl Registry {
     async fn load_rules(&self) -> Result<(), store::Error> {
         let mut all: BTreeMap<Name, BTreeMap<Name, Entry>> = BTreeMap::new();
         for (key, bytes) in self.store.records("rule/").await? {
-            if let (Some((tenant, rule, _)), Some(state)) = (parts(&key), read(&key, &bytes)) {
-                let entry = Entry {
-                    state,
-                    ..Entry::default()
-                };
-                all.entry(tenant).or_default().insert(rule, entry);
-            }
+            let Some((tenant, rule, _)) = parts(&key) else {
+                continue;
+            };
+            let state = read_or_leave_out(&key, &bytes);
+            let entry = Entry {
+                unreadable: state.is_none(),
+                state: state.unwrap_or_default(),
+                ..Entry::default()
+            };
+            all.entry(tenant).or_default().insert(rule, entry);
         }
         for (key, bytes) in self.store.records("version/").await? {
-            if let (Some((tenant, rule, _)), Some(version)) =
-                (parts(&key), read::<Version>(&key, &bytes))
-                && let Some(entry) = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule))
-            {
+            let Some((tenant, rule, number)) = parts(&key) else {
+                continue;
+            };
+            let entry = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule));
+            let Some(entry) = entry else {
+                continue;
+            };
+            // No number is given twice, whatever can be read of the version that has it.
+            let number = number.parse::<u32>().unwrap_or(0);
+            entry.state.last = entry.state.last.max(number);
+            if let Some(version) = read_or_leave_out::<Version>(&key, &bytes) {
                 entry.versions.insert(version.number, version);
             }
         }
         let mut gone = Changes::new();
         for (key, bytes) in self.store.records("shadow/").await? {
-            let kept = parts(&key).zip(read::<KeptTally>(&key, &bytes));
+            let kept = parts(&key).zip(read_or_leave_out::<KeptTally>(&key, &bytes));
             let entry = kept.as_ref().and_then(|((tenant, rule, _), kept)| {
                 let entry = all.get_mut(tenant)?.get_mut(rule)?;
                 (entry.state.shadow == Some(kept.version)).then_some(entry)
@@ -506,7 +535,7 @@ impl Registry {
 
     /// Compiles what is in use and was not compiled, on all cores.
     async fn compile(&self, all: &mut BTreeMap<Name, BTreeMap<Name, Entry>>) -> Result<(), Error> {
-        let mut wanted = Vec::new();
+        let (mut wanted, mut unkept) = (Vec::new(), Vec::new());
         for (tenant, rules) in &*all {
             let Ok(sandbox) = self.sandbox_of(tenant) else {
                 tracing::warn!(%tenant, "there is no file of this tenant any more; its rules rest");
@@ -517,7 +546,12 @@ impl Registry {
                     if entry.active.contains_key(&version.number) {
                         continue;
                     }
-                    let made = self.rule_of(tenant, rule, version).await?;
+                    let Some(made) = self.rule_of(tenant, rule, version).await? else {
+                        let number = version.number;
+                        tracing::error!(%tenant, %rule, version = number, "the module of this version is not in the store; its events are failed on");
+                        unkept.push((tenant.clone(), rule.clone(), number));
+                        continue;
+                    };
                     let name = (tenant.clone(), rule.clone());
                     wanted.push((name.0, name.1, version.number, made, sandbox.clone()));
                 }
@@ -539,7 +573,11 @@ impl Registry {
             made.collect::<Vec<_>>()
         });
         let compiled = compiled.await.map_err(|_| panicked("a rule"))?;
-        for (tenant, rule, number, active) in compiled {
+        let unkept = unkept.into_iter().map(|(tenant, rule, number)| {
+            let active = ActiveRule::unkept(rule.clone(), Some(number), "the module of the rule");
+            (tenant, rule, number, Arc::new(active))
+        });
+        for (tenant, rule, number, active) in compiled.into_iter().chain(unkept) {
             let entry = all.get_mut(&tenant).and_then(|rules| rules.get_mut(&rule));
             if let Some(entry) = entry {
                 entry.active.insert(number, active);
@@ -548,22 +586,25 @@ impl Registry {
         Ok(())
     }
 
-    /// A version as the pipeline takes it.
+    /// A version as the pipeline takes it; none where its module is gone.
     async fn rule_of(
         &self,
         tenant: &Name,
         name: &Name,
         version: &Version,
-    ) -> Result<Rule, store::Error> {
+    ) -> Result<Option<Rule>, store::Error> {
         let wasm = self
             .store
             .record(&wasm_key(tenant, &version.module))
             .await?;
+        let Some(wasm) = wasm else {
+            return Ok(None);
+        };
         let patterns = version.events.iter();
-        Ok(Rule {
+        Ok(Some(Rule {
             name: name.clone(),
             module: ModuleRef::Uploaded(version.module),
-            wasm: wasm.unwrap_or_default().into(),
+            wasm: wasm.into(),
             events: patterns.filter_map(|it| Pattern::new(it).ok()).collect(),
             sources: version.sources.clone(),
             channels: version.channels.clone(),
@@ -574,7 +615,7 @@ impl Registry {
             })?,
             on_error: version.on_error,
             place: String::new(),
-        })
+        }))
     }
 
     /// Has a tenant's events asked of these.
@@ -590,7 +631,7 @@ impl Registry {
             let version = |number: &u32| entry.active.get(number).cloned();
             Some(Asked {
                 name: name.clone(),
-                live: entry.state.live.as_ref().and_then(version),
+                live: entry.live(name),
                 canary: entry.state.canary.as_ref().and_then(|canary| {
                     Some(Canary {
                         rule: version(&canary.version)?,
@@ -780,10 +821,9 @@ impl Registry {
     pub async fn modules(&self, tenant: &Name) -> Result<Vec<Module>, Error> {
         self.fixed(tenant)?;
         let records = self.store.records(&format!("module/{tenant}/")).await?;
-        let modules = records.iter();
-        Ok(modules
-            .filter_map(|(key, bytes)| read(key, bytes))
-            .collect())
+        // What cannot be read is no module less: it counts against the tenant.
+        let modules = records.iter().map(|(key, bytes)| read(key, bytes));
+        Ok(modules.collect::<Result<_, _>>()?)
     }
 
     /// The bytes of a module.
@@ -907,12 +947,17 @@ fn written<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-fn read<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Option<T> {
-    match serde_json::from_slice(bytes) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::error!(key, %error, "a record cannot be read; it is left out");
-            None
-        }
-    }
+fn read<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, store::Error> {
+    serde_json::from_slice(bytes).map_err(|error| store::Error::Row {
+        path: PathBuf::new(),
+        row: key.to_owned(),
+        error: error.to_string(),
+    })
+}
+
+/// For records that something else makes up for, which the caller says.
+fn read_or_leave_out<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Option<T> {
+    let read = read(key, bytes);
+    read.inspect_err(|error| tracing::error!(key, %error, "a record cannot be read"))
+        .ok()
 }

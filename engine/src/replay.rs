@@ -8,7 +8,7 @@ use crate::id::{EventId, Name};
 use crate::ingest::verify::Verify;
 use crate::recording::{self, Block, Made, NotRead};
 use crate::store::StoredEvent;
-use crate::tenant::Source;
+use crate::tenant::{Source, is_hidden};
 use hooksieve_sdk::wire::json::Data;
 use hooksieve_sdk::wire::{EventHead, Value};
 use std::io::{BufRead, BufReader, Read};
@@ -221,6 +221,9 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, BadInput> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|error| bad(&place, error))? {
         let path = entry.map_err(|error| bad(&place, error))?.path();
+        if is_hidden(&path) {
+            continue;
+        }
         if path.is_dir() {
             found.extend(files(&path)?);
         } else if matches!(extension(&path), Some("json" | "ndjson" | "hsr")) {

@@ -22,6 +22,7 @@ use crate::ingest::Ingest;
 use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, Rules, Workers};
+use crate::private;
 use crate::quota::CallRates;
 use crate::registry::{self, Registry};
 use crate::sandbox::{Cache, Kept, Sandbox};
@@ -32,7 +33,6 @@ use crate::telemetry;
 use crate::tenant::Tenant;
 use axum::Router;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -479,6 +479,7 @@ fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
 /// Modules are compiled in processes of their own and kept in the data folder.
 fn sandbox(config: &Config) -> Result<Sandbox, StartError> {
     let folder = config.server.data.join("modules");
+    private::close_to_others(&folder);
     let cache = Cache::open(&folder).map_err(|error| StartError::File {
         path: folder,
         error: format!("the cache of compiled modules cannot be used: {error}"),
@@ -523,12 +524,11 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         due_loaded_max: DUE_LOADED_MAX,
     };
     // Payloads stand there as they came: they are its owner's alone to read.
-    let mut folder = std::fs::DirBuilder::new();
-    folder.recursive(true).mode(0o700);
-    folder.create(&path).map_err(|error| StartError::File {
+    private::create_folder(&path).map_err(|error| StartError::File {
         path: path.clone(),
         error: format!("the data folder cannot be made: {error}; name another with --data"),
     })?;
+    private::warn_of_open_folder(&path);
     // Opening reads from disk, for long where the store is large.
     let opened = tokio::task::spawn_blocking(move || SledStore::open(&path.join("store"), options));
     match opened.await {
@@ -557,26 +557,30 @@ const LINK_KEY_FILE: &str = "link-key";
 
 /// A secret of the engine's own: made once, kept in the data folder for its owner alone.
 fn kept_secret(data: &Path, name: &str) -> Result<Secret, StartError> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-
     let path = data.join(name);
-    let failed = |error: std::io::Error| StartError::File {
+    let failed = |error: String| StartError::File {
         path: path.clone(),
-        error: error.to_string(),
+        error,
     };
-    match std::fs::read_to_string(&path) {
-        Ok(token) if token.trim().len() >= 16 => return Ok(Secret::new(token.trim())),
-        Ok(_) => {}
+    private::close_to_others(&path);
+    match private::read(&path) {
+        Ok(text) if text.trim().len() >= KEPT_SECRET_BYTES_MIN => {
+            return Ok(Secret::new(text.trim()));
+        }
+        // A power cut may have left that of an earlier version.
+        Ok(text) if text.trim().is_empty() => {}
+        Ok(text) => {
+            return Err(failed(format!(
+                "it holds a secret of {} bytes, and {KEPT_SECRET_BYTES_MIN} are the least; give it a longer one, or remove the file, and another is made",
+                text.trim().len()
+            )));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(failed(error.to_string())),
     }
     let bytes: [u8; 24] = rand::random();
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&path).map_err(failed)?;
-    file.write_all(token.as_bytes()).map_err(failed)?;
+    private::write(&path, token.as_bytes()).map_err(|error| failed(error.to_string()))?;
     Ok(Secret::new(token))
 }
 
@@ -587,3 +591,6 @@ fn public_host(url: &str) -> String {
     let host = origin.as_deref().and_then(|it| it.split_once("://"));
     host.map(|(_, host)| host.to_owned()).unwrap_or_default()
 }
+
+/// The shortest secret that a file of ours may hold.
+const KEPT_SECRET_BYTES_MIN: usize = 16;

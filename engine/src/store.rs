@@ -23,7 +23,9 @@ mod memory;
 mod sled;
 
 pub use self::memory::MemoryStore;
-pub use self::sled::{Kind, Options, Report, SledStore, TransferError, check, export, import};
+pub use self::sled::{
+    Kind, Options, Report, SledStore, TransferError, check, export, export_readable, import,
+};
 
 use crate::id::{DeliveryId, EventId, Hash, Name};
 use crate::timing::{self, Suppressed};
@@ -578,11 +580,22 @@ pub enum Error {
     /// It is there and does not open.
     #[error("the store at {path} does not open: {error}", path = path.display())]
     Open { path: PathBuf, error: String },
+    /// What stands in it cannot be read, since a disk or somebody's hand has changed it. Nothing is taken
+    /// any more, and what can be read still is kept.
+    #[error(
+        "the store at {path} is damaged: {what}; nothing more is taken, and the rest is kept as it is: with the engine stopped, `hooksieve store check --data {data}` says what can be read, `hooksieve store export --readable FILE --data {data}` saves that, and `hooksieve store import FILE` makes a new store of it or of the last backup",
+        path = path.display(),
+        data = path.parent().unwrap_or(path).display()
+    )]
+    Damaged { path: PathBuf, what: String },
     /// Another process has it open.
     #[error("the store at {path} is in use by another process; stop it, or name another folder with --data", path = path.display())]
     InUse { path: PathBuf },
     /// A row cannot be read.
-    #[error("the store at {path} holds a row that cannot be read ({row}): {error}", path = path.display())]
+    #[error(
+        "the store at {path} holds a row that cannot be read ({row}): {error}; the others are kept, and with the engine stopped, `hooksieve store check` says which there are",
+        path = path.display()
+    )]
     Row {
         path: PathBuf,
         row: String,

@@ -260,6 +260,35 @@ impl std::fmt::Display for Pattern {
     }
 }
 
+/// The tenants' files of a folder, in the order of their names. What begins with a dot is no tenant's: an editor's
+/// lock, or what a system keeps beside a file.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn files(folder: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_toml = path.extension().is_some_and(|it| it == "toml");
+        if !is_toml {
+            continue;
+        }
+        if is_hidden(&path) {
+            tracing::info!(file = %path.display(), "its name begins with a dot, so it is taken for no tenant's file");
+            continue;
+        }
+        paths.push(path);
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Whether a name begins with a dot, as names do of what people do not mean when they name a folder.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
+    name.is_some_and(|name| name.starts_with(b"."))
+}
+
 impl Tenant {
     /// One without a file, that has nothing yet.
     pub(crate) fn empty(name: Name) -> Self {
@@ -291,17 +320,7 @@ impl Tenant {
                 "the folder of tenants cannot be read: {error}; name it with --tenants, or make it and put a file <tenant>.toml there"
             ),
         };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-            {
-                paths.push(path);
-            }
-        }
-        paths.sort();
+        let paths = files(folder).map_err(unreadable)?;
         let load = |path: &std::path::PathBuf| Self::load(&File::open(path)?, env, timeout_ms);
         paths.iter().map(load).collect()
     }
@@ -1067,13 +1086,10 @@ impl<'a> Reader<'a> {
                     from.title()
                 ))
             })?,
-            (None, Some(file)) => {
-                let folder = self.file.path.parent().unwrap_or(Path::new(""));
-                let path = folder.join(file.value);
-                std::fs::read_to_string(&path).map_err(|error| {
-                    file.problem(format!("{} cannot be read: {error}", path.display()))
-                })?
-            }
+            (None, Some(file)) => self
+                .file
+                .beside(file.value)
+                .map_err(|message| file.problem(message))?,
             _ => {
                 return Err(from.problem(format!(
                     "{} is {{ env = \"NAME\" }} or {{ file = \"PATH\" }}",
@@ -1081,8 +1097,7 @@ impl<'a> Reader<'a> {
                 )));
             }
         };
-        // Some editors begin every file with a byte order mark.
-        let text = text.trim_start_matches('\u{feff}').trim();
+        let text = text.trim();
         if text.is_empty() {
             return Err(from.problem(format!("{} is empty", from.title())));
         }

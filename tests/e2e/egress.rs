@@ -219,9 +219,7 @@ impl Drop for Names {
 /// this machine when it is connected to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_whose_address_changes_reaches_nothing_inside() {
-    if !may_mount() {
-        return;
-    }
+    let Ok(()) = may_mount() else { return };
     let Ok(python) = python() else { return };
     let names = Names::start(&python, &["1.1.1.1", "127.0.0.1"]).await;
     let inside = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

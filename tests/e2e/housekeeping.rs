@@ -191,9 +191,7 @@ struct Disk(PathBuf);
 impl Disk {
     fn mount(path: &Path, mebibytes: u64) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
-        if !may_mount() {
-            return None;
-        }
+        may_mount().ok()?;
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]);
         assert!(mount.arg(path).status().unwrap().success());

@@ -660,3 +660,67 @@ async fn what_a_shadow_was_found_to_decide_outlasts_the_engine() {
     assert_eq!((&now["version"], &now["compared"]), (&json!(3), &json!(0)));
     server.stop().await;
 }
+
+/// Damage, or an older engine, may leave a record that cannot be read: its rule's events wait for somebody, and are
+/// not committed as if there were no rule.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_rule_whose_records_cannot_be_read_are_held() {
+    let (_receiver, setup, server) = start("").await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    assert_eq!(author.upload("acme", PROBE).await.status, 201);
+    let made = author.version("hello", json!({ "as": "live" })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    server.stop().await;
+
+    let module = format!("wasm/acme/{}", sha256(PROBE));
+    for (record, to) in [
+        ("rule/acme/own", Some("{")),
+        ("version/acme/own/0000000001", Some("[]")),
+        ("version/acme/own/0000000001", None),
+        (module.as_str(), None),
+    ] {
+        let before = changed(&setup, record, to.map(|it| it.as_bytes().to_vec())).await;
+        let server = setup.start().await;
+        let event = json!({ "do": "post", "channel": "hook", "payload": 1 }).to_string();
+        let id = server.post_json("/in/acme/open", &event).await.id();
+        let story = server.settled(&id).await;
+        assert_eq!(story["decisions"][0]["rule"], "own", "{record}: {story}");
+        assert_eq!(story["decisions"][0]["then"], "held", "{record}: {story}");
+        assert!(server.said().contains("own"), "{record}: {}", server.said());
+        server.stop().await;
+        changed(&setup, record, before).await;
+    }
+
+    // Pushed again, it decides again.
+    changed(&setup, "rule/acme/own", Some(b"{".to_vec())).await;
+    let server = setup.start().await;
+    let author = As(&server, token(&server, Some("acme"), "author").await);
+    let made = author.version("again", json!({ "as": "live" })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    assert_eq!(made.json()["live"], 2, "{}", made.body);
+    let event = json!({ "do": "post", "channel": "hook", "payload": 1 }).to_string();
+    let id = server.post_json("/in/acme/open", &event).await.id();
+    let story = server.settled(&id).await;
+    assert_eq!(story["deliveries"][0]["state"], "delivered", "{story}");
+    server.stop().await;
+}
+
+/// Changes a record of a store that no engine has open; what it was before.
+async fn changed(setup: &Setup, record: &str, to: Option<Vec<u8>>) -> Option<Vec<u8>> {
+    use hooksieve::store::{Options, Records as _, SledStore};
+
+    let options = Options {
+        duplicate_window_ms: 1_000,
+        cache_bytes: 1 << 20,
+        queue_max: 16,
+        group_max: 16,
+        due_loaded_max: 16,
+    };
+    let store = SledStore::open(&setup.data().join("store"), options).unwrap();
+    let before = store.record(record).await.unwrap();
+    store
+        .set_records(vec![(record.to_owned(), to)])
+        .await
+        .unwrap();
+    before
+}

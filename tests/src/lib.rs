@@ -27,6 +27,7 @@ pub mod shapes;
 pub mod sign;
 pub mod smith;
 mod stopped;
+mod traced;
 
 pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
 pub use nginx::Nginx;
@@ -35,6 +36,7 @@ pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
 pub use server::{ALLOW, Answer, Server, Setup, TOKEN};
 pub use stopped::{StoppedThread, busiest};
+pub use traced::{Ended, Traced};
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -14,15 +14,31 @@ pub struct Node(());
 /// Python with the packages of `tests/py/requirements.txt`.
 pub struct Python(());
 
-pub(crate) fn absent(what: &str, install: &str, variable: &str) -> Absent {
-    let set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-    let needed = set("CI", "true") || set(variable, "1");
-    let sentence = format!("{what}: `{install}` installs it");
-    assert!(!needed, "CANNOT BE TESTED: {sentence}");
-    say(&format!(
-        "*** NOT TESTED: {sentence}. {variable}=1 makes this a failure. ***"
-    ));
+/// Says that something cannot be tested, and which command helps.
+pub(crate) fn absent(what: &str, helps: &str, variable: &str) -> Absent {
+    let variables = |name: &str| std::env::var(name).ok();
+    match missing(what, helps, variable, &variables) {
+        Ok(sentence) => say(&sentence),
+        Err(sentence) => panic!("{sentence}"),
+    }
     Absent
+}
+
+/// What is said of something that is not here; an error where it must be.
+fn missing(
+    what: &str,
+    helps: &str,
+    variable: &str,
+    variables: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, String> {
+    let set = |name: &str, value: &str| variables(name).is_some_and(|found| found == value);
+    let sentence = format!("{what}: `{helps}` helps");
+    if set("CI", "true") || set(variable, "1") {
+        return Err(format!("CANNOT BE TESTED: {sentence}"));
+    }
+    Ok(format!(
+        "*** NOT TESTED: {sentence}. {variable}=1 makes this a failure. ***"
+    ))
 }
 
 /// Node.js, where it is there with its packages.
@@ -88,8 +104,11 @@ pub fn python() -> Result<Python, Absent> {
     ))
 }
 
-/// Whether this user may mount a file system where it alone sees it; said loudly where not.
-pub fn may_mount() -> bool {
+/// That this user may mount a file system where it alone sees it.
+///
+/// # Errors
+/// When it may not, and the environment does not say that it must be so.
+pub fn may_mount() -> Result<(), Absent> {
     let mut mount = Command::new("unshare");
     mount.args([
         "--mount",
@@ -97,18 +116,14 @@ pub fn may_mount() -> bool {
         "-c",
         "mount -t tmpfs -o size=1m tmpfs /mnt",
     ]);
-    let may = mount.output().is_ok_and(|output| output.status.success());
-    if !may {
-        let needed = std::env::var("HOOKSIEVE_NEED_MOUNT").is_ok_and(|found| found == "1");
-        assert!(
-            !needed,
-            "CANNOT BE TESTED: this user may not mount a file system"
-        );
-        say(
-            "*** NOT TESTED: this user may not mount a file system. HOOKSIEVE_NEED_MOUNT=1 makes this a failure. ***",
-        );
+    if mount.output().is_ok_and(|output| output.status.success()) {
+        return Ok(());
     }
-    may
+    Err(absent(
+        "this user may not mount a file system",
+        "sudo -E cargo test",
+        "HOOKSIEVE_NEED_MOUNT",
+    ))
 }
 
 /// The library that changes a program's clock, where it is there.
@@ -161,5 +176,34 @@ impl Python {
         // It keeps notes where it is started.
         command.current_dir(std::env::temp_dir());
         command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_tested_is_said_and_fails_where_it_must_be_tested() {
+        let with = |set: &'static [(&str, &str)]| {
+            missing(
+                "there is no disk",
+                "mount",
+                "HOOKSIEVE_NEED_MOUNT",
+                &|name| {
+                    let found = set.iter().find(|(known, _)| *known == name);
+                    found.map(|(_, value)| (*value).to_owned())
+                },
+            )
+        };
+        for needed in [&[("CI", "true")], &[("HOOKSIEVE_NEED_MOUNT", "1")]] {
+            let sentence = with(needed).unwrap_err();
+            assert_eq!(
+                sentence,
+                "CANNOT BE TESTED: there is no disk: `mount` helps"
+            );
+        }
+        let sentence = with(&[("CI", "false")]).unwrap();
+        assert!(sentence.contains("HOOKSIEVE_NEED_MOUNT=1 makes this a failure"));
     }
 }

@@ -1,7 +1,7 @@
 //! The engine as a child process, on a folder of its own.
 
 use crate::program::{command, program};
-use crate::{PATIENCE, PROBE, sign, until};
+use crate::{Absent, PATIENCE, PROBE, Traced, sign, until};
 use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::Value;
@@ -157,6 +157,18 @@ impl Setup {
             .read_to_string(&mut said)
             .expect("what it says is text");
         (status.code().unwrap_or(-1), said)
+    }
+
+    /// Starts the engine as one that is killed at the `kill_at`th call that changes the data folder; see [`Traced`].
+    ///
+    /// # Errors
+    /// When this user may not trace it.
+    pub fn start_traced(&self, kill_at: usize) -> Result<Traced, Absent> {
+        program();
+        let mut command = self.command(&["--listen", "127.0.0.1:0"]);
+        command.stderr(Stdio::null());
+        std::fs::create_dir_all(self.data()).expect("the folder takes a folder");
+        Traced::start(command, &self.data(), kill_at)
     }
 
     /// Starts the engine; when this returns, its port is open.

@@ -65,7 +65,7 @@ impl From<Shown> for SettingView {
 
 /// What would stand in a tenant's file as a `[[source]]` or `[[channel]]`, but for the name. A secret is its
 /// text. All of it is given anew each time: a secret that is left out is gone.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 pub struct SettingsBody {
     /// Which kind of source or channel it is.
     pub kind: String,

@@ -113,7 +113,7 @@ async fn tenant(
 }
 
 /// A token, without its text but where it was just made.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Serialize, Deserialize, ToSchema)]
 pub struct TokenView {
     pub id: String,
     pub scope: Scope,

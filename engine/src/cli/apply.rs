@@ -10,7 +10,7 @@ use hooksieve::admin::{
 use hooksieve::config::Config;
 use hooksieve::id::{Hash, Name};
 use hooksieve::registry::{Change, Fileless};
-use hooksieve::tenant::Described;
+use hooksieve::tenant::{self, Described};
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -135,14 +135,7 @@ fn read(
     let unreadable = |error: std::io::Error| {
         Failure::Input(format!("{} cannot be read: {error}", folder.display()))
     };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if path.extension().is_some_and(|it| it == "toml") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
+    let paths = tenant::files(folder).map_err(unreadable)?;
     if paths.is_empty() {
         return Err(Failure::Input(format!(
             "there is no <tenant>.toml in {}",

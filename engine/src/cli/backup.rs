@@ -2,7 +2,7 @@
 
 use super::client::Remote;
 use super::{Failure, style};
-use std::fs::File;
+use hooksieve::private;
 use std::io::{BufWriter, IsTerminal as _, Write, stdout};
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         return Ok(to.flush()?);
     }
     let named = |error: std::io::Error| Failure::input(format!("{}: {error}", file.display()));
-    let mut to = BufWriter::new(File::create_new(&file).map_err(named)?);
+    let mut to = BufWriter::new(private::create_new(&file).map_err(named)?);
     let taken = remote.download("/v1/backup", &mut to).inspect_err(|_| {
         // Half a backup is of no use, and in the way of the next try.
         let _ = std::fs::remove_file(&file);

@@ -3,6 +3,7 @@
 
 use super::{Failure, block_on, environment, login};
 use hooksieve::config::Config;
+use hooksieve::private;
 use hooksieve::serve::LOCAL_TOKEN_FILE;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::Deserialize;
@@ -102,16 +103,18 @@ impl Remote {
     }
 
     fn token(&self, config: &Config) -> Result<String, Failure> {
-        let path = match (&self.token_file, &config.server.operator_token) {
-            (Some(path), _) => path.clone(),
+        let (path, read) = match (&self.token_file, &config.server.operator_token) {
+            // Where that leads is for whoever names it to say.
+            (Some(path), _) => (path.clone(), std::fs::read_to_string(path)),
             (None, Some(token)) if self.data.is_none() => return Ok(token.expose().to_owned()),
-            _ => self
-                .data
-                .as_ref()
-                .unwrap_or(&config.server.data)
-                .join(LOCAL_TOKEN_FILE),
+            _ => {
+                let data = self.data.as_ref().unwrap_or(&config.server.data);
+                let path = data.join(LOCAL_TOKEN_FILE);
+                let read = private::read(&path);
+                (path, read)
+            }
         };
-        match std::fs::read_to_string(&path) {
+        match read {
             Ok(token) => Ok(token.trim().to_owned()),
             Err(error) => Err(Failure::Input(format!(
                 "the operator token cannot be read from {}: {error}; set HOOKSIEVE_OPERATOR_TOKEN, name the engine's data folder with --data, or sign in with `hooksieve login`",

@@ -3,10 +3,10 @@
 use super::client::send;
 use super::{Failure, style};
 use hooksieve::admin::WhoView;
+use hooksieve::private;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
-use std::io::{IsTerminal as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -60,13 +60,10 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         )))
     };
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(unwritable)?;
+        private::create_folder(folder).map_err(unwritable)?;
     }
     let text = toml::to_string(&Kept { url, token }).map_err(Failure::outcome)?;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&path).map_err(unwritable)?;
-    file.write_all(text.as_bytes()).map_err(unwritable)?;
+    private::write(&path, text.as_bytes()).map_err(unwritable)?;
     let good = style::GOOD;
     let of = who
         .tenant

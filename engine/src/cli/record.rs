@@ -3,9 +3,9 @@
 use super::rules::Whose;
 use super::{Failure, style};
 use hooksieve::id::Name;
+use hooksieve::private;
 use hooksieve::recording::Writer;
 use hooksieve::replay::{BadInput, Defaults, read};
-use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _, Write, stdout};
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             "there is {file} already; name another file, or remove it"
         )));
     }
-    let mut to = BufWriter::new(File::create_new(file).map_err(named)?);
+    let mut to = BufWriter::new(private::create_new(file).map_err(named)?);
     write(&args, &mut to).inspect_err(|_| {
         // Half a recording is of no use, and in the way of the next try.
         let _ = std::fs::remove_file(file);

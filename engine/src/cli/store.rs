@@ -3,7 +3,7 @@
 use super::{Failure, environment, style};
 use hooksieve::clock::now_ms;
 use hooksieve::config::Config;
-use hooksieve::store;
+use hooksieve::{private, store};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,9 @@ enum Command {
         /// The file; `-` is standard output
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Leave out what cannot be read, where the store is damaged
+        #[arg(long)]
+        readable: bool,
     },
     /// Make a new store of an exported file
     Import {
@@ -52,12 +55,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let path = data.join("store");
     match args.command {
         Command::Check { json } => check(&path, json),
-        Command::Export { file } => export(&path, &file),
+        Command::Export { file, readable } => export(&path, &file, readable),
         Command::Import { file } => import(&path, &file),
     }
 }
 
 fn check(path: &Path, json: bool) -> Result<(), Failure> {
+    // What cannot be read is in the report; sled's own words would come a hundred times over.
+    std::panic::set_hook(Box::new(|_| {}));
     let mut progress = Progress::new("rows read");
     let report = store::check(path, &mut |rows| progress.tell(rows)).map_err(Failure::input)?;
     progress.end();
@@ -97,25 +102,33 @@ fn check(path: &Path, json: bool) -> Result<(), Failure> {
     }
 }
 
-fn export(path: &Path, file: &Path) -> Result<(), Failure> {
+fn export(path: &Path, file: &Path, readable: bool) -> Result<(), Failure> {
     let mut progress = Progress::new("rows written");
     let mut tell = |rows| progress.tell(rows);
+    let mut write = |to: &mut dyn Write| match readable {
+        false => store::export(path, to, now_ms(), &mut tell).map(|rows| (rows, 0)),
+        true => store::export_readable(path, to, now_ms(), &mut tell),
+    };
+    if readable {
+        // Each place that cannot be read would say so, a hundred times over.
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     let failed = |error: store::TransferError| match error {
         store::TransferError::Write(_) => Failure::outcome(error),
         error => Failure::input(error),
     };
-    let rows = if file == Path::new("-") {
+    let (rows, gaps) = if file == Path::new("-") {
         if stdout().is_terminal() {
             return Err(Failure::Input(
                 "an export is no text for a terminal; name a file".to_owned(),
             ));
         }
         let mut to = BufWriter::new(stdout().lock());
-        store::export(path, &mut to, now_ms(), &mut tell).map_err(failed)?
+        write(&mut to).map_err(failed)?
     } else {
         let named = |error: std::io::Error| Failure::input(format!("{}: {error}", file.display()));
-        let mut to = BufWriter::new(File::create_new(file).map_err(named)?);
-        let rows = store::export(path, &mut to, now_ms(), &mut tell).inspect_err(|_| {
+        let mut to = BufWriter::new(private::create_new(file).map_err(named)?);
+        let rows = write(&mut to).inspect_err(|_| {
             // Half an export is of no use, and in the way of the next try.
             let _ = std::fs::remove_file(file);
         });
@@ -128,7 +141,13 @@ fn export(path: &Path, file: &Path) -> Result<(), Failure> {
     };
     progress.end();
     anstream::eprintln!("Rows exported: {}.", style::grouped(rows));
-    Ok(())
+    match gaps {
+        0 => Ok(()),
+        gaps => Err(Failure::Outcome(Some(format!(
+            "the store at {} cannot be read in {gaps} places, and what stood there is not in the export; `hooksieve store import FILE --data NEW` makes a new store of it, of which `hooksieve store check` says what does not fit together",
+            path.display()
+        )))),
+    }
 }
 
 fn import(path: &Path, file: &Path) -> Result<(), Failure> {

@@ -4,7 +4,9 @@
 //! key. (serde's derives report one too, but lose the line inside tagged and flattened tables, and
 //! keep the list of right names in prose.)
 
+use crate::secret::Secret;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,10 +30,20 @@ impl fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 /// A file's text, for lines and messages.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Source {
     pub path: PathBuf,
     text: String,
+    /// What was read beside it, each file once: whoever reads one again finds what was found before.
+    beside: RefCell<BTreeMap<PathBuf, Secret>>,
+}
+
+/// Without its text: headers and addresses in it may hold what opens something.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Source");
+        shown.field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Source {
@@ -49,7 +61,26 @@ impl Source {
         Self {
             path: path.into(),
             text: text.into(),
+            beside: RefCell::default(),
         }
+    }
+
+    /// The text of a file that this one refers to, such as one with a secret.
+    ///
+    /// # Errors
+    /// That it cannot be read, in words.
+    pub fn beside(&self, path: &str) -> Result<String, String> {
+        let path = self.path.parent().unwrap_or(Path::new("")).join(path);
+        if let Some(known) = self.beside.borrow().get(&path) {
+            return Ok(known.expose().to_owned());
+        }
+        let read = std::fs::read_to_string(&path);
+        let text = read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+        // Some editors begin every file with a byte order mark.
+        let text = text.trim_start_matches('\u{feff}').to_owned();
+        let kept = Secret::new(text.clone());
+        self.beside.borrow_mut().insert(path, kept);
+        Ok(text)
     }
 
     pub fn parse(&self) -> Result<Spanned<DeTable<'_>>, Problem> {
@@ -400,7 +431,8 @@ impl<'a> Section<'a> {
     }
 }
 
-fn with_article(kind: &str) -> String {
+/// What a value is, for a sentence: "an integer".
+pub(super) fn with_article(kind: &str) -> String {
     match kind.as_bytes().first() {
         Some(b'a' | b'e' | b'i' | b'o') => format!("an {kind}"),
         _ => format!("a {kind}"),

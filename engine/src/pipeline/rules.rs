@@ -101,6 +101,9 @@ pub enum Unusable {
     Refused(#[from] Refused),
     #[error(transparent)]
     Start(#[from] sandbox::Error),
+    /// What it is made of cannot be read from the store: its module, or which version is live.
+    #[error("{0} is not in the store, or cannot be read; push the rule again")]
+    Unkept(&'static str),
 }
 
 impl From<&Quarantine> for Failure {
@@ -126,6 +129,22 @@ impl ActiveRule {
             module: program.module().hash(),
             config: program.config_hash(),
             program: Ok(program),
+            health: Health::default(),
+        }
+    }
+
+    /// A rule of which is not known what it is: it fails on every event, so that each is held.
+    pub(crate) fn unkept(name: Name, version: Option<u32>, what: &'static str) -> Self {
+        Self {
+            name,
+            version,
+            events: Vec::new(),
+            sources: Vec::new(),
+            allowed_channels: Vec::new(),
+            on_error: Then::Held,
+            module: Hash::of(&[]),
+            config: Hash::of(&[]),
+            program: Err(Unusable::Unkept(what)),
             health: Health::default(),
         }
     }

@@ -16,8 +16,8 @@ pub(crate) const KEPT_MAX: usize = 1_000;
 /// The longest answer that is kept whole; of a longer one, that there was one.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What a call was, and what it was answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a call was, and what it was answered, which may be a token's text.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Told {
     /// Of its method, path and body.
     pub call: Hash,

@@ -14,6 +14,7 @@ use crate::tenant::{self, Given, OwnLimits, OwnQuotas, Source, Tenant};
 use crate::whole::object;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use utoipa::ToSchema;
 
@@ -30,11 +31,18 @@ pub(super) struct Own {
     pub(super) channels: BTreeMap<Name, Kept<(Arc<Channel>, Pace)>>,
 }
 
-/// A source or a channel with the settings that it is made of.
-#[derive(Clone, Debug)]
+/// A source or a channel with the settings that it is made of, which hold its secrets as they are.
+#[derive(Clone)]
 pub(super) struct Kept<T> {
     pub(super) settings: Settings,
     pub(super) given: Given<T>,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Kept<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Kept");
+        shown.field("given", &self.given).finish_non_exhaustive()
+    }
 }
 
 /// A source or a channel without its secrets.
@@ -175,9 +183,7 @@ impl Registry {
                 if old {
                     again.push((key.clone(), Some(self.seal.seal(&key, &bytes))));
                 }
-                let Some(settings) = read::<Settings>(&key, &bytes) else {
-                    continue;
-                };
+                let settings = read::<Settings>(&key, &bytes)?;
                 let own = all.entry(tenant.clone()).or_default();
                 if let Err(error) = self.take(own, thing, &name, settings) {
                     tracing::error!(%tenant, what = thing.word(), %name, %error, "it cannot be used any more and is left out");
@@ -191,8 +197,8 @@ impl Registry {
         let mut fileless = BTreeMap::new();
         for (key, bytes) in self.store.records("tenant/").await? {
             let name = key.strip_prefix("tenant/").and_then(|it| it.parse().ok());
-            if let (Some(name), Some(tenant)) = (name, read(&key, &bytes)) {
-                fileless.insert(name, tenant);
+            if let Some(name) = name {
+                fileless.insert(name, read(&key, &bytes)?);
             }
         }
         Ok((all, fileless))
@@ -609,4 +615,29 @@ pub struct Bounds {
     pub lease_ms: u64,
     /// Whether the engine listens on a loopback address.
     pub loopback: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_show_none_of_their_secrets() {
+        let settings = serde_json::json!({
+            "kind": "webhook", "url": "https://a.example/",
+            "secret": "whsec_cGxhbnRlZC1zZWNyZXQtb2YtMjQtYnl0ZXM=",
+        });
+        let Some(settings) = settings.as_object().cloned() else {
+            unreachable!("it is an object");
+        };
+        let name: Name = "hook".parse().unwrap();
+        let given = tenant::channel(&name, &settings, 1_000).unwrap();
+        let mut own = Own::default();
+        own.channels.insert(name, Kept { settings, given });
+        let shown = format!("{own:?}");
+        assert!(
+            shown.contains("hook") && !shown.contains("whsec"),
+            "{shown}"
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! Rules in quarantine: found again at a start, and resumed. `pipeline/quarantine.rs` puts them there.
 
 use super::rule::audit;
-use super::{Changes, Registry, not_found, read};
+use super::{Changes, Registry, not_found, read_or_leave_out};
 use crate::id::Name;
 use crate::pipeline::quarantine::Quarantine;
 use crate::registry::Error;
@@ -14,7 +14,8 @@ impl Registry {
     pub(super) async fn load_quarantines(&self) -> Result<(), store::Error> {
         let mut changes = Changes::new();
         for (key, bytes) in self.store.records("quarantine/").await? {
-            let Some(quarantine) = read::<Quarantine>(&key, &bytes) else {
+            // Without it, the rule is asked, and put in quarantine again if it fails again.
+            let Some(quarantine) = read_or_leave_out::<Quarantine>(&key, &bytes) else {
                 continue;
             };
             let Some(rules) = self.pipeline.rules(&quarantine.tenant) else {

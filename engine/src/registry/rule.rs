@@ -447,9 +447,8 @@ impl Registry {
         self.fixed(tenant)?;
         let records = self.store.records(&format!("audit/{tenant}/")).await?;
         let records = records.iter().rev();
-        Ok(records
-            .filter_map(|(key, bytes)| read(key, bytes))
-            .collect())
+        let entries = records.map(|(key, bytes)| read(key, bytes));
+        Ok(entries.collect::<Result<_, _>>()?)
     }
 
     async fn change(
@@ -563,6 +562,7 @@ impl Registry {
         let hold = sandbox.hold(version.module);
         self.has_module(tenant, &version.module).await?;
         let rule = self.rule_of(tenant, name, version).await?;
+        let rule = rule.ok_or_else(|| not_found("module", version.module))?;
         let slot = self.slot(tenant, &sandbox, version.module).await?;
         let started = in_slot(slot, "this version", move |time| {
             let module = sandbox.compile_timed(rule.wasm.clone(), time);

@@ -21,6 +21,7 @@
 
 use super::module::Facts;
 use crate::id::Hash;
+use crate::private;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use std::collections::{HashMap, HashSet};
@@ -355,9 +356,9 @@ fn not_removed(path: &Path, error: &io::Error) {
 /// is compiled once more.
 fn secret(folder: &Path) -> io::Result<Option<[u8; 32]>> {
     let path = folder.join(SECRET_FILE);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match private::read_bytes(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes?,
+        bytes => bytes.map_err(|error| io::Error::other(format!("`{SECRET_FILE}`: {error}")))?,
     };
     let secret = bytes.try_into().ok();
     if secret.is_none() {

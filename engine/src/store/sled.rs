@@ -7,30 +7,34 @@
 //! - Ids only grow, also across restarts and when the clock went back.
 //! - Once a write failed, every call fails with [`Error::Broken`] until the store is opened again:
 //!   sled is in error from then on, and nothing that was applied in memory alone is acknowledged.
+//! - Once something was found that cannot be read, every call fails with [`Error::Damaged`], after a restart
+//!   too: what is taken could not be told of, and what is written over damage may be lost as well.
 //! - Duplicates are recognised by sender's id and body hash for as long as the window says. The
 //!   window's clock is the greatest `received_ms` so far, so it does not run backwards.
 //!
 //! What it does not do: leases are not stored (one process has the store, its end ends them all);
 //! it does not watch the free space, and forgets only what it is told to.
 //!
-//! The folder is sled's, with one file beside sled's own: `lock`, held while the store is open,
-//! because sled reports a lock that another process holds as any other error. [`keys`] has the rows.
+//! [`folder`] opens the folder, [`keys`] has the rows.
 
 mod copy;
 mod due;
+mod folder;
 mod history;
 mod keys;
 mod offline;
 mod records;
 mod row;
+mod salvage;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use self::offline::{Kind, Report, TransferError, check, export, import};
+pub use self::offline::{Kind, Report, TransferError, check, export, export_readable, import};
 
 use self::copy::Copied;
 use self::due::{Due, Step};
+use self::folder::{open_folder, unreadable};
 use self::row::{Made, Row};
 use self::writer::{Answer, Command, Writer};
 use super::{
@@ -46,27 +50,17 @@ use serde::de::DeserializeOwned;
 use sled::IVec;
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::{self, File, TryLockError};
+use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread;
-use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// The version of the rows that this code writes and reads.
 const FORMAT: u32 = 2;
-/// sled's unit of writing. A quarter of it is what a leaf may take before sled gives it a file of
-/// its own; see [`keys`] for the other half of that calculation. It cannot change in a store.
-const SEGMENT_BYTES: usize = 4 << 20;
-
-/// How often sled frees segments of its file of which little is in use. The thread that does it also flushes,
-/// which nothing here waits for; without it the file grows for as long as rows come and go.
-const TIDY_EVERY_MS: u64 = 500;
-
 /// How many dead letters one page looks at, where few of them are of the channel that is asked for.
 const DEAD_LOOKED_AT_MAX: usize = 2_000;
 
@@ -74,10 +68,6 @@ const DEAD_LOOKED_AT_MAX: usize = 2_000;
 const FRESH_MAX: NonZeroUsize = NonZeroUsize::new(2_048).unwrap();
 /// Beyond how many bytes of text or body a delivery is read again instead.
 const FRESH_BYTES_MAX: usize = 8 * 1_024;
-
-/// How long the lock is waited for. A process that was just started from this one holds copies of
-/// its handles, the lock's too, until it runs its own program; and one that is ending needs a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How an embedded store is set up.
 #[derive(Clone, Debug)]
@@ -100,6 +90,29 @@ pub struct SledStore {
     /// `None` once it is closing.
     commands: Option<mpsc::Sender<Command>>,
     writer: Option<thread::JoinHandle<()>>,
+}
+
+/// Why a store fails from now on.
+enum Cause {
+    /// Something could not be written, or sled gave up.
+    Failed(String),
+    /// What stands there cannot be read.
+    Damaged(String),
+}
+
+impl From<::sled::Error> for Cause {
+    fn from(error: ::sled::Error) -> Self {
+        match unreadable(&error) {
+            Some(what) => Cause::Damaged(what),
+            None => Cause::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Cause {
+    fn from(error: std::io::Error) -> Self {
+        Cause::Failed(error.to_string())
+    }
 }
 
 /// What the writer and the readers have in common. Fields drop in this order: the lock goes last.
@@ -129,7 +142,8 @@ impl SledStore {
     ///
     /// # Errors
     /// [`Error::InUse`] when a process has it open, [`Error::Format`] when another version wrote it or
-    /// it is not a store of ours, [`Error::Open`] when it cannot be read.
+    /// it is not a store of ours, [`Error::Open`] when it cannot be read, [`Error::Damaged`] when a part of it
+    /// could not be read before.
     pub fn open(path: &Path, options: Options) -> Result<Self, Error> {
         let loaded_max = options.due_loaded_max.max(1);
         let shared = Arc::new(open_folder(path, options.cache_bytes, loaded_max, true)?);
@@ -172,7 +186,8 @@ impl SledStore {
 
     /// The writer goes on for as long as the store is there, so it panicked: in sled, or by our fault.
     fn writer_ended(&self) -> Error {
-        self.shared.broken("the writer's thread ended")
+        self.shared
+            .broken(Cause::Failed("the writer's thread ended".to_owned()))
     }
 
     /// Reads away from the runtime's threads: a row may have to come from disk.
@@ -184,7 +199,7 @@ impl SledStore {
         let shared = Arc::clone(&self.shared);
         match tokio::task::spawn_blocking(move || read(&shared)).await {
             Ok(done) => done,
-            Err(error) if error.is_panic() => Err(self.shared.broken(error)),
+            Err(error) if error.is_panic() => Err(self.shared.broken(folder::panicked())),
             Err(_) => Err(Error::Busy("the runtime is shutting down")),
         }
     }
@@ -413,11 +428,15 @@ impl Shared {
     }
 
     /// Ends the store's work. The first cause is the one that is told from then on.
-    fn broken(&self, error: impl Display) -> Error {
+    fn broken(&self, cause: impl Into<Cause>) -> Error {
+        let path = self.path.clone();
         self.broken
-            .get_or_init(|| Error::Broken {
-                path: self.path.clone(),
-                error: error.to_string(),
+            .get_or_init(|| match cause.into() {
+                Cause::Failed(error) => Error::Broken { path, error },
+                Cause::Damaged(what) => {
+                    folder::remember_damage(&path, &what);
+                    Error::Damaged { path, what }
+                }
             })
             .clone()
     }
@@ -730,107 +749,4 @@ impl Shared {
         }
         Ok(greatest.map(EventId))
     }
-}
-
-/// Opens the database in a folder, and keeps others from it.
-fn open_folder(
-    path: &Path,
-    cache_bytes: u64,
-    loaded_max: usize,
-    create: bool,
-) -> Result<Shared, Error> {
-    let not_open = |error: &dyn Display| Error::Open {
-        path: path.to_owned(),
-        error: error.to_string(),
-    };
-    if create {
-        fs::create_dir_all(path).map_err(|error| not_open(&error))?;
-    } else if !path.join("db").exists() {
-        return Err(not_open(&"there is no store here"));
-    }
-    let lock = File::create(path.join("lock")).map_err(|error| not_open(&error))?;
-    let patience = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if Instant::now() < patience => {
-                thread::sleep(Duration::from_millis(10));
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(not_open(&error)),
-        }
-    }
-    let db = loop {
-        // sled panics on some kinds of damage.
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            ::sled::Config::new()
-                .path(path)
-                .cache_capacity(cache_bytes)
-                .segment_size(SEGMENT_BYTES)
-                .flush_every_ms(Some(TIDY_EVERY_MS))
-                .open()
-        }));
-        match opened {
-            Ok(Ok(db)) => break db,
-            // A copy of sled's own handle may outlive the copy of ours by a moment. It says so in words
-            // only.
-            Ok(Err(::sled::Error::Io(error)))
-                if error.to_string().contains("could not acquire lock")
-                    && Instant::now() < patience =>
-            {
-                thread::sleep(Duration::from_millis(10));
-            }
-            Ok(Err(error)) => return Err(not_open(&error)),
-            Err(_) => return Err(not_open(&"sled panicked on its contents")),
-        }
-    };
-    check_format(&db, path, &not_open)?;
-    Ok(Shared {
-        file: File::open(path.join("db")).map_err(|error| not_open(&error))?,
-        db,
-        path: path.to_owned(),
-        broken: OnceLock::new(),
-        due: Mutex::new(Due::new(loaded_max, [])),
-        fresh: Mutex::new(LruCache::new(FRESH_MAX)),
-        changed: Arc::new(Notify::new()),
-        live_bytes: AtomicI64::new(0),
-        stored_bytes: RwLock::default(),
-        copy: Mutex::default(),
-        flushes: AtomicU64::new(0),
-        _lock: lock,
-    })
-}
-
-/// Refuses what another version wrote, and marks a new store as ours.
-fn check_format(
-    db: &::sled::Db,
-    path: &Path,
-    not_open: &dyn Fn(&dyn Display) -> Error,
-) -> Result<(), Error> {
-    let row = db.get(keys::FORMAT).map_err(|error| not_open(&error))?;
-    let found = match row {
-        Some(row) if row == FORMAT.to_string().as_bytes() => return Ok(()),
-        Some(row) => row.escape_ascii().to_string(),
-        None if db.is_empty() && db.tree_names().len() == 1 => {
-            db.insert(keys::FORMAT, FORMAT.to_string().as_bytes())
-                .and_then(|_| db.flush())
-                .map_err(|error| not_open(&error))?;
-            // The names of sled's files have to survive a power cut too.
-            for file in ["db", "conf", "."] {
-                let synced = File::open(path.join(file)).and_then(|file| file.sync_all());
-                synced.map_err(|error| not_open(&error))?;
-            }
-            return Ok(());
-        }
-        None => "of something else".to_owned(),
-    };
-    Err(Error::Format {
-        path: path.to_owned(),
-        found,
-        known: FORMAT,
-    })
 }

@@ -2,13 +2,13 @@
 //! running engine. Its secrets are read here, and stand in the settings as text.
 
 use super::{Name, Problem, Tenant};
-use crate::config::read::Source as File;
+use crate::config::read::{Located, Section, Source as File, plain};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
+use toml::de::DeValue;
 
-/// What a file describes.
-#[derive(Debug)]
+/// What a file describes. Its settings hold secrets as they are, so there is no `Debug` of them.
 pub struct Described {
     pub tenant: Tenant,
     pub sources: Vec<(Name, Map<String, Value>)>,
@@ -27,81 +27,120 @@ impl Described {
         env: &BTreeMap<String, String>,
         timeout_ms: u64,
     ) -> Result<Self, Problem> {
-        let file = File::open(path)?;
-        let tenant = Tenant::load(&file, env, timeout_ms)?;
-        // It is well-formed: what is not would not have come so far.
-        let table: toml::Table = std::fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_default();
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let sections = |what: &str| -> Vec<(Name, Map<String, Value>)> {
-            let sections = table.get(what).and_then(toml::Value::as_array);
-            let sections = sections.into_iter().flatten();
-            sections
-                .filter_map(|section| {
-                    let mut settings = match plain(section, folder, env) {
-                        Value::Object(settings) => settings,
-                        _ => return None,
-                    };
-                    let name = settings.remove("name")?.as_str()?.parse().ok()?;
-                    Some((name, settings))
-                })
-                .collect()
+        Self::of(&File::open(path)?, env, timeout_ms)
+    }
+
+    /// Reads what was read of a file: its text once, and each file that it refers to once. Read again, it could
+    /// be another by now, or none, and what is not described is removed where `apply` says so.
+    fn of(file: &File, env: &BTreeMap<String, String>, timeout_ms: u64) -> Result<Self, Problem> {
+        let tenant = Tenant::load(file, env, timeout_ms)?;
+        let parsed = file.parse()?;
+        let root = file.section(&parsed);
+        let sections = |what: &'static str| -> Result<Vec<Settings>, Problem> {
+            let described = |section: Section<'_>| {
+                let name: Name = section.need("name")?.value;
+                let mut settings = Map::new();
+                for (key, found) in section.entries().filter(|(key, _)| *key != "name") {
+                    settings.insert(key.to_owned(), as_called(key, &found, file, env)?);
+                }
+                Ok((name, settings))
+            };
+            root.sections(what)?.into_iter().map(described).collect()
         };
-        let configs = sections("rule").into_iter().map(|(name, mut rule)| {
-            let config = rule.remove("config");
-            let config = config.and_then(|it| it.as_object().cloned());
-            (name, config.unwrap_or_default())
+        let configs = sections("rule")?.into_iter().map(|(name, mut rule)| {
+            // A rule without one has an empty one.
+            let config = match rule.remove("config") {
+                Some(Value::Object(config)) => config,
+                _ => Map::new(),
+            };
+            (name, config)
         });
         Ok(Self {
-            sources: sections("source"),
-            channels: sections("channel"),
+            sources: sections("source")?,
+            channels: sections("channel")?,
             configs: configs.collect(),
             tenant,
         })
     }
 }
 
-/// A value as a call has it: dates as text, and secrets as what they refer to.
-fn plain(value: &toml::Value, folder: &Path, env: &BTreeMap<String, String>) -> Value {
-    let all = |table: &toml::Table| -> Map<String, Value> {
-        let entries = table.iter().map(|(key, value)| {
-            // Their names are anybody's, `env` and `file` too.
-            let value = match (key.as_str(), value) {
-                ("headers" | "config", toml::Value::Table(inner)) => inner
-                    .iter()
-                    .map(|(name, value)| (name.clone(), plain(value, folder, env)))
-                    .collect(),
-                _ => plain(value, folder, env),
-            };
-            (key.clone(), value)
-        });
-        entries.collect()
+/// What is called so, and its settings.
+type Settings = (Name, Map<String, Value>);
+
+/// The value of a key as a call has it: dates as text, and secrets as what they refer to.
+fn as_called(
+    key: &str,
+    found: &Located<'_, &DeValue<'_>>,
+    file: &File,
+    env: &BTreeMap<String, String>,
+) -> Result<Value, Problem> {
+    let literal = || {
+        let value = plain(found.value).map(json);
+        value.ok_or_else(|| {
+            found.problem(format!(
+                "`{key}` has a number that does not fit into 64 bits"
+            ))
+        })
     };
+    // A rule's own: nothing in it is a secret, whatever it is called.
+    if key == "config" {
+        return literal();
+    }
+    if let Some(section) = found.section(key) {
+        // Their names are anybody's, `env` and `file` too.
+        if key != "headers"
+            && let Some(secret) = referred(&section, file, env)?
+        {
+            return Ok(secret.into());
+        }
+        let mut object = Map::new();
+        for (key, found) in section.entries() {
+            object.insert(key.to_owned(), as_called(key, &found, file, env)?);
+        }
+        return Ok(object.into());
+    }
+    if let Some(items) = found.items() {
+        let items = items.map(|item| as_called("", &item, file, env));
+        return Ok(Value::Array(items.collect::<Result<_, _>>()?));
+    }
+    literal()
+}
+
+/// Dates are text.
+fn json(value: toml::Value) -> Value {
     match value {
-        toml::Value::Table(table) => match referred(table, folder, env) {
-            Some(secret) => secret.into(),
-            None => all(table).into(),
-        },
-        toml::Value::Array(items) => items.iter().map(|it| plain(it, folder, env)).collect(),
+        toml::Value::Table(table) => {
+            let entries = table.into_iter().map(|(key, value)| (key, json(value)));
+            Value::Object(entries.collect())
+        }
+        toml::Value::Array(items) => items.into_iter().map(json).collect(),
         toml::Value::Datetime(moment) => moment.to_string().into(),
-        toml::Value::String(text) => text.as_str().into(),
-        toml::Value::Integer(number) => (*number).into(),
-        toml::Value::Float(number) => (*number).into(),
-        toml::Value::Boolean(said) => (*said).into(),
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        toml::Value::Float(number) => number.into(),
+        toml::Value::Boolean(said) => said.into(),
     }
 }
 
 /// The secret that `{ env = "NAME" }` or `{ file = "PATH" }` refers to.
-fn referred(table: &toml::Table, folder: &Path, env: &BTreeMap<String, String>) -> Option<String> {
-    let (key, value) = table.iter().next().filter(|_| table.len() == 1)?;
-    let text = match (key.as_str(), value.as_str()?) {
-        ("env", name) => env.get(name)?.clone(),
-        ("file", path) => std::fs::read_to_string(folder.join(path)).ok()?,
-        _ => return None,
+fn referred(
+    section: &Section<'_>,
+    file: &File,
+    env: &BTreeMap<String, String>,
+) -> Result<Option<String>, Problem> {
+    let mut entries = section.entries();
+    let (Some((key, found)), None) = (entries.next(), entries.next()) else {
+        return Ok(None);
     };
-    Some(text.trim().to_owned())
+    let text = match (key, found.value.as_str()) {
+        ("env", Some(name)) => env.get(name).cloned().ok_or_else(|| {
+            let what = format!("the environment variable {name} is not set");
+            found.problem(what)
+        })?,
+        ("file", Some(path)) => file.beside(path).map_err(|what| found.problem(what))?,
+        _ => return Ok(None),
+    };
+    Ok(Some(text.trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -120,7 +159,7 @@ mod tests {
         let text = "[[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = 'https://a.example/'\n\
             secret = { file = 'k' }\nheaders = { env = 'plain', x-key = { env = 'KEY' } }\n\
             [[rule]]\nname = 'r'\nmodule = 'policy:github-triage'\nevents = ['*']\n\
-            config = { since = 2026-01-02, env = 'x' }\n";
+            config = { since = 2026-01-02, env = 'x', inner = { env = 'KEY' } }\n";
         std::fs::write(&path, text).unwrap();
         let env = BTreeMap::from([("KEY".to_owned(), "from-the-environment".to_owned())]);
         let described = Described::load(&path, &env, 1_000).unwrap();
@@ -131,7 +170,28 @@ mod tests {
         });
         assert_eq!(Value::from(hook.clone()), expected);
         let config = &described.configs[&"r".parse::<Name>().unwrap()];
-        let expected = serde_json::json!({ "since": "2026-01-02", "env": "x" });
+        let expected = serde_json::json!({
+            "since": "2026-01-02", "env": "x", "inner": { "env": "KEY" },
+        });
         assert_eq!(Value::from(config.clone()), expected);
+    }
+
+    #[test]
+    fn what_was_read_of_a_file_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, key) = (folder.path().join("acme.toml"), folder.path().join("k"));
+        std::fs::write(&key, "whsec_cGxhbnRlZC1zZWNyZXQtb2YtMjQtYnl0ZXM=").unwrap();
+        let text = "[[channel]]\nname = 'hook'\nkind = 'webhook'\nurl = 'https://a.example/'\nsecret = { file = 'k' }\n";
+        std::fs::write(&path, text).unwrap();
+        let file = File::open(&path).unwrap();
+        Tenant::load(&file, &BTreeMap::new(), 1_000).unwrap();
+        // Somebody else writes them meanwhile.
+        for gone in [&path, &key] {
+            std::fs::remove_file(gone).unwrap();
+        }
+        let described = Described::of(&file, &BTreeMap::new(), 1_000).unwrap();
+        let (name, hook) = &described.channels[0];
+        assert_eq!(name.as_str(), "hook");
+        assert_eq!(hook["secret"], "whsec_cGxhbnRlZC1zZWNyZXQtb2YtMjQtYnl0ZXM=");
     }
 }

@@ -8,17 +8,22 @@
 //! zone   = an IANA time zone: "Europe/Berlin", "UTC"
 //! ```
 //!
-//! The days are those on which the hours begin. The rules of the zones come with the program, so that
-//! every machine agrees on them. Where clocks are put forward, what begins in the gap begins after it.
+//! A window is open whenever a clock of its zone shows a time within it: the beginning belongs to it, the end
+//! does not. So on the day on which clocks are put forward, hours that begin or end in the gap begin or end
+//! with it, and hours that lie in it do not come; and what a clock shows twice when it is put back is open
+//! twice. The days are those on which the hours begin. The rules of the zones come with the program, so that
+//! every machine agrees on them.
 
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan as _};
+use jiff::{SignedDuration, Timestamp, ToSpan as _};
 
 /// The days' names, from Monday on.
 const DAYS: [&str; 7] = ["Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"];
 /// How many spans of hours one window may have.
 const SPANS_MAX: usize = 8;
 const DAY_MINUTES: i64 = 24 * 60;
+/// How far ahead an opening is looked for: hours of one day of the week may once lie in the gap.
+const DAYS_AHEAD: i64 = 15;
 
 /// When something may go out.
 #[derive(Clone, Debug)]
@@ -57,36 +62,57 @@ impl Window {
 
     /// This moment where the window is open, or when it opens next.
     pub fn opening_ms(&self, at_ms: i64) -> i64 {
+        if self.is_open(at_ms) {
+            return at_ms;
+        }
         let Ok(at) = Timestamp::from_millisecond(at_ms) else {
             return at_ms;
         };
+        // It opens where a clock comes to a beginning, or is put to a time within.
+        let next = self.beginnings(at).chain(self.changes_of_clocks(at));
+        let next = next.map(Timestamp::as_millisecond);
+        let next = next.filter(|moment_ms| *moment_ms > at_ms && self.is_open(*moment_ms));
+        next.min().unwrap_or(at_ms)
+    }
+
+    /// Whether a clock of the zone shows a time within.
+    fn is_open(&self, at_ms: i64) -> bool {
+        let Ok(at) = Timestamp::from_millisecond(at_ms) else {
+            return false;
+        };
+        let shown = at.to_zoned(self.zone.clone());
+        let today = shown.weekday().to_monday_zero_offset() as usize;
+        let minute = i64::from(shown.hour()) * 60 + i64::from(shown.minute());
+        self.spans.iter().any(|&(begins, ends)| {
+            let of_today = self.days[today] && (begins..ends).contains(&minute);
+            // The hours of the day before may reach into this one.
+            let before = (begins..ends).contains(&(minute + DAY_MINUTES));
+            of_today || (self.days[(today + 6) % 7] && before)
+        })
+    }
+
+    /// The moments at which its hours begin, from yesterday on. A clock that is put back shows the beginning
+    /// twice, and one that is put forward may not show it.
+    fn beginnings(&self, at: Timestamp) -> impl Iterator<Item = Timestamp> {
         let today = at.to_zoned(self.zone.clone()).date();
-        // From yesterday, whose hours may reach into today, to the same day in a week.
-        let mut next = None;
-        for ahead in -1..=8_i64 {
-            let Ok(day) = today.checked_add(ahead.days()) else {
-                continue;
-            };
-            if !self.days[day.weekday().to_monday_zero_offset() as usize] {
-                continue;
-            }
-            for &(begins, ends) in &self.spans {
-                let moment = |minutes: i64| {
-                    let day = day.checked_add((minutes / DAY_MINUTES).days()).ok()?;
-                    let minutes = minutes % DAY_MINUTES;
-                    let time = jiff::civil::time((minutes / 60) as i8, (minutes % 60) as i8, 0, 0);
-                    let zoned = self.zone.to_zoned(day.to_datetime(time)).ok()?;
-                    Some(zoned.timestamp().as_millisecond())
-                };
-                if let (Some(begins_ms), Some(ends_ms)) = (moment(begins), moment(ends))
-                    && at_ms < ends_ms
-                {
-                    let opens_ms = begins_ms.max(at_ms);
-                    next = Some(next.map_or(opens_ms, |next: i64| next.min(opens_ms)));
-                }
-            }
-        }
-        next.unwrap_or(at_ms)
+        let days = (-1..=DAYS_AHEAD).filter_map(move |ahead| today.checked_add(ahead.days()).ok());
+        let days =
+            days.filter(move |day| self.days[day.weekday().to_monday_zero_offset() as usize]);
+        let shown = days.flat_map(move |day| {
+            let times = self.spans.iter();
+            times.map(move |(begins, _)| day.at((begins / 60) as i8, (begins % 60) as i8, 0, 0))
+        });
+        shown.flat_map(move |shown| {
+            let moment = self.zone.to_ambiguous_timestamp(shown);
+            [moment.earlier(), moment.later()].into_iter().flatten()
+        })
+    }
+
+    fn changes_of_clocks(&self, at: Timestamp) -> impl Iterator<Item = Timestamp> {
+        let last = at.checked_add(SignedDuration::from_hours(24 * DAYS_AHEAD));
+        let last = last.unwrap_or(Timestamp::MAX);
+        let changes = self.zone.following(at).map(|change| change.timestamp());
+        changes.take_while(move |change| *change <= last)
     }
 }
 
@@ -196,17 +222,62 @@ mod tests {
                 "2026-03-02T13:00:00Z",
                 "2026-03-04T08:00:00Z",
             ),
-            // Clocks go from 02:00 to 03:00 on the last Sunday of March.
-            (
-                "02:30-05:00 Europe/Berlin",
-                "2026-03-29T00:00:00Z",
-                "2026-03-29T01:30:00Z",
-            ),
             // One minute a week, just missed.
             (
                 "Mo 00:00-00:01 UTC",
                 "2026-03-02T00:01:00Z",
                 "2026-03-09T00:00:00Z",
+            ),
+        ] {
+            assert_eq!(opening(window, at), opens, "{window} at {at}");
+        }
+    }
+
+    #[test]
+    fn on_the_days_on_which_clocks_change_it_goes_by_what_they_show() {
+        let late = "01:00-02:30 Europe/Berlin";
+        let early = "02:30-05:00 Europe/Berlin";
+        let inside = "02:10-02:50 Europe/Berlin";
+        for (window, at, opens) in [
+            // From 02:00 to 03:00 on 2026-03-29, at 01:00 UTC: what ends in the gap ends with it...
+            (late, "2026-03-29T00:59:59Z", "2026-03-29T00:59:59Z"),
+            (late, "2026-03-29T01:00:00Z", "2026-03-29T23:00:00Z"),
+            (late, "2026-03-29T01:10:00Z", "2026-03-29T23:00:00Z"),
+            // ...what begins there begins with its end, and what lies in it does not come.
+            (early, "2026-03-29T00:00:00Z", "2026-03-29T01:00:00Z"),
+            (early, "2026-03-29T02:59:59Z", "2026-03-29T02:59:59Z"),
+            (early, "2026-03-29T03:00:00Z", "2026-03-30T00:30:00Z"),
+            (inside, "2026-03-29T00:30:00Z", "2026-03-30T00:10:00Z"),
+            (
+                "Su 02:10-02:50 Europe/Berlin",
+                "2026-03-23T12:00:00Z",
+                "2026-04-05T00:10:00Z",
+            ),
+            // Over midnight, and over the gap.
+            (
+                "Sa 22:00-02:30 Europe/Berlin",
+                "2026-03-29T01:00:00Z",
+                "2026-04-04T20:00:00Z",
+            ),
+            // From 03:00 back to 02:00 on 2026-10-25, at 01:00 UTC: what is shown twice is open twice.
+            (late, "2026-10-25T00:29:59Z", "2026-10-25T00:29:59Z"),
+            (late, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z"),
+            (late, "2026-10-25T01:29:59Z", "2026-10-25T01:29:59Z"),
+            (late, "2026-10-25T01:30:00Z", "2026-10-26T00:00:00Z"),
+            (early, "2026-10-25T00:30:00Z", "2026-10-25T00:30:00Z"),
+            (early, "2026-10-25T01:00:00Z", "2026-10-25T01:30:00Z"),
+            (inside, "2026-10-25T00:50:00Z", "2026-10-25T01:10:00Z"),
+            // Half an hour, in the other half of the year.
+            (
+                "01:45-02:15 Australia/Lord_Howe",
+                "2026-04-04T15:10:00Z",
+                "2026-04-04T15:15:00Z",
+            ),
+            // A day that there was not.
+            (
+                "Fr 09:00-10:00 Pacific/Apia",
+                "2011-12-29T21:00:00Z",
+                "2012-01-05T19:00:00Z",
             ),
         ] {
             assert_eq!(opening(window, at), opens, "{window} at {at}");

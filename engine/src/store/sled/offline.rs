@@ -5,7 +5,9 @@
 //! store, then how many there were and a SHA-256 over them. So it holds what the store holds, of exactly
 //! one format version, and one that was cut off or changed is not taken for whole.
 
+use super::folder::{forget_damage, panicked};
 use super::row::{Made, Row};
+use super::salvage::each_readable;
 use super::{FORMAT, Shared, keys, open_folder};
 use crate::id::{DeliveryId, EventId};
 use crate::store::{Disabled, Error, Held, State, StoredEvent};
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use sled::IVec;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -95,12 +98,37 @@ pub fn export(
     readable(&shared, || export_from(&shared, to, exported_ms, progress))?
 }
 
+/// As [`export`], of a store that is damaged: all rows that can be read, and the number of gaps between them.
+/// What each tenant stores is exported as it was counted, with what is lost.
+///
+/// # Errors
+/// When the store does not open, or what is written is not taken.
+pub fn export_readable(
+    path: &Path,
+    to: &mut dyn Write,
+    exported_ms: i64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(u64, u64), TransferError> {
+    let shared = open_folder(path, CACHE_BYTES, 0, false)?;
+    let mut export = Export::begin(to, exported_ms)?;
+    let mut live_bytes = 0;
+    let gaps = each_readable(&shared.db, &mut |key, value| {
+        if key == keys::LIVE_BYTES {
+            return Ok(());
+        }
+        if key != keys::FORMAT && key.first() != Some(&keys::STORED_BYTES) {
+            live_bytes += (key.len() + value.len()) as i64;
+        }
+        export.row(key, &value, progress)
+    })?;
+    let live_bytes = IVec::from(&live_bytes.to_be_bytes());
+    export.row(keys::LIVE_BYTES.to_vec(), &live_bytes, progress)?;
+    Ok((export.end()?, gaps))
+}
+
 /// sled panics on some kinds of damage that it meets only when it reads.
 fn readable<T>(shared: &Shared, read: impl FnOnce() -> T) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(read)).map_err(|_| Error::Open {
-        path: shared.path.clone(),
-        error: "it is damaged: sled panicked on its contents, where it says above; take a backup or an export that is whole".to_owned(),
-    })
+    catch_unwind(AssertUnwindSafe(read)).map_err(|_| shared.broken(panicked()))
 }
 
 fn export_from(
@@ -123,27 +151,60 @@ pub(super) fn export_rows(
     exported_ms: i64,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, TransferError> {
-    let header = Header {
-        hooksieve_export: EXPORT,
-        format: FORMAT,
-        exported_ms,
-    };
-    write(to, &header)?;
-    let (mut rows, mut hash) = (0, Sha256::new());
+    let mut export = Export::begin(to, exported_ms)?;
     for row in all {
         let (key, value) = row?;
-        add(&mut hash, &key, &value);
-        write(to, &Record::Row(key, value.to_vec()))?;
-        rows += 1;
-        if rows % BATCH_ROWS as u64 == 0 {
-            progress(rows);
-        }
+        export.row(key, &value, progress)?;
     }
-    let sha256 = hash.finalize().to_vec();
-    write(to, &Record::End { rows, sha256 })?;
-    to.flush()
-        .map_err(|error| TransferError::Write(error.to_string()))?;
-    Ok(rows)
+    export.end()
+}
+
+/// An export that is being written.
+struct Export<'a> {
+    to: &'a mut dyn Write,
+    rows: u64,
+    hash: Sha256,
+}
+
+impl<'a> Export<'a> {
+    fn begin(to: &'a mut dyn Write, exported_ms: i64) -> Result<Self, TransferError> {
+        let header = Header {
+            hooksieve_export: EXPORT,
+            format: FORMAT,
+            exported_ms,
+        };
+        write(to, &header)?;
+        Ok(Self {
+            to,
+            rows: 0,
+            hash: Sha256::new(),
+        })
+    }
+
+    fn row(
+        &mut self,
+        key: Vec<u8>,
+        value: &IVec,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), TransferError> {
+        add(&mut self.hash, &key, value);
+        write(self.to, &Record::Row(key, value.to_vec()))?;
+        self.rows += 1;
+        if self.rows % BATCH_ROWS as u64 == 0 {
+            progress(self.rows);
+        }
+        Ok(())
+    }
+
+    /// How many rows there are.
+    fn end(self) -> Result<u64, TransferError> {
+        let Self { to, rows, hash } = self;
+        let sha256 = hash.finalize().to_vec();
+        write(to, &Record::End { rows, sha256 })?;
+        to.flush()
+            .map_err(|error| TransferError::Write(error.to_string()))?;
+        Ok(rows)
+    }
 }
 
 fn write<T: Serialize>(to: &mut dyn Write, value: &T) -> Result<(), TransferError> {
@@ -266,13 +327,18 @@ pub struct Kind {
     pub bytes: u64,
 }
 
-/// Reads every row of the store in a folder, and whether those that belong together do.
+/// Reads every row of the store in a folder, and whether those that belong together do. A store in which damage was
+/// met is served again once nothing is found.
 ///
 /// # Errors
 /// When the store does not open.
 pub fn check(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
     let shared = open_folder(path, CACHE_BYTES, 0, false)?;
-    readable(&shared, || check_all(&shared, progress))?
+    let report = readable(&shared, || check_all(&shared, progress))??;
+    if report.faults == 0 {
+        forget_damage(path).map_err(|error| shared.broken(error))?;
+    }
+    Ok(report)
 }
 
 fn check_all(shared: &Shared, progress: &mut dyn FnMut(u64)) -> Result<Report, Error> {
@@ -284,9 +350,13 @@ fn check_all(shared: &Shared, progress: &mut dyn FnMut(u64)) -> Result<Report, E
         ..Report::default()
     };
     let mut rows = 0;
-    for row in shared.db.iter() {
-        let (key, value) = row.map_err(|error| shared.broken(error))?;
-        let (kind, looked) = shared.look_at(&key, &value);
+    let Ok(gaps) = each_readable::<Infallible>(&shared.db, &mut |key, value| {
+        // What belongs to it may be where nothing can be read.
+        let looked = catch_unwind(AssertUnwindSafe(|| shared.look_at(&key, &value)));
+        let (kind, looked) = looked.unwrap_or_else(|_| {
+            let wrong = "what belongs to it cannot be read".to_owned();
+            ("unknown", Err(wrong))
+        });
         let of_kind = report.kinds.entry(kind).or_default();
         of_kind.rows += 1;
         of_kind.bytes += (key.len() + value.len()) as u64;
@@ -300,6 +370,16 @@ fn check_all(shared: &Shared, progress: &mut dyn FnMut(u64)) -> Result<Report, E
         if rows % BATCH_ROWS as u64 == 0 {
             progress(rows);
         }
+        Ok(())
+    });
+    if gaps > 0 {
+        report.faults += gaps;
+        let told = format!(
+            "its file `db` cannot be read in {gaps} places, and what is lost there is not known; all else is counted above, and `hooksieve store export --readable FILE` saves it"
+        );
+        report.told.insert(0, told);
+        // The figures are of what there was.
+        return Ok(report);
     }
     let counted = shared.counted_bytes()?;
     let known = report.kinds.iter();

@@ -1,13 +1,16 @@
 //! What the embedded store promises beyond the common suite: what is on disk after a restart, after
 //! a kill, and when the disk fails.
 
+mod folder;
 mod offline;
 
+use super::folder::SEGMENT_BYTES;
 use super::*;
 use crate::store::conformance::*;
 use crate::store::{MemoryStore, Store};
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::Ordering;
