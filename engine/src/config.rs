@@ -146,6 +146,8 @@ pub struct Dispatch {
 pub struct Egress {
     pub allow: Vec<Network>,
     pub ca_file: PathBuf,
+    /// What mail servers are told; empty for the host's name.
+    pub name: String,
 }
 
 /// Where traces and logs go.

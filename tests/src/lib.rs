@@ -27,7 +27,7 @@ pub mod sign;
 pub mod smith;
 mod stopped;
 
-pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
+pub use databases::{DATABASE, Database, Kind, PASSWORD, Pooler, USER};
 pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
 pub use program::{Output, cli, cli_with, program};
 pub use receiver::{Received, Receiver, Reply};
