@@ -26,9 +26,11 @@ pub mod webhook;
 
 pub use outgoing::Outgoing;
 pub use preview::Preview;
+pub use text::is_invisible;
 
 use crate::dispatch::Rate;
 use crate::store::Delivery;
+use crate::timing::Room;
 use answer::Secrets;
 use hooksieve_sdk::wire::Payload;
 use std::time::Duration;
@@ -144,6 +146,21 @@ impl Channel {
             Channel::Teams(_) => const { &[Rate::new(4, 1)] },
             Channel::Voice(_) => const { &[Rate::new(1, 1)] },
             Channel::Email(_) | Channel::Sql(_) | Channel::Webhook(_) => &[],
+        }
+    }
+
+    /// How much text of a message it shows before it cuts.
+    pub(crate) fn room(&self) -> Room {
+        let chars = |text: &str| text.chars().count();
+        match self {
+            Channel::Discord(_) => discord::ROOM,
+            Channel::Lark(_) => Room::new(lark::TEXT_CHARS_MAX, chars),
+            Channel::PagerDuty(_) => Room::new(pagerduty::TEXT_CHARS_MAX, chars),
+            Channel::Slack(_) => slack::ROOM,
+            Channel::Teams(_) => teams::ROOM,
+            // All that is read out together; what stands around a digest is short.
+            Channel::Voice(_) => Room::new(voice::SPOKEN_CHARS_MAX - voice::AROUND_CHARS, chars),
+            Channel::Email(_) | Channel::Sql(_) | Channel::Webhook(_) => Room::default(),
         }
     }
 

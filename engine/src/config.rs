@@ -146,6 +146,8 @@ pub struct Dispatch {
 pub struct Egress {
     pub allow: Vec<Network>,
     pub ca_file: PathBuf,
+    /// What mail servers are told; empty for the host's name.
+    pub name: String,
 }
 
 /// Where traces and logs go.
@@ -358,7 +360,7 @@ impl Settings {
             _ => None,
         };
         let token = token
-            .map(|text| text.trim().to_owned())
+            .map(|text| text.trim_start_matches('\u{feff}').trim().to_owned())
             .filter(|text| !text.is_empty());
         let short = token.as_ref().is_some_and(|text| match key {
             "secrets_key" => text.split(',').any(|one| one.trim().len() < bytes_min),

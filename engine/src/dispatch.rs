@@ -605,7 +605,7 @@ impl Shared {
                     .as_ref()
                     .is_some_and(|it| it.escalate.is_some());
                 let link = escalates.then(|| self.links.address(delivery.id)).flatten();
-                if let Some(payload) = timing::render(&delivery, link.as_deref()) {
+                if let Some(payload) = timing::render(&delivery, link.as_deref(), &channel.room()) {
                     delivery.payload = payload;
                 }
                 channel.send(&self.outgoing, &delivery).await

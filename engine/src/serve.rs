@@ -473,7 +473,13 @@ fn outgoing(config: &Config) -> Result<Outgoing, StartError> {
         )
     };
     let guard = Guard::new(&config.egress.allow);
-    Outgoing::new(pem.as_deref(), guard).map_err(failed)
+    let outgoing = Outgoing::new(pem.as_deref(), guard).map_err(failed)?;
+    outgoing.named(&config.egress.name).map_err(|message| {
+        StartError::Config(Problem {
+            place: "`name` of [egress]".into(),
+            message,
+        })
+    })
 }
 
 /// Modules are compiled in processes of their own and kept in the data folder.

@@ -22,7 +22,7 @@ mod tests;
 mod window;
 
 pub use rehearsal::Rehearsal;
-pub use render::render;
+pub use render::{Room, render};
 pub use window::Window;
 
 use crate::id::{DeliveryId, EventId, Name};
@@ -305,7 +305,7 @@ fn later(from_ms: i64, seconds: u64) -> i64 {
 fn line(delivery: &Delivery) -> Line {
     let (title, url) = match &delivery.payload {
         Payload::Message(message) => (
-            message.title.chars().take(LINE_CHARS_MAX).collect(),
+            render::one_line(&message.title, LINE_CHARS_MAX),
             message.link.as_ref().map(|link| link.url.clone()),
         ),
         Payload::Body(_) => (String::new(), None),

@@ -144,6 +144,10 @@ async fn nothing_is_sent_to_what_is_not_on_the_internet() {
                     && reason.contains("under [egress] allow"),
             "{channel}: {reason}"
         );
+        // What a name led to is not a tenant's to know.
+        for what in ["127.0.0.1 is", "loopback", "private", "link-local"] {
+            assert!(!reason.contains(what), "{channel}: {reason}");
+        }
     }
     server.stop().await;
     assert_eq!(hook.count(), 0);

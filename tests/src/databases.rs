@@ -292,6 +292,72 @@ impl Drop for Database {
     }
 }
 
+/// PgBouncer before a Postgres server, where every transaction gets one of a few connections.
+pub struct Pooler {
+    pub port: u16,
+    child: Child,
+    _dir: TempDir,
+}
+
+impl Pooler {
+    /// Starts one whose settings are PgBouncer's own, but for the mode.
+    ///
+    /// # Errors
+    /// When it is not installed, and the environment does not say that it must be.
+    pub fn start(database: &Database) -> Result<Self, Absent> {
+        let Some(program) = find(&["pgbouncer"]) else {
+            return Err(absent(
+                "pgbouncer is not here",
+                "apt-get install pgbouncer",
+                "HOOKSIEVE_NEED_SQL",
+            ));
+        };
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        database.programs.own(dir.path());
+        let port = free_port();
+        let settings = format!(
+            "[databases]\n{DATABASE} = host=127.0.0.1 port={} dbname={DATABASE} user={USER} password='{}'\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n",
+            database.port,
+            PASSWORD.replace('\'', "''"),
+        );
+        let path = dir.path().join("pgbouncer.ini");
+        std::fs::write(&path, settings).expect("the folder takes a file");
+        database.programs.own(&path);
+        let log = std::fs::File::create(dir.path().join("log")).expect("a log");
+        let mut child = database
+            .programs
+            .command(&program, dir.path())
+            .arg(&path)
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = child.try_wait().expect("a child can be waited for");
+            if ended.is_some() || started.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(dir.path().join("log"));
+                panic!("pgbouncer did not start: {ended:?} {log:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Self {
+            port,
+            child,
+            _dir: dir,
+        })
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Programs {
     fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);

@@ -29,7 +29,7 @@ pub mod smith;
 mod stopped;
 mod traced;
 
-pub use databases::{DATABASE, Database, Kind, PASSWORD, USER};
+pub use databases::{DATABASE, Database, Kind, PASSWORD, Pooler, USER};
 pub use nginx::Nginx;
 pub use peers::{Absent, Node, Python, browser, faketime, may_mount, node, python};
 pub use program::{Output, cli, cli_with, program};

@@ -12,6 +12,7 @@ use super::text::{self, escaped};
 use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
+use crate::timing::Room;
 use hooksieve_sdk::wire::{Message, Payload};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ use url::Url;
 const TITLE_CHARS_MAX: usize = 256;
 /// All of an embed may have 6,000 characters: this much of it for the text, and the rest below.
 const DESCRIPTION_CHARS_MAX: usize = 3_000;
+pub(super) const ROOM: Room = Room::new(DESCRIPTION_CHARS_MAX, |text| text::width(text, entity));
 const FIELDS_MAX: usize = 25;
 const FIELD_NAME_CHARS_MAX: usize = 256;
 const FIELD_VALUE_CHARS_MAX: usize = 1_024;
@@ -109,11 +111,7 @@ impl Discord {
 }
 
 pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
-    let about = &delivery.about;
-    let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
-        title if title.is_empty() => about.kind.clone(),
-        title => title,
-    };
+    let title = text::title(delivery, &message.title, TITLE_CHARS_MAX);
     let mut left = FIELDS_CHARS_MAX;
     let mut fields = Vec::new();
     for field in message.fields.iter().take(FIELDS_MAX) {
@@ -149,26 +147,28 @@ fn shown(text: String) -> String {
 }
 
 fn escape(text: &str, chars_max: usize) -> String {
-    escaped(text, chars_max, |c| {
-        Some(match c {
-            '\\' => "\\\\",
-            '*' => "\\*",
-            '_' => "\\_",
-            '~' => "\\~",
-            '`' => "\\`",
-            '|' => "\\|",
-            '>' => "\\>",
-            '<' => "\\<",
-            '[' => "\\[",
-            ']' => "\\]",
-            '(' => "\\(",
-            ')' => "\\)",
-            '#' => "\\#",
-            '-' => "\\-",
-            '@' => "\\@",
-            ':' => "\\:",
-            _ => return None,
-        })
+    escaped(text, chars_max, entity)
+}
+
+fn entity(c: char) -> Option<&'static str> {
+    Some(match c {
+        '\\' => "\\\\",
+        '*' => "\\*",
+        '_' => "\\_",
+        '~' => "\\~",
+        '`' => "\\`",
+        '|' => "\\|",
+        '>' => "\\>",
+        '<' => "\\<",
+        '[' => "\\[",
+        ']' => "\\]",
+        '(' => "\\(",
+        ')' => "\\)",
+        '#' => "\\#",
+        '-' => "\\-",
+        '@' => "\\@",
+        ':' => "\\:",
+        _ => return None,
     })
 }
 

@@ -5,9 +5,11 @@
 //!   without either is taken only for a server on this machine.
 //! - One refused recipient does not keep the message from the others, and whoever has it is never
 //!   sent it again.
-//! - The message is the same bytes at every try (but for the time in its DKIM signature), with a Message-ID made from the delivery's id: where
-//!   a try ends after the data was sent and before the server answered, nobody can know whether it
-//!   arrived; it is sent again, and a mailbox that looks at the Message-ID shows it once.
+//! - The message is the same bytes at every try (but for its `Date` and its DKIM signature, which are of
+//!   the moment it is sent), with a Message-ID made from the delivery's id: where a try ends after the
+//!   data was sent and before the server answered, nobody can know whether it arrived; it is sent again,
+//!   and a mailbox that looks at the Message-ID shows it once.
+//! - A server's reply counts by its code, whatever its text is.
 //!
 //! How recipients are kept apart: one transaction names all of them, and those the server refuses
 //! are left out of it (a ready-made client gives up the whole transaction at the first one, and a
@@ -22,7 +24,7 @@
 //! whatever the code: it is about the server or the settings, not about this message, and the
 //! schedule gives people the time to mend it.
 
-mod bounded;
+mod connection;
 pub mod dkim;
 pub(super) mod message;
 mod session;
@@ -30,25 +32,29 @@ mod session;
 mod tests;
 
 use super::answer::Secrets;
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, is_name};
 use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
+use connection::Connection;
 use hooksieve_sdk::wire::Payload;
 use lettre::message::Mailbox;
 use lettre::message::dkim::DkimConfig;
-use lettre::transport::smtp::client::AsyncSmtpConnection;
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use url::Url;
 
 const RECIPIENTS_MAX: usize = 50;
 const SUBJECT_CHARS_MAX: usize = 200;
-/// One line of a header may have 998 (RFC 5322, section 2.1.1).
+/// One line of a header may have 998 (RFC 5322, section 2.1.1): what cannot be folded has to fit.
 const UNSUBSCRIBE_BYTES_MAX: usize = 900;
+const MAILBOX_BYTES_MAX: usize = 900;
+/// Of a host with many addresses so many are tried.
+const ADDRESSES_MAX: usize = 8;
 /// RFC 2369, and RFC 8058, which wants both signed.
 const HEADERS_OF_LISTS: [&str; 2] = ["List-Unsubscribe", "List-Unsubscribe-Post"];
 /// How much of a server's words is kept for a refused recipient.
@@ -102,7 +108,7 @@ pub struct Email {
 /// Connections that wait for the next message.
 #[derive(Default)]
 struct Idle {
-    parked: Vec<(AsyncSmtpConnection, Instant)>,
+    parked: Vec<(Connection, Instant)>,
     /// A task is there that closes those which waited too long.
     watched: bool,
 }
@@ -124,12 +130,12 @@ impl Email {
     /// # Errors
     /// One sentence that says what is wrong; it never holds the password.
     pub fn new(settings: Settings) -> Result<Self, String> {
-        let local = matches!(settings.host.as_str(), "localhost" | "127.0.0.1" | "::1");
+        let host = host(&settings.host)?;
+        let local = matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1");
         let login = match (settings.username, settings.password) {
             (Some(_), Some(_)) if settings.tls == Tls::None && !local => {
                 return Err(format!(
-                    "the password would travel unencrypted to {:?}; set tls to \"starttls\" or \"tls\"",
-                    settings.host
+                    "the password would travel unencrypted to {host:?}; set tls to \"starttls\" or \"tls\""
                 ));
             }
             (Some(user), Some(password)) => Some((user, password)),
@@ -137,9 +143,6 @@ impl Email {
             (Some(_), None) => return Err("there is a username and no password".into()),
             (None, Some(_)) => return Err("there is a password and no username".into()),
         };
-        if settings.host.is_empty() || settings.host.contains(|c: char| c.is_whitespace()) {
-            return Err(format!("{:?} is not a host", settings.host));
-        }
         if settings.to.is_empty() {
             return Err("there is no recipient".into());
         }
@@ -165,7 +168,7 @@ impl Email {
                 .map(dkim::config)
                 .transpose()?
                 .map(Box::new),
-            host: settings.host,
+            host,
             port: settings.port,
             tls: settings.tls,
             login,
@@ -192,7 +195,7 @@ impl Email {
             // Those who did not have it were taken out of the settings since.
             return Ok(Sent::default());
         }
-        let source = self.source(delivery, message)?;
+        let source = self.source(delivery, message, SystemTime::now())?;
         let sent = AtomicBool::new(false);
         let transaction = self.transact(client, &to, &source, &sent);
         let limit = tokio::time::timeout(self.timeout, transaction);
@@ -244,6 +247,19 @@ impl Email {
     }
 }
 
+/// The host as it is looked up: a name, or an address without the brackets that it has in URLs.
+fn host(text: &str) -> Result<String, String> {
+    let inner = text.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    match inner {
+        Some(inner) if inner.parse::<std::net::Ipv6Addr>().is_ok() => return Ok(inner.to_owned()),
+        None if text.parse::<IpAddr>().is_ok() || is_name(text) => return Ok(text.to_owned()),
+        _ => {}
+    }
+    Err(format!(
+        "{text:?} is not a host: it takes a name (its xn-- form where it has one) or an address, and the port stands in `port`"
+    ))
+}
+
 fn unsubscribe(text: &str) -> Result<Url, String> {
     let url = Url::parse(text)
         .map_err(|error| format!("the list_unsubscribe address is not one: {error}"))?;
@@ -270,6 +286,12 @@ fn mailbox(text: &str) -> Result<Mailbox, String> {
     let mailbox: Mailbox = text
         .parse()
         .map_err(|error| format!("{text:?} is not an email address: {error}"))?;
+    if text.len() > MAILBOX_BYTES_MAX {
+        return Err(format!(
+            "an email address has {} bytes with its name, and at most {MAILBOX_BYTES_MAX} are taken",
+            text.len()
+        ));
+    }
     // Few servers speak SMTPUTF8, and one that does not would only show at the first event.
     if !(mailbox.email.as_ref() as &str).is_ascii() {
         return Err(format!(

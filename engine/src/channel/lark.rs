@@ -24,7 +24,7 @@ use url::Url;
 
 /// A request may have 20 kB; these leave room for escapes of JSON and for what stands around them.
 const TITLE_CHARS_MAX: usize = 150;
-const TEXT_CHARS_MAX: usize = 1_500;
+pub(super) const TEXT_CHARS_MAX: usize = 1_500;
 const FIELDS_MAX: usize = 12;
 const FIELD_NAME_CHARS_MAX: usize = 50;
 const FIELD_VALUE_CHARS_MAX: usize = 100;
@@ -135,11 +135,7 @@ fn sign(secret: &str, now_s: u64) -> String {
 }
 
 pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
-    let about = &delivery.about;
-    let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
-        title if title.is_empty() => about.kind.clone(),
-        title => title,
-    };
+    let title = text::title(delivery, &message.title, TITLE_CHARS_MAX);
     let words = |text: String| json!([{ "tag": "text", "text": text }]);
     let mut lines = Vec::new();
     let body = text::escaped(&text::lines(&message.text), TEXT_CHARS_MAX, |_| None);

@@ -23,7 +23,7 @@ const ROUTING_KEY_CHARS: usize = 32;
 const SUMMARY_CHARS_MAX: usize = 1_024;
 const DEDUP_KEY_CHARS_MAX: usize = 255;
 /// A request may have 512 kB.
-const TEXT_CHARS_MAX: usize = 8_000;
+pub(super) const TEXT_CHARS_MAX: usize = 8_000;
 const FIELDS_MAX: usize = 50;
 const FIELD_CHARS_MAX: usize = 500;
 
@@ -217,10 +217,7 @@ impl PagerDuty {
 
 /// What an alert says in one line; it may not be empty.
 fn summary(delivery: &Delivery, title: Option<&str>) -> String {
-    match text::one_line(title.unwrap_or_default(), SUMMARY_CHARS_MAX) {
-        summary if summary.is_empty() => delivery.about.kind.clone(),
-        summary => summary,
-    }
+    text::title(delivery, title.unwrap_or_default(), SUMMARY_CHARS_MAX)
 }
 
 /// What an alert is about: the rule's word, the event's subject, or where it came from.

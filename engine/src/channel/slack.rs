@@ -2,10 +2,12 @@
 //!
 //! The address of an incoming webhook is its only protection, so it is a secret: it stands in no
 //! error and no log. An answer is success only when it is 200 and says `ok`. Message text stays
-//! text: no mention, no link and no emoji name in it takes effect.
+//! text: no mention, no link, no markup and no emoji name in it takes effect. So all of it stands in
+//! objects that are plain text, with emoji off, and the link in an element of rich text: Slack's markup
+//! (`mrkdwn`) has escapes for `&`, `<` and `>` alone, and none for `*`, `_`, backquotes and `:rocket:`.
 //!
-//! Format and limits: Slack's documents "Sending messages using incoming webhooks", "Block Kit" and
-//! "Formatting text for app surfaces".
+//! Format and limits: Slack's documents "Sending messages using incoming webhooks", "Block Kit"
+//! ("Text object", "Rich text block") and "Formatting text for app surfaces".
 
 use super::answer::Secrets;
 use super::outgoing::{self, Outgoing};
@@ -13,6 +15,7 @@ use super::text::{self, angle_entity, escaped};
 use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
+use crate::timing::Room;
 use hooksieve_sdk::wire::{Message, Payload};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -20,9 +23,11 @@ use url::Url;
 
 const HEADER_CHARS_MAX: usize = 150;
 const TEXT_CHARS_MAX: usize = 3000;
+pub(super) const ROOM: Room = Room::new(TEXT_CHARS_MAX, |text| text::width(text, angle_entity));
 const FIELD_CHARS_MAX: usize = 2000;
 const FIELDS_PER_SECTION_MAX: usize = 10;
 const BLOCKS_MAX: usize = 50;
+const URL_CHARS_MAX: usize = 3000;
 /// How much of a field's text its name may take.
 const FIELD_NAME_CHARS_MAX: usize = 200;
 
@@ -90,19 +95,15 @@ impl Slack {
 }
 
 pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
-    let about = &delivery.about;
-    let title = match text::one_line(&message.title, HEADER_CHARS_MAX) {
-        title if title.is_empty() => about.kind.clone(),
-        title => title,
-    };
+    let title = text::title(delivery, &message.title, HEADER_CHARS_MAX);
     let mut blocks = vec![json!({
         "type": "header",
-        // Without `emoji`, `:rocket:` stays what the event said.
-        "text": {"type": "plain_text", "text": escape(&title, HEADER_CHARS_MAX), "emoji": false},
+        "text": plain(escape(&title, HEADER_CHARS_MAX)),
     })];
     let body = text::lines(&message.text);
     if !body.trim().is_empty() {
-        blocks.push(section(escape(&body, TEXT_CHARS_MAX)));
+        let text = plain(escape(&body, TEXT_CHARS_MAX));
+        blocks.push(json!({"type": "section", "text": text}));
     }
     let link = message.link.as_ref().and_then(link);
     let sections_max = BLOCKS_MAX - blocks.len() - usize::from(link.is_some()) - 1;
@@ -118,47 +119,43 @@ pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
                     &text::one_line(&field.name, FIELD_NAME_CHARS_MAX),
                     FIELD_NAME_CHARS_MAX,
                 );
-                let room = FIELD_CHARS_MAX - name.chars().count() - "**\n".len();
+                let room = FIELD_CHARS_MAX - name.chars().count() - ":\n".len();
                 let value = escape(&text::lines(&field.value), room);
-                verbatim(format!("*{name}*\n{value}"))
+                plain(format!("{name}:\n{value}"))
             })
             .collect();
         blocks.push(json!({"type": "section", "fields": fields}));
     }
     if let Some(link) = link {
-        blocks.push(section(link));
+        blocks.push(link);
     }
     blocks.push(json!({
         "type": "context",
-        "elements": [verbatim(escape(&text::footer(delivery), FIELD_CHARS_MAX))],
+        "elements": [plain(escape(&text::footer(delivery), FIELD_CHARS_MAX))],
     }));
-    json!({"text": escape(&title, TEXT_CHARS_MAX), "blocks": blocks})
+    // The text is what a notification shows.
+    json!({"text": escape(&title, TEXT_CHARS_MAX), "mrkdwn": false, "blocks": blocks})
 }
 
-fn section(text: String) -> Value {
-    json!({"type": "section", "text": verbatim(text)})
-}
-
-/// Text in which Slack finds no links, channels or people of its own accord.
-fn verbatim(text: String) -> Value {
-    json!({"type": "mrkdwn", "text": text, "verbatim": true})
+/// Text in which Slack finds nothing: no markup, and no emoji by their names.
+fn plain(text: String) -> Value {
+    json!({"type": "plain_text", "text": text, "emoji": false})
 }
 
 fn escape(text: &str, chars_max: usize) -> String {
     escaped(text, chars_max, angle_entity)
 }
 
-/// `<url|label>`, or nothing where the address does not fit: a cut address leads astray.
-fn link(link: &hooksieve_sdk::wire::Link) -> Option<String> {
+/// A link whose label is what it is, or nothing where the address does not fit: a cut address leads
+/// astray.
+fn link(link: &hooksieve_sdk::wire::Link) -> Option<Value> {
     let (url, label) = text::web_link(link)?;
-    let url = url
-        .as_str()
-        .replace('|', "%7C")
-        .replace('<', "%3C")
-        .replace('>', "%3E")
-        .replace('&', "&amp;");
-    let link = format!("<{url}|{}>", escape(&label.replace('|', "/"), 400));
-    (link.chars().count() <= TEXT_CHARS_MAX).then_some(link)
+    let fits = url.as_str().chars().count() <= URL_CHARS_MAX;
+    fits.then(|| {
+        let link = json!({"type": "link", "url": url.as_str(), "text": label});
+        let section = json!({"type": "rich_text_section", "elements": [link]});
+        json!({"type": "rich_text", "elements": [section]})
+    })
 }
 
 /// Slack's word for what was wrong, such as `invalid_payload`, when the answer is such a word.
@@ -187,6 +184,42 @@ mod tests {
     }
 
     #[test]
+    fn no_text_becomes_markup_or_an_emoji() {
+        let text = ":rocket: *b* _i_ ~s~ `c` ```d``` > q";
+        let mut of = delivery(Payload::Message(Message::default()));
+        of.reason = text.into();
+        let message = Message {
+            title: text.into(),
+            text: text.into(),
+            link: Some(Link {
+                url: "https://example.com/".into(),
+                label: Some(text.into()),
+            }),
+            fields: vec![Field {
+                name: text.into(),
+                value: text.into(),
+            }],
+        };
+        let payload = payload(&of, &message);
+        assert_eq!(payload["mrkdwn"], false);
+        // Where Slack reads markup, and where it makes pictures of names, nothing of the text stands.
+        fn check(value: &Value) {
+            match value {
+                Value::Object(map) => {
+                    assert_ne!(map.get("type"), Some(&"mrkdwn".into()), "{value}");
+                    if map.get("type") == Some(&"plain_text".into()) {
+                        assert_eq!(map.get("emoji"), Some(&false.into()), "{value}");
+                    }
+                    map.values().for_each(check);
+                }
+                Value::Array(list) => list.iter().for_each(check),
+                _ => {}
+            }
+        }
+        check(&payload["blocks"]);
+    }
+
+    #[test]
     fn slacks_limits_are_kept() {
         let payload = payload_of(Message {
             title: "<".repeat(1000),
@@ -205,6 +238,8 @@ mod tests {
         });
         let blocks = payload["blocks"].as_array().unwrap();
         assert!(blocks.len() <= BLOCKS_MAX, "{}", blocks.len());
+        // A cut address would lead astray.
+        assert!(!payload.to_string().contains("example.com"));
         let chars = |text: &Value| text.as_str().unwrap().chars().count();
         for block in blocks {
             match block["type"].as_str().unwrap() {
@@ -218,9 +253,7 @@ mod tests {
                 }
                 "section" => {
                     let text = block["text"]["text"].as_str().unwrap();
-                    assert!(chars(&block["text"]["text"]) <= TEXT_CHARS_MAX);
-                    // A cut address would lead astray.
-                    assert!(!text.contains("example.com"));
+                    assert!(text.chars().count() <= TEXT_CHARS_MAX);
                 }
                 "context" => assert!(chars(&block["elements"][0]["text"]) <= FIELD_CHARS_MAX),
                 other => panic!("unexpected block {other}"),

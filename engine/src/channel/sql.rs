@@ -6,6 +6,9 @@
 //!   rule's data is bound to its places: a value stays a value, whatever is in it.
 //! - Every value has a declared type. What is of another type is sent nowhere.
 //! - Delivered means that the server said so after the statement's own transaction was committed.
+//! - It works through PgBouncer in transaction mode: nothing outlives the transaction, and nothing is
+//!   asked for at the start that a pooler does not pass on. But for `CALL`, which may commit by itself and
+//!   has no transaction around it: then a refusal says what to set.
 //! - The connection goes to an address that the guard checked, and with TLS the certificate is that of
 //!   the configured host, by the same roots as for HTTP. `sql/relay.rs` says how.
 //! - No setting comes from the environment or a file (`PGHOST`, `~/.pgpass`), and none leads to a
@@ -26,7 +29,7 @@ mod session;
 mod statement;
 
 use super::answer::Secrets;
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, is_name};
 use super::{Failure, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
@@ -156,10 +159,11 @@ impl Sql {
         client: &Outgoing,
         delivery: &Delivery,
     ) -> Result<Sent, Failure> {
-        let values = bind::values(&self.settings.values, delivery).map_err(|error| {
+        let (driver, bindings) = (self.settings.driver, &self.settings.values);
+        let values = bind::values(driver, bindings, delivery).map_err(|error| {
             Failure::never(format!("nothing was sent to {}: {error}", self.place))
         })?;
-        let sent = AtomicBool::new(false);
+        let sent = Arc::new(AtomicBool::new(false));
         let attempt = quiet(&self.place, self.attempt(client, values, &sent));
         let rows = match tokio::time::timeout(self.timeout, attempt).await {
             Ok(outcome) => outcome?,
@@ -175,7 +179,7 @@ impl Sql {
         &self,
         client: &Outgoing,
         values: Vec<bind::Value>,
-        sent: &AtomicBool,
+        sent: &Arc<AtomicBool>,
     ) -> Result<u64, Failure> {
         // It is never closed.
         let _permit = self.permits.acquire().await;
@@ -183,7 +187,8 @@ impl Sql {
             Some(session) => session,
             None => Session::open(self, client).await?,
         };
-        let ran = session.run(&self.settings, values, sent).await;
+        let timeout_ms = session::server_timeout(self).as_millis();
+        let ran = session.run(&self.settings, values, timeout_ms, sent).await;
         match ran {
             Ok(rows) => {
                 // Only after a statement that went well is the connection in a known state.
@@ -265,21 +270,6 @@ async fn quiet<T>(
         })
     })
     .await
-}
-
-/// Whether it may be the name of a host: letters, digits, `-`, `_` and dots between them.
-fn is_name(host: &str) -> bool {
-    let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    host.len() <= 253
-        && host
-            .strip_suffix('.')
-            .unwrap_or(host)
-            .split('.')
-            .all(|label| {
-                (1..=63).contains(&label.len())
-                    && label.chars().all(letter)
-                    && !label.starts_with('-')
-            })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::text::{self, escaped};
 use super::{Failure, Retry, Sent};
 use crate::secret::Secret;
 use crate::store::Delivery;
+use crate::timing::Room;
 use hooksieve_sdk::wire::{Message, Payload};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use url::Url;
 const REQUEST_BYTES_MAX: usize = 28_000;
 const TITLE_CHARS_MAX: usize = 150;
 const TEXT_CHARS_MAX: usize = 2_800;
+pub(super) const ROOM: Room = Room::new(TEXT_CHARS_MAX, |text| text::width(text, entity));
 const FIELDS_MAX: usize = 12;
 const FIELD_NAME_CHARS_MAX: usize = 50;
 const FIELD_VALUE_CHARS_MAX: usize = 120;
@@ -120,10 +122,7 @@ fn words_of_failure(answer: &Answer) -> Option<Option<u16>> {
 }
 
 pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
-    let title = match text::one_line(&message.title, TITLE_CHARS_MAX) {
-        title if title.is_empty() => delivery.about.kind.clone(),
-        title => title,
-    };
+    let title = text::title(delivery, &message.title, TITLE_CHARS_MAX);
     let block = |text: String| json!({ "type": "TextBlock", "text": text, "wrap": true });
     let mut heading = block(escape(&title, TITLE_CHARS_MAX));
     heading["size"] = "Large".into();
@@ -180,32 +179,34 @@ pub(super) fn payload(delivery: &Delivery, message: &Message) -> Value {
 
 /// A card's text is Markdown without most of it, and `{{DATE(..)}}`; a line feed alone ends no line.
 fn escape(text: &str, chars_max: usize) -> String {
-    escaped(text, chars_max, |c| {
-        Some(match c {
-            '\n' => "\n\n",
-            '\\' => "\\\\",
-            '*' => "\\*",
-            '_' => "\\_",
-            '~' => "\\~",
-            '`' => "\\`",
-            '|' => "\\|",
-            '<' => "\\<",
-            '>' => "\\>",
-            '[' => "\\[",
-            ']' => "\\]",
-            '(' => "\\(",
-            ')' => "\\)",
-            '{' => "\\{",
-            '}' => "\\}",
-            '#' => "\\#",
-            '-' => "\\-",
-            '+' => "\\+",
-            '!' => "\\!",
-            '&' => "\\&",
-            '@' => "\\@",
-            ':' => "\\:",
-            _ => return None,
-        })
+    escaped(text, chars_max, entity)
+}
+
+fn entity(c: char) -> Option<&'static str> {
+    Some(match c {
+        '\n' => "\n\n",
+        '\\' => "\\\\",
+        '*' => "\\*",
+        '_' => "\\_",
+        '~' => "\\~",
+        '`' => "\\`",
+        '|' => "\\|",
+        '<' => "\\<",
+        '>' => "\\>",
+        '[' => "\\[",
+        ']' => "\\]",
+        '(' => "\\(",
+        ')' => "\\)",
+        '{' => "\\{",
+        '}' => "\\}",
+        '#' => "\\#",
+        '-' => "\\-",
+        '+' => "\\+",
+        '!' => "\\!",
+        '&' => "\\&",
+        '@' => "\\@",
+        ':' => "\\:",
+        _ => return None,
     })
 }
 

@@ -6,10 +6,12 @@ use hooksieve_sdk::wire::Link;
 use url::Url;
 
 /// The text in one line: every control character and run of white space becomes one space, so that
-/// nothing in it can begin a header or a line of its own. Cut to `chars_max` characters.
+/// nothing in it can begin a header or a line of its own; what is invisible is left out. Cut to
+/// `chars_max` characters.
 pub(super) fn one_line(text: &str, chars_max: usize) -> String {
     let mut line = String::with_capacity(text.len());
-    for word in text
+    let seen: String = text.chars().filter(|c| !is_invisible(*c)).collect();
+    for word in seen
         .split(|c: char| c.is_whitespace() || c.is_control())
         .filter(|word| !word.is_empty())
     {
@@ -21,12 +23,26 @@ pub(super) fn one_line(text: &str, chars_max: usize) -> String {
     cut(line, chars_max)
 }
 
-/// The text without control characters other than the line feed and the tab.
+/// The text without control characters other than the line feed and the tab, and without what is
+/// invisible.
 pub(super) fn lines(text: &str) -> String {
     text.replace("\r\n", "\n")
         .chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .filter(|c| !(c.is_control() || is_invisible(*c)) || matches!(c, '\n' | '\t'))
         .collect()
+}
+
+/// Whether it shows nothing of its own and changes how others are shown: what turns the direction of
+/// text around, so that a name reads backwards, and what hides words from people or makes two that look
+/// the same. These are Unicode's `Default_Ignorable_Code_Point` (UCD, DerivedCoreProperties.txt), with
+/// the interlinear marks, but for the joiners and variation selectors that letters and emoji are made of.
+pub fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e00ff}'
+        | '\u{e01f0}'..='\u{e0fff}')
 }
 
 /// The text, escaped character by character and never longer than `chars_max` with its escapes: an
@@ -64,6 +80,11 @@ pub(super) fn escaped(
     out
 }
 
+/// How many characters a text has with its escapes.
+pub(super) fn width(text: &str, escape: fn(char) -> Option<&'static str>) -> usize {
+    text.chars().map(|c| escape(c).map_or(1, str::len)).sum()
+}
+
 /// `&`, `<` and `>`: all that Slack takes for syntax, and what HTML needs in text.
 pub(super) fn angle_entity(c: char) -> Option<&'static str> {
     match c {
@@ -90,12 +111,21 @@ pub(super) fn web_link(link: &Link) -> Option<(Url, String)> {
     Some((url, label))
 }
 
+/// A title in one line, and the type of the event where it says nothing: a sender's word like any other.
+pub(super) fn title(delivery: &Delivery, title: &str, chars_max: usize) -> String {
+    match one_line(title, chars_max) {
+        title if title.is_empty() => one_line(&delivery.about.kind, chars_max),
+        title => title,
+    }
+}
+
 /// The last line of a message: why it was sent, and what of.
 pub(super) fn footer(delivery: &Delivery) -> String {
     let about = &delivery.about;
+    let kind = one_line(&about.kind, usize::MAX);
     match one_line(&delivery.reason, 500) {
-        reason if reason.is_empty() => format!("{} from {}", about.kind, about.source),
-        reason => format!("{reason} · {} from {}", about.kind, about.source),
+        reason if reason.is_empty() => format!("{kind} from {}", about.source),
+        reason => format!("{reason} · {kind} from {}", about.source),
     }
 }
 
@@ -127,6 +157,34 @@ mod tests {
         assert_eq!(one_line("abcdef", 6), "abcdef");
         assert_eq!(one_line("abcdefg", 6), "abcde…");
         assert_eq!(one_line("🚨🚨🚨", 2), "🚨…");
+    }
+
+    /// What turns words around, hides them or looks like nothing: "invoice\u{202e}fdp.exe".
+    #[test]
+    fn nothing_invisible_is_left() {
+        for hidden in [
+            "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}",
+            "\u{2066}\u{2067}\u{2068}\u{2069}",
+            "\u{200e}\u{200f}\u{61c}",
+            "\u{200b}\u{2060}\u{feff}\u{ad}\u{34f}",
+            "\u{115f}\u{3164}\u{ffa0}\u{180e}",
+            "\u{e0001}\u{e0041}\u{e007f}",
+            "\u{fff9}\u{fffa}\u{fffb}",
+        ] {
+            let text = format!("a{hidden}b");
+            assert_eq!(one_line(&text, 100), "ab", "{hidden:?}");
+            assert_eq!(lines(&text), "ab", "{hidden:?}");
+        }
+        // Joiners and selectors make letters and emoji what they are.
+        for whole in [
+            "می\u{200c}خواهم",
+            "👩\u{200d}💻",
+            "❤\u{fe0f}",
+            "葛\u{e0100}",
+        ] {
+            assert_eq!(one_line(whole, 100), whole);
+            assert_eq!(lines(whole), whole);
+        }
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::store::Delivery;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hooksieve_sdk::wire::{Message, Payload};
-use reqwest::Method;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -46,7 +46,9 @@ const REPEAT: u64 = 2;
 const REPEAT_MAX: u64 = 5;
 /// What is said at once, a good minute of it; with its escapes. The TwiML around it and it may have 4,000
 /// characters ("Call resource", the parameter `Twiml`).
-const SPOKEN_CHARS_MAX: usize = 1_500;
+pub(super) const SPOKEN_CHARS_MAX: usize = 1_500;
+/// Of them for a digest's title and the footer.
+pub(super) const AROUND_CHARS: usize = 500;
 
 /// What a tenant file says of a voice channel.
 pub struct Settings {

@@ -131,7 +131,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                     dead.tenant.as_str(),
                     &dead.id,
                     dead.channel.as_str(),
-                    &dead.r#type,
+                    &style::clean(&dead.r#type),
                     &dead.at,
                     &dead.attempts.len().to_string(),
                     &style::clean(dead.reason.as_deref().unwrap_or("")),
@@ -150,7 +150,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 return Ok(());
             }
             anstream::println!("delivery {} ({})", delivery.id, delivery.state);
-            anstream::println!("event    {} ({})", delivery.event, delivery.r#type);
+            let kind = style::clean(&delivery.r#type);
+            anstream::println!("event    {} ({kind})", delivery.event);
             anstream::println!("tenant   {}, rule {}", delivery.tenant, delivery.rule);
             anstream::println!("channel  {}", delivery.channel);
             attempts(&delivery);
@@ -160,9 +161,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             if let (StateWord::Redriven, Some(as_what)) = (delivery.state, &delivery.other) {
                 anstream::println!("redriven as {as_what}");
             }
-            let payload =
-                serde_json::to_string_pretty(&delivery.payload).map_err(Failure::outcome)?;
-            anstream::println!("payload  {payload}");
+            anstream::println!("payload  {}", style::json(&delivery.payload)?);
         }
         Command::Redrive { which } => redrive(&remote, which)?,
         Command::Purge { which } => purge(&remote, which)?,

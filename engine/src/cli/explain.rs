@@ -28,9 +28,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let subject = event.subject.as_deref().unwrap_or("no subject");
     anstream::println!(
         "{bold}{}{bold:#} {} {dim}{}{dim:#}",
-        event.r#type,
+        style::clean(&event.r#type),
         style::clean(subject),
-        event.time
+        style::clean(&event.time)
     );
     anstream::println!("  id        {}", event.id);
     anstream::println!(
@@ -43,8 +43,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         anstream::println!("  sender    {}", style::clean(id));
     }
     if let Some(data) = &event.data {
-        let data = serde_json::to_string_pretty(data).map_err(Failure::outcome)?;
-        anstream::println!("  data      {data}");
+        anstream::println!("  data      {}", style::json(data)?);
     }
     if !story.decided {
         anstream::println!("  rules     not asked yet");

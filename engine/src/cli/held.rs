@@ -95,14 +95,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
                 return Ok(());
             }
             let event = &story.event;
-            anstream::println!("event    {} ({}, {})", event.id, event.r#type, event.time);
+            let (kind, time) = (style::clean(&event.r#type), style::clean(&event.time));
+            anstream::println!("event    {} ({kind}, {time})", event.id);
             anstream::println!("tenant   {}, source {}", event.tenant, event.source);
             anstream::println!("rule     {}", story.held.rule);
             anstream::println!("since    {}", story.held.since);
             anstream::println!("why      {}", style::clean(&story.held.error));
-            // JSON escapes control characters, so this is safe on a terminal.
-            let data = serde_json::to_string_pretty(&event.data).map_err(Failure::outcome)?;
-            anstream::println!("data     {data}");
+            anstream::println!("data     {}", style::json(&event.data)?);
         }
         Command::Release(which) => {
             let path = format!("{}/release", which.path());

@@ -1,8 +1,10 @@
 //! How output looks: colours where it is a terminal, tables for people.
 
+use super::Failure;
 use anstyle::{AnsiColor, Effects, Style};
 use clap::builder::Styles;
 use comfy_table::{ContentArrangement, LineStyle, Table, presets};
+use std::fmt::Write as _;
 
 pub(crate) const ERROR: Style = AnsiColor::Red.on_default().effects(Effects::BOLD);
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
@@ -26,11 +28,32 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// Text from an event or a rule, made safe for a terminal: no control character gets through.
+/// Text from an event or a rule, made safe for a terminal: no control character gets through, and
+/// nothing that turns text around or hides it.
 pub(crate) fn clean(text: &str) -> String {
     text.chars()
+        .filter(|c| !hooksieve::channel::is_invisible(*c))
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+/// JSON for people, made safe for a terminal: it escapes most control characters by itself, and what is
+/// invisible is written as an escape, too, so that nothing is lost.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::outcome)?;
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push(c),
+            c if c.is_control() || hooksieve::channel::is_invisible(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(shown, "\\u{unit:04x}");
+                }
+            }
+            c => shown.push(c),
+        }
+    }
+    Ok(shown)
 }
 
 /// A number with thin groups: 12_345_678 as "12 345 678".
@@ -60,5 +83,27 @@ pub(crate) fn counted(count: u64, what: &str) -> String {
     match count {
         1 => format!("1 {what}"),
         count => format!("{} {what}s", grouped(count)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_shown_nothing_that_turns_words_around() {
+        assert_eq!(clean("invoice\u{202e}fdp.exe\u{200b}"), "invoicefdp.exe");
+        assert_eq!(clean("a\x1b[31mb\n"), "a [31mb ");
+        let data = serde_json::json!({ "name": "a\u{202e}b\u{7f}\u{e0041}" });
+        let shown = json(&data).unwrap();
+        assert_eq!(
+            shown,
+            "{\n  \"name\": \"a\\u202eb\\u007f\\udb40\\udc41\"\n}"
+        );
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).unwrap(),
+            data
+        );
+        assert_eq!(clean("👩\u{200d}💻 naïve"), "👩\u{200d}💻 naïve");
     }
 }

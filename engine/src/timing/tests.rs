@@ -249,7 +249,8 @@ fn a_receiver_is_told_of_it_in_the_message() {
             .link(format!("https://example.com/{n}"))
     };
     kept.take(0, one(0));
-    let shown = |delivery: &Delivery, link: Option<&str>| match render(delivery, link)
+    let room = Room::default();
+    let shown = |delivery: &Delivery, link: Option<&str>| match render(delivery, link, &room)
         .unwrap_or_else(|| delivery.payload.clone())
     {
         Payload::Message(message) => message,
@@ -294,9 +295,81 @@ fn a_digest_of_long_lines_stays_within_a_message() {
         let url = format!("https://example.com/{n}/{}", "x".repeat(1_900));
         kept.take(0, notify("a").digest("x", minutes(10), 100).link(url));
     }
-    let Some(Payload::Message(message)) = render(&kept.deliveries[0], None) else {
+    let Some(Payload::Message(message)) = render(&kept.deliveries[0], None, &Room::default())
+    else {
         panic!("a message");
     };
     assert!(message.text.len() <= 16_020, "{}", message.text.len());
     assert!(message.text.ends_with("and 92 more"), "{}", message.text);
+}
+
+/// What sixty of them come to where so much is shown: whole lines, and how many more there are.
+#[test]
+fn a_digest_is_cut_between_its_lines() {
+    let mut kept = Kept::default();
+    for n in 0..60 {
+        let one = notify("a").digest("x", minutes(10), 100);
+        kept.take(0, one.link(format!("https://example.com/runs/{n}?a=1&b=2")));
+    }
+    let whole: Vec<String> = (0..60)
+        .map(|n| format!("• number {n}\n  https://example.com/runs/{n}?a=1&b=2"))
+        .collect();
+    let twice: fn(&str) -> usize = |text| 2 * text.chars().count();
+    for (max, cost) in [
+        (1_500, (|text| text.chars().count()) as fn(&str) -> usize),
+        (3_000, twice),
+        (3_000, str::len),
+        (60, str::len),
+        (100_000, str::len),
+    ] {
+        let room = Room::new(max, cost);
+        let Some(Payload::Message(message)) = render(&kept.deliveries[0], None, &room) else {
+            panic!("a message");
+        };
+        assert!(cost(&message.text) <= max, "{max}: {}", message.text);
+        let (lines, left) = match message.text.rsplit_once("and ") {
+            Some((lines, left)) => (lines.trim_end(), left.strip_suffix(" more").unwrap()),
+            None => (message.text.as_str(), "0"),
+        };
+        let told = 60 - left.parse::<usize>().unwrap();
+        let without = |line: &String| line.split('\n').next().unwrap().to_owned();
+        let expected: Vec<String> = match max {
+            // The addresses have no room there.
+            60 => whole[..told].iter().map(without).collect(),
+            _ => whole[..told].to_vec(),
+        };
+        assert_eq!(lines, expected.join("\n"), "{max}");
+        assert_eq!(told == 60, max == 100_000);
+        assert_eq!(message.title, "number 0 (and 59 more)");
+    }
+}
+
+#[test]
+fn a_long_title_leaves_the_count_in_sight() {
+    let mut kept = Kept::default();
+    for _ in 0..3 {
+        kept.take(0, notify("a").digest("x", minutes(10), 100));
+    }
+    let digest = &mut kept.deliveries[0];
+    let long = format!("first\nsecond {}", "long ".repeat(100));
+    long.clone_into(&mut digest.gathered[1].title);
+    let Payload::Message(message) = &mut digest.payload else {
+        panic!("a message");
+    };
+    message.title = long;
+    let Some(Payload::Message(message)) = render(digest, None, &Room::default()) else {
+        panic!("a message");
+    };
+    assert!(
+        message.title.starts_with("first second long"),
+        "{}",
+        message.title
+    );
+    assert!(
+        message.title.ends_with("… (and 2 more)"),
+        "{}",
+        message.title
+    );
+    assert!(message.title.chars().count() < 150);
+    assert_eq!(message.text.lines().count(), 3, "{}", message.text);
 }

@@ -4,20 +4,49 @@ use super::{Email, HEADERS_OF_LISTS, SUBJECT_CHARS_MAX};
 use crate::channel::Failure;
 use crate::channel::text::{self, angle_entity, escaped};
 use crate::store::Delivery;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hooksieve_sdk::wire::{Message, Payload};
-use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
-use lettre::message::{Body, MultiPart, MultiPartKind, SinglePart};
+use lettre::address::Envelope;
+use lettre::message::header::{
+    ContentTransferEncoding, ContentType, HeaderName, HeaderValue, Headers, To,
+};
+use lettre::message::{Body, Mailbox, Mailboxes, MultiPart, MultiPartKind, SinglePart};
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+/// Of the text in one encoded word, which may have 75 characters with all that belongs to it.
+const ENCODED_BYTES_MAX: usize = 45;
+
 impl Email {
+    /// The recipients, each on a line: lettre makes one line of them all, and one may have 998 bytes.
+    fn to_header(&self) -> HeaderValue {
+        let one = |to: &Mailbox| {
+            let mut headers = Headers::new();
+            headers.set(To::from(Mailboxes::from(to.clone())));
+            let line = headers.to_string();
+            let line = line.strip_prefix("To: ").unwrap_or(&line);
+            line.trim_end().to_owned()
+        };
+        let lines: Vec<String> = self.to.iter().map(one).collect();
+        let raw: Vec<String> = self.to.iter().map(ToString::to_string).collect();
+        HeaderValue::dangerous_new_pre_encoded(
+            HeaderName::new_from_ascii_str("To"),
+            raw.join(", "),
+            lines.join(",\r\n "),
+        )
+    }
+
     /// The headers of the message, without the signature.
     pub(in crate::channel) fn head(&self, delivery: &Delivery) -> Vec<String> {
         let Payload::Message(message) = &delivery.payload else {
             return Vec::new();
         };
         let to = self.to.iter().map(|to| format!("RCPT TO: {to}"));
-        let source = self.source(delivery, message).unwrap_or_default();
+        // As of when it was decided.
+        let decided = Duration::from_millis(delivery.created_ms.max(0) as u64);
+        let at = SystemTime::UNIX_EPOCH + decided;
+        let source = self.source(delivery, message, at).unwrap_or_default();
         let source = String::from_utf8_lossy(&source);
         let head = source.split("\r\n\r\n").next().unwrap_or_default();
         let signature = ["DKIM-Signature"];
@@ -35,23 +64,25 @@ impl Email {
         told
     }
 
-    /// The message as it goes over the wire.
+    /// The message as it goes over the wire now.
     pub(super) fn source(
         &self,
         delivery: &Delivery,
         message: &Message,
+        now: SystemTime,
     ) -> Result<Vec<u8>, Failure> {
         let id = delivery.id;
-        let subject = match text::one_line(&message.title, SUBJECT_CHARS_MAX) {
-            subject if subject.is_empty() => delivery.about.kind.clone(),
-            subject => subject,
-        };
-        let decided = Duration::from_millis(delivery.created_ms.max(0) as u64);
+        let subject = text::title(delivery, &message.title, SUBJECT_CHARS_MAX);
+        let to = self.to.iter().map(|to| to.email.clone()).collect();
+        let envelope = Envelope::new(Some(self.from.email.clone()), to)
+            .map_err(|error| Failure::never(format!("the email cannot be built: {error}")))?;
         let mut email = lettre::Message::builder()
+            .envelope(envelope)
             .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
-            .date(SystemTime::UNIX_EPOCH + decided)
+            // When it is handed on (RFC 5322, section 3.6.1); when its event came stands in the text.
+            .date(now)
             .from(self.from.clone())
-            .subject(subject)
+            .raw_header(subject_header(subject))
             // RFC 3834: no out-of-office answers, please.
             .raw_header(HeaderValue::new(
                 HeaderName::new_from_ascii_str("Auto-Submitted"),
@@ -74,9 +105,7 @@ impl Email {
                 email = email.raw_header(HeaderValue::new(post, click));
             }
         }
-        for to in &self.to {
-            email = email.to(to.clone());
-        }
+        email = email.raw_header(self.to_header());
         let parts = MultiPart::builder()
             .kind(MultiPartKind::Alternative)
             // Quoted-printable never writes "=_", so no text can end its part and begin another
@@ -94,6 +123,33 @@ impl Email {
             })
             .map_err(|error| Failure::never(format!("the email cannot be built: {error}")))
     }
+}
+
+/// A subject in which nothing is an encoded word (RFC 2047) but those that are made here: a reader
+/// decodes what looks like one, line feeds and right-to-left overrides included. lettre encodes what is
+/// not ASCII, and would leave it standing.
+fn subject_header(subject: String) -> HeaderValue {
+    let name = HeaderName::new_from_ascii_str("Subject");
+    if !subject.contains("=?") {
+        return HeaderValue::new(name, subject);
+    }
+    let mut encoded = String::new();
+    let mut word = String::new();
+    let mut end = |word: &mut String| {
+        if !encoded.is_empty() {
+            encoded.push_str("\r\n ");
+        }
+        let _ = write!(encoded, "=?utf-8?b?{}?=", BASE64.encode(&*word));
+        word.clear();
+    };
+    for c in subject.chars() {
+        if word.len() + c.len_utf8() > ENCODED_BYTES_MAX {
+            end(&mut word);
+        }
+        word.push(c);
+    }
+    end(&mut word);
+    HeaderValue::dangerous_new_pre_encoded(name, subject, encoded)
 }
 
 fn part(kind: ContentType, text: String) -> SinglePart {
@@ -161,7 +217,8 @@ pub(in crate::channel) fn html(delivery: &Delivery, message: &Message) -> String
 /// Why the reader got it, and of what.
 fn footer(delivery: &Delivery) -> String {
     let about = &delivery.about;
-    let event = format!("{} from {}, {}", about.kind, about.source, about.time);
+    let (kind, time) = (&about.kind, &about.time);
+    let event = text::one_line(&format!("{kind} from {}, {time}", about.source), usize::MAX);
     match text::one_line(&delivery.reason, 500) {
         reason if reason.is_empty() => event,
         reason => format!("{reason} · {event}"),

@@ -1,22 +1,19 @@
 //! The conversation with a mail server: one transaction over a connection that waited or a new one.
 
-use super::bounded::Bounded;
-use super::{Email, IDLE, IDLE_MAX, Idle, REPLY_CHARS_MAX, Recipients, Tls};
-use crate::channel::outgoing::{Cause, Outgoing};
+use super::connection::{Connection, Error, Reply};
+use super::{ADDRESSES_MAX, Email, IDLE, IDLE_MAX, Idle, REPLY_CHARS_MAX, Recipients, Tls};
+use crate::channel::outgoing::{self, Cause, Outgoing};
 use crate::channel::{Failure, Retry, text};
+use crate::secret::Secret;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use lettre::message::Mailbox;
-use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
-use lettre::transport::smtp::extension::ClientId;
 use rustls::pki_types::ServerName;
-use std::error::Error as _;
-use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
 
 impl Email {
     /// One SMTP transaction, over a connection that waited or a new one. `sent` is set before the
@@ -38,193 +35,229 @@ impl Email {
         Ok(recipients)
     }
 
-    async fn connect(&self, client: &Outgoing) -> Result<AsyncSmtpConnection, Failure> {
-        let me = ClientId::default();
-        let failed = |what: &str, error: &lettre::transport::smtp::Error| {
-            let cause = Cause::of(error);
-            let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
-            let code = error.status().map(u16::from);
-            let sentence = match code {
-                _ if cause.certificate => {
-                    format!("the certificate of {} is not trusted: {text}", self.host)
-                }
-                Some(code) => format!("{} {what}: {code} {text}", self.host),
-                None => format!("no connection to {}: {text}", self.host),
-            };
-            let failure = Failure::new(code, sentence, Retry::Later);
-            match code {
-                Some(_) => failure.answered(words(error)),
-                None => failure,
-            }
-        };
-        let upgrade = match self.tls {
-            Tls::StartTls => Some(client.smtp_tls(&self.host)?),
-            Tls::Tls | Tls::None => None,
-        };
-        let stream = self.stream(client).await?;
-        let mut connection = AsyncSmtpConnection::connect_with_transport(stream, &me)
-            .await
-            .map_err(|error| failed("turned the connection away", &error))?;
-        if let Some(tls) = upgrade {
-            if !connection.can_starttls() {
+    async fn connect(&self, client: &Outgoing) -> Result<Connection, Failure> {
+        let addresses = client.resolve(&self.host, self.port).await?;
+        let (mut connection, local) = self.greeted(client, &addresses).await?;
+        let hello = format!("EHLO {}", client.name(local));
+        let mut offers = self
+            .asked(&mut connection, &hello, "refused to talk")
+            .await?;
+        if self.tls == Tls::StartTls {
+            if offers.extension("STARTTLS").is_none() {
                 return Err(Failure::later(format!(
                     "{} does not offer STARTTLS, so nothing was sent",
                     self.host
                 )));
             }
-            connection
-                .starttls(tls, &me)
-                .await
-                .map_err(|error| failed("refused STARTTLS", &error))?;
+            self.asked(&mut connection, "STARTTLS", "refused STARTTLS")
+                .await?;
+            let encrypted = connection.encrypt(client.tls(), self.server_name()?).await;
+            connection = encrypted.map_err(|error| self.unreached(&error))?;
+            // What was said in the open may have been a stranger's.
+            offers = self
+                .asked(&mut connection, &hello, "refused to talk")
+                .await?;
         }
         if let Some((user, password)) = &self.login {
-            let credentials = Credentials::new(user.clone(), password.expose().to_owned());
-            connection
-                .auth(DEFAULT_MECHANISMS, &credentials)
-                .await
-                .map_err(|error| match error.is_client() {
-                    true => Failure::later(format!(
-                        "{} offers no way to log in that is known here (PLAIN, LOGIN)",
-                        self.host
-                    )),
-                    false => failed("refused the username or password", &error),
-                })?;
+            self.log_in(&mut connection, &offers, user, password)
+                .await?;
         }
         Ok(connection)
     }
 
-    /// A connection to the server, in TLS where that comes first.
-    async fn stream(&self, client: &Outgoing) -> Result<Box<dyn AsyncTokioStream>, Failure> {
-        let broken = |error: &dyn std::error::Error| {
-            Failure::later(format!("no connection to {}: {error}", self.host))
-        };
-        let addresses = client.resolve(&self.host, self.port).await?;
-        let connecting = async {
-            let stream = TcpStream::connect(addresses.as_slice()).await?;
-            let peer = stream.peer_addr()?;
-            Ok::<_, io::Error>((stream, peer))
-        };
-        let connected = timeout(self.timeout, connecting).await;
-        let late = || {
-            let within = self.timeout;
-            Failure::later(format!("no connection to {} within {within:?}", self.host))
-        };
-        let (stream, peer) = match connected {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => {
-                let text = text::one_line(&Cause::of(&error).text, REPLY_CHARS_MAX);
-                return Err(broken(&io::Error::other(text)));
+    /// A connection to the first of these addresses that greets, and the address at this end. Each has
+    /// its share of the time, so that one that is silent does not keep us from the others.
+    pub(super) async fn greeted(
+        &self,
+        client: &Outgoing,
+        addresses: &[SocketAddr],
+    ) -> Result<(Connection, Option<IpAddr>), Failure> {
+        let addresses = &addresses[..addresses.len().min(ADDRESSES_MAX)];
+        let share = outgoing::share(self.timeout, addresses.len());
+        let mut last = None;
+        for address in addresses {
+            match timeout(share, self.greeted_by(client, *address)).await {
+                Ok(Ok(connected)) => return Ok(connected),
+                Ok(Err(failure)) => last = Some(failure),
+                Err(_) => {
+                    let error = format!("no connection to {} within {share:?}", self.host);
+                    last = Some(Failure::later(error));
+                }
             }
-            Err(_) => return Err(late()),
-        };
-        if self.tls != Tls::Tls {
-            return Ok(Box::new(Bounded::new(stream, peer)));
         }
-        let config = client.tls().map_err(Failure::later)?;
+        Err(last.unwrap_or_else(|| {
+            Failure::later(format!("no connection to {}: it has no address", self.host))
+        }))
+    }
+
+    async fn greeted_by(
+        &self,
+        client: &Outgoing,
+        address: SocketAddr,
+    ) -> Result<(Connection, Option<IpAddr>), Failure> {
+        let stream = TcpStream::connect(address).await;
+        let stream = stream.map_err(|error| self.unreached(&error.into()))?;
+        // One line, one answer: each goes out at once.
+        let _ = stream.set_nodelay(true);
+        let local = stream.local_addr().ok().map(|local| local.ip());
+        let mut connection = Connection::new(stream);
+        if self.tls == Tls::Tls {
+            let encrypted = connection.encrypt(client.tls(), self.server_name()?).await;
+            connection = encrypted.map_err(|error| self.unreached(&error))?;
+        }
+        let greeting = connection.reply().await;
+        let greeting = greeting.map_err(|error| self.unreached(&error))?;
+        match greeting.is_good() {
+            true => Ok((connection, local)),
+            false => Err(self.turned_away("turned the connection away", &greeting)),
+        }
+    }
+
+    fn server_name(&self) -> Result<ServerName<'static>, Failure> {
         let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|error| Failure::never(format!("{}: {error}", self.host)))?;
-        let shaking = TlsConnector::from(config).connect(name, stream);
-        match timeout(self.timeout, shaking).await {
-            Ok(Ok(stream)) => Ok(Box::new(Bounded::new(stream, peer))),
-            Ok(Err(error)) => {
-                let cause = Cause::of(&error);
-                let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
-                Err(match cause.certificate {
-                    true => Failure::later(format!(
-                        "the certificate of {} is not trusted: {text}",
-                        self.host
-                    )),
-                    false => broken(&io::Error::other(text)),
-                })
-            }
-            Err(_) => Err(late()),
+        name.map_err(|error| Failure::never(format!("{}: {error}", self.host)))
+    }
+
+    /// A command before the message's own transaction, which has to go well.
+    async fn asked(
+        &self,
+        connection: &mut Connection,
+        command: &str,
+        what: &str,
+    ) -> Result<Reply, Failure> {
+        let reply = connection.command(command).await;
+        let reply = reply.map_err(|error| self.unreached(&error))?;
+        match reply.is_good() {
+            true => Ok(reply),
+            false => Err(self.turned_away(what, &reply)),
         }
+    }
+
+    async fn log_in(
+        &self,
+        connection: &mut Connection,
+        offers: &Reply,
+        user: &str,
+        password: &Secret,
+    ) -> Result<(), Failure> {
+        let ways = offers.extension("AUTH").unwrap_or_default();
+        let offered = |way: &str| ways.iter().any(|it| it == way);
+        let password = password.expose();
+        let (command, asked_for) = if offered("PLAIN") {
+            let login = BASE64.encode(format!("\0{user}\0{password}"));
+            (format!("AUTH PLAIN {login}"), Vec::new())
+        } else if offered("LOGIN") {
+            ("AUTH LOGIN".to_owned(), vec![user, password])
+        } else {
+            return Err(Failure::later(format!(
+                "{} offers no way to log in that is known here (PLAIN, LOGIN)",
+                self.host
+            )));
+        };
+        let broke = |error: Error| self.unreached(&error);
+        let mut reply = connection.command(&command).await.map_err(broke)?;
+        for answer in asked_for {
+            if reply.code == 334 {
+                let answer = BASE64.encode(answer);
+                reply = connection.command(&answer).await.map_err(broke)?;
+            }
+        }
+        match reply.is_good() {
+            true => Ok(()),
+            false => Err(self.turned_away("refused the username or password", &reply)),
+        }
+    }
+
+    /// Nothing was asked of it yet: what is wrong is wrong with the server, the way to it, or the settings.
+    fn unreached(&self, error: &Error) -> Failure {
+        let cause = cause(error);
+        let text = text::one_line(&cause.text, REPLY_CHARS_MAX);
+        Failure::later(match cause.certificate {
+            true => format!("the certificate of {} is not trusted: {text}", self.host),
+            false => format!("no connection to {}: {text}", self.host),
+        })
+    }
+
+    fn turned_away(&self, what: &str, reply: &Reply) -> Failure {
+        let sentence = format!("{} {what}: {reply}", self.host);
+        Failure::new(Some(reply.code), sentence, Retry::Later).answered(reply.text())
     }
 
     async fn converse(
         &self,
-        connection: &mut AsyncSmtpConnection,
+        connection: &mut Connection,
         to: &[&Mailbox],
         source: &[u8],
         sent: &AtomicBool,
     ) -> Result<Recipients, Failure> {
         // A refusal here is about the message or its sender, for all recipients alike.
-        let refused = |what: &str, error: lettre::transport::smtp::Error| {
-            let Some((code, text)) = reply(&error) else {
-                let error = format!(
-                    "the connection to {} broke: {}",
-                    self.host,
-                    text::one_line(&Cause::of(&error).text, REPLY_CHARS_MAX)
-                );
-                return Failure::later(error).ambiguous(sent.load(Ordering::Relaxed));
-            };
-            let retry = match error.is_permanent() {
+        let refused = |what: &str, reply: &Reply| {
+            let retry = match reply.is_final() {
                 true => Retry::Never,
                 false => Retry::Later,
             };
-            Failure::new(
-                Some(code),
-                format!("{} refused {what}: {code} {text}", self.host),
-                retry,
-            )
-            .answered(words(&error))
+            let sentence = format!("{} refused {what}: {reply}", self.host);
+            Failure::new(Some(reply.code), sentence, retry).answered(reply.text())
         };
-        let from = Mail::new(Some(self.from.email.clone()), Vec::new());
-        connection
-            .command(from)
-            .await
-            .map_err(|error| refused("the sender", error))?;
+        let broke = |error: Error| {
+            let text = text::one_line(&cause(&error).text, REPLY_CHARS_MAX);
+            Failure::later(format!("the connection to {} broke: {text}", self.host))
+                .ambiguous(sent.load(Ordering::Relaxed))
+        };
+        let from = format!("MAIL FROM:<{}>", self.from.email);
+        let reply = connection.command(&from).await.map_err(broke)?;
+        if !reply.is_good() {
+            return Err(refused("the sender", &reply));
+        }
         let mut recipients = Recipients::default();
         for to in to {
             let address = to.email.to_string();
-            match connection
-                .command(Rcpt::new(to.email.clone(), Vec::new()))
-                .await
-            {
-                Ok(_) => recipients.accepted.push(address),
-                Err(error) => {
-                    let Some((code, text)) = reply(&error) else {
-                        return Err(refused("a recipient", error));
-                    };
-                    if code == 421 {
-                        // The server is closing the connection: nobody has anything yet.
-                        return Err(refused("further commands", error));
-                    }
-                    let line = format!("{address}: {code} {text}");
-                    if error.is_permanent() {
-                        recipients.refused.push(line);
-                    } else {
-                        recipients.put_off.push(line);
-                    }
-                    recipients.code = Some(code);
-                }
+            let rcpt = format!("RCPT TO:<{address}>");
+            let reply = connection.command(&rcpt).await.map_err(broke)?;
+            if reply.is_good() {
+                recipients.accepted.push(address);
+                continue;
             }
+            if reply.code == 421 {
+                // The server is closing the connection: nobody has anything yet.
+                return Err(refused("further commands", &reply));
+            }
+            let line = format!("{address}: {reply}");
+            match reply.is_final() {
+                true => recipients.refused.push(line),
+                false => recipients.put_off.push(line),
+            }
+            recipients.code = Some(reply.code);
         }
         if recipients.accepted.is_empty() {
-            connection
-                .command(Rset)
-                .await
-                .map_err(|error| refused("a new beginning", error))?;
+            let reply = connection.command("RSET").await.map_err(broke)?;
+            if !reply.is_good() {
+                return Err(refused("a new beginning", &reply));
+            }
             return Ok(recipients);
         }
-        connection
-            .command(Data)
-            .await
-            .map_err(|error| refused("the message", error))?;
+        let reply = connection.command("DATA").await.map_err(broke)?;
+        // Any other good word than this one answers something else.
+        if reply.code / 100 != 3 {
+            return Err(refused("the message", &reply));
+        }
         sent.store(true, Ordering::Relaxed);
-        let answer = connection
-            .message(source)
-            .await
-            .map_err(|error| refused("the message", error))?;
-        recipients.code = Some(answer.code().into());
+        let reply = connection.message(source).await.map_err(broke)?;
+        if !reply.is_good() {
+            // Neither yes nor no.
+            let unclear = reply.code / 100 == 3;
+            return Err(refused("the message", &reply).ambiguous(unclear));
+        }
+        recipients.code = Some(reply.code);
         Ok(recipients)
     }
 
     /// A connection that waited and still answers.
-    async fn unpark(&self) -> Option<AsyncSmtpConnection> {
+    async fn unpark(&self) -> Option<Connection> {
         loop {
             let (mut connection, _) = locked(&self.idle).parked.pop()?;
-            if connection.test_connected().await {
+            let awake = connection.command("NOOP").await;
+            if awake.is_ok_and(|reply| reply.is_good()) && connection.is_quiet() {
                 return Some(connection);
             }
         }
@@ -233,9 +266,9 @@ impl Email {
     /// Keeps a connection for the next message, or drops it where enough are kept. One task for all
     /// of a channel's connections closes them when no message came: thousands of channels would
     /// else each keep a socket at their mail server for nothing.
-    fn park(&self, connection: AsyncSmtpConnection) {
+    fn park(&self, connection: Connection) {
         let mut idle = locked(&self.idle);
-        if idle.parked.len() >= IDLE_MAX {
+        if idle.parked.len() >= IDLE_MAX || !connection.is_quiet() {
             return;
         }
         idle.parked.push((connection, Instant::now()));
@@ -258,7 +291,7 @@ impl Email {
                 };
                 for (mut connection, _) in expired {
                     // Politeness; the socket closes either way.
-                    let _ = tokio::time::timeout(IDLE, connection.quit()).await;
+                    let _ = timeout(IDLE, connection.command("QUIT")).await;
                 }
                 if last {
                     return;
@@ -272,13 +305,10 @@ fn locked(idle: &Mutex<Idle>) -> std::sync::MutexGuard<'_, Idle> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The code and the words of a server's refusal; `None` when the error is something else.
-fn reply(error: &lettre::transport::smtp::Error) -> Option<(u16, String)> {
-    let code = error.status()?.into();
-    Some((code, text::one_line(&words(error), REPLY_CHARS_MAX)))
-}
-
-/// What a server said when it refused.
-fn words(error: &lettre::transport::smtp::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
+/// What lies at the bottom of it.
+fn cause(error: &Error) -> Cause {
+    match error {
+        Error::Io(error) => Cause::of(error),
+        error => Cause::of(error),
+    }
 }

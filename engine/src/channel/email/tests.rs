@@ -1,7 +1,9 @@
 //! Against a scripted SMTP peer; a real server is in the end-to-end tests.
 
 use super::*;
+use crate::channel::guard::Guard;
 use crate::channel::tests::{delivery, hostile_message, outgoing};
+use crate::channel::text;
 use crate::store::Attempt;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
@@ -13,6 +15,9 @@ struct Script {
     sender: Option<&'static str>,
     /// `None` closes the connection once the data has come; `SILENCE` keeps it open.
     data: Option<&'static str>,
+    /// What is sent in the place of the above, byte by byte: to a command, to `.`, and as the greeting
+    /// to nothing.
+    raw: Vec<(&'static str, &'static [u8])>,
 }
 
 const SILENCE: &str = "";
@@ -43,10 +48,20 @@ async fn server(script: Script) -> (u16, Arc<Mutex<Heard>>) {
 async fn talk(socket: tokio::net::TcpStream, script: Script, heard: Arc<Mutex<Heard>>) {
     let (read, mut write) = socket.into_split();
     let mut lines = BufReader::new(read).lines();
-    write.write_all(b"220 test ESMTP\r\n").await.unwrap();
+    let raw = |command: &str| {
+        let mut raw = script.raw.iter();
+        raw.find(|(to, _)| *to == command).map(|(_, bytes)| *bytes)
+    };
+    let greeting = raw("").unwrap_or(b"220 test ESMTP\r\n");
+    write.write_all(greeting).await.unwrap();
     while let Ok(Some(line)) = lines.next_line().await {
         heard.lock().unwrap().commands.push(line.clone());
-        let answer = match line.split(' ').next().unwrap() {
+        let command = line.split(' ').next().unwrap();
+        if let Some(bytes) = raw(command).filter(|_| command != "DATA") {
+            write.write_all(bytes).await.unwrap();
+            continue;
+        }
+        let answer = match command {
             "EHLO" => "250-test\r\n250 8BITMIME",
             "MAIL" => script.sender.unwrap_or("250 sender ok"),
             "RCPT" => script
@@ -55,7 +70,10 @@ async fn talk(socket: tokio::net::TcpStream, script: Script, heard: Arc<Mutex<He
                 .find(|(who, _)| line.contains(who))
                 .map_or("250 recipient ok", |(_, answer)| answer),
             "DATA" => {
-                write.write_all(b"354 go on\r\n").await.unwrap();
+                write
+                    .write_all(raw("DATA").unwrap_or(b"354 go on\r\n"))
+                    .await
+                    .unwrap();
                 let mut message = String::new();
                 while let Ok(Some(line)) = lines.next_line().await {
                     if line == "." {
@@ -65,6 +83,10 @@ async fn talk(socket: tokio::net::TcpStream, script: Script, heard: Arc<Mutex<He
                     message.push('\n');
                 }
                 heard.lock().unwrap().messages.push(message);
+                if let Some(bytes) = raw(".") {
+                    write.write_all(bytes).await.unwrap();
+                    continue;
+                }
                 match script.data {
                     Some(SILENCE) => std::future::pending().await,
                     Some(answer) => answer,
@@ -125,11 +147,16 @@ fn attempt_of(failure: &Failure) -> Attempt {
     }
 }
 
+/// When the deliveries of these tests were decided.
+fn decided() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(1_748_779_201_000)
+}
+
 fn source(delivery: &Delivery) -> String {
     let Payload::Message(message) = &delivery.payload else {
         panic!("not a message");
     };
-    String::from_utf8(email(25).source(delivery, message).unwrap()).unwrap()
+    String::from_utf8(email(25).source(delivery, message, decided()).unwrap()).unwrap()
 }
 
 #[test]
@@ -197,7 +224,7 @@ fn settings_that_cannot_work_are_refused() {
         ),
         (
             |it| it.host = "mail example".into(),
-            "\"mail example\" is not a host",
+            "\"mail example\" is not a host: it takes a name (its xn-- form where it has one) or an address, and the port stands in `port`",
         ),
         (
             |it| it.to = vec!["ann@example.com".into(); 51],
@@ -243,6 +270,20 @@ fn settings_that_cannot_work_are_refused() {
         assert_eq!(refused(change), error);
     }
     for bad in [
+        "",
+        "[mail.example]",
+        "[127.0.0.1]",
+        "smtp://mail",
+        "mail:25",
+        "[::1]:25",
+        "mäil",
+    ] {
+        let mut settings = settings(25, &["ann@example.com"]);
+        settings.host = bad.into();
+        let error = Email::new(settings).err().unwrap();
+        assert!(error.contains("is not a host"), "{bad:?}: {error}");
+    }
+    for bad in [
         "ann",
         "ann@",
         "ann@example.com\r\nBcc: b@example.com",
@@ -271,10 +312,15 @@ async fn one_message_goes_to_all_and_the_connection_serves_the_next() {
     let Payload::Message(message) = &delivery.payload else {
         panic!("not a message");
     };
-    let source = email.source(&delivery, message).unwrap();
+    let source = email.source(&delivery, message, decided()).unwrap();
     let source = String::from_utf8(source).unwrap().replace("\r\n", "\n");
+    let undated = |message: &str| {
+        let lines = message.trim_end().lines();
+        let lines: Vec<_> = lines.filter(|line| !line.starts_with("Date: ")).collect();
+        lines.join("\n")
+    };
     for message in &heard.messages {
-        assert_eq!(message.trim_end(), source.trim_end());
+        assert_eq!(undated(message), undated(&source));
     }
 }
 
@@ -394,7 +440,7 @@ async fn what_the_server_says_of_the_message_decides() {
             None,
             None,
             Retry::Later,
-            "the connection to 127.0.0.1 broke: incomplete response",
+            "the connection to 127.0.0.1 broke: it was closed before the reply",
         ),
     ] {
         let (port, _) = server(Script {
@@ -428,7 +474,9 @@ async fn a_server_without_starttls_gets_nothing() {
         failure.error,
         "127.0.0.1 does not offer STARTTLS, so nothing was sent"
     );
-    assert_eq!(heard.lock().unwrap().commands, ["EHLO [127.0.0.1]"]);
+    let commands = heard.lock().unwrap().commands.join("\n");
+    assert!(commands.starts_with("EHLO "), "{commands}");
+    assert!(!commands.contains('\n'), "{commands}");
 }
 
 #[tokio::test]
@@ -477,10 +525,7 @@ async fn a_server_that_never_ends_its_line_is_left() {
     });
     let email = Email::new(settings(port, &["ann@example.com"])).unwrap();
     let failure = send(&email, &hostile()).await.unwrap_err();
-    assert!(
-        failure.error.contains("1048576 bytes at once"),
-        "{failure:?}"
-    );
+    assert!(failure.error.contains("65536 bytes at once"), "{failure:?}");
     talking.await.unwrap();
 }
 
@@ -490,7 +535,9 @@ fn a_reader_can_say_that_he_wants_no_more() {
         let mut settings = settings(25, &["ann@example.com"]);
         settings.list_unsubscribe = Some(address.into());
         let email = Email::new(settings).unwrap_or_else(|error| panic!("{error}"));
-        let source = email.source(&hostile(), &hostile_message()).unwrap();
+        let source = email
+            .source(&hostile(), &hostile_message(), decided())
+            .unwrap();
         let source = String::from_utf8(source).unwrap();
         source.split_once("\r\n\r\n").unwrap().0.to_owned()
     };
@@ -504,4 +551,273 @@ fn a_reader_can_say_that_he_wants_no_more() {
     let head = head("mailto:stop@example.com?subject=stop");
     assert!(head.contains("\r\nList-Unsubscribe: <mailto:stop@example.com?subject=stop>\r\n"));
     assert!(!head.contains("List-Unsubscribe-Post"), "{head}");
+}
+
+/// Postfix, Exchange and whatever else is out there say what they like after the code.
+#[tokio::test]
+async fn a_reply_counts_by_its_code_whatever_its_text() {
+    let taken: [&[u8]; 9] = [
+        b"250\r\n",
+        b"250 Nachricht \xfcbernommen\r\n",
+        b"250-angenommen f\xfcr\r\n250 ann@example.com\r\n",
+        b"250-\r\n250\r\n",
+        b"250 ok\n",
+        b"250 ok\r\r\n",
+        b"250-ok\r\nand a line without a code\r\n250 queued\r\n",
+        b"250\tqueued\r\n",
+        b"299 queued\r\n",
+    ];
+    for answer in taken {
+        let (port, heard) = server(Script {
+            raw: vec![(".", answer)],
+            ..Script::default()
+        })
+        .await;
+        let sent = send(&email(port), &hostile()).await;
+        let shown = String::from_utf8_lossy(answer);
+        assert!(
+            matches!(&sent, Ok(sent) if sent.status.is_some_and(|code| code / 100 == 2)),
+            "{shown:?}: {sent:?}"
+        );
+        assert_eq!(heard.lock().unwrap().messages.len(), 1);
+    }
+    let refused: [(&[u8], Retry, &str); 4] = [
+        (
+            b"550 zur\xfcckgewiesen\r\n",
+            Retry::Never,
+            "127.0.0.1 refused the message: 550 zur\u{fffd}ckgewiesen",
+        ),
+        (
+            b"550\r\n",
+            Retry::Never,
+            "127.0.0.1 refused the message: 550",
+        ),
+        (
+            b"554-no\r\n550 no\r\n",
+            Retry::Never,
+            "127.0.0.1 refused the message: 550 no no",
+        ),
+        (
+            b"451 sp\xe4ter\n",
+            Retry::Later,
+            "127.0.0.1 refused the message: 451 sp\u{fffd}ter",
+        ),
+    ];
+    for (answer, retry, error) in refused {
+        let (port, _) = server(Script {
+            raw: vec![(".", answer)],
+            ..Script::default()
+        })
+        .await;
+        let failure = send(&email(port), &hostile()).await.unwrap_err();
+        assert_eq!(
+            (failure.error.as_str(), failure.retry, failure.ambiguous),
+            (error, retry, false)
+        );
+    }
+}
+
+/// The same holds of everything that is said before the message.
+#[tokio::test]
+async fn a_conversation_goes_by_its_codes() {
+    let (port, heard) = server(Script {
+        data: Some("250 queued"),
+        raw: vec![
+            ("", b"220-gr\xfc\xdf Gott\r\n220\r\n"),
+            ("EHLO", b"250-m\xfcnchen\r\n250-8BITMIME\r\n250\r\n"),
+            ("MAIL", b"250\r\n"),
+            ("RCPT", b"250 empf\xe4nger\n"),
+            ("DATA", b"354\r\n"),
+        ],
+        ..Script::default()
+    })
+    .await;
+    let sent = send(&email(port), &hostile()).await.unwrap();
+    assert_eq!(sent.status, Some(250));
+    assert_eq!(heard.lock().unwrap().messages.len(), 1);
+}
+
+#[tokio::test]
+async fn it_says_hello_by_the_name_of_its_host() {
+    let (port, heard) = server(Script::default()).await;
+    send(&email(port), &hostile()).await.unwrap_err();
+    let hello = heard.lock().unwrap().commands[0].clone();
+    // Every host in the world is 127.0.0.1; one that has no name has its address at least.
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    match name.as_deref().map(str::trim) {
+        Ok(name) if !name.starts_with("localhost") => assert_eq!(hello, format!("EHLO {name}")),
+        _ => assert_eq!(hello, "EHLO [127.0.0.1]"),
+    }
+    for (name, said) in [
+        ("hooks.example.com", "EHLO hooks.example.com"),
+        ("1.2.3.4", "EHLO [1.2.3.4]"),
+        ("2001:db8::1", "EHLO [IPv6:2001:db8::1]"),
+    ] {
+        let (port, heard) = server(Script::default()).await;
+        let client = outgoing(None).named(name).unwrap();
+        email(port).send(&client, &hostile()).await.unwrap_err();
+        assert_eq!(heard.lock().unwrap().commands[0], said);
+    }
+    for bad in ["a b", "a\r\nb", "[1.2.3.4]", "-", "über.example"] {
+        assert!(outgoing(None).named(bad).is_err(), "{bad:?}");
+    }
+}
+
+/// A host of several addresses, of which one takes connections and says nothing, and one does not even
+/// take them.
+#[tokio::test]
+async fn the_next_address_is_tried_when_one_is_silent() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let full = tokio::net::TcpSocket::new_v4().unwrap();
+    full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = full.listen(1).unwrap();
+    // Its queue is full: whoever comes now waits.
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        waiting.push(tokio::spawn(tokio::net::TcpStream::connect(
+            full.local_addr().unwrap(),
+        )));
+    }
+    let (port, _) = server(Script::default()).await;
+    let good = format!("127.0.0.1:{port}").parse().unwrap();
+    let addresses = [
+        full.local_addr().unwrap(),
+        silent.local_addr().unwrap(),
+        good,
+    ];
+    let began = Instant::now();
+    let greeted = email(port).greeted(&outgoing(None), &addresses).await;
+    assert!(greeted.is_ok(), "{:?}", greeted.err());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "within its timeout"
+    );
+    let failure = email(port)
+        .greeted(&outgoing(None), &addresses[..2])
+        .await
+        .err();
+    let failure = failure.unwrap();
+    assert_eq!(failure.retry, Retry::Later);
+    assert_eq!(
+        failure.error,
+        "no connection to 127.0.0.1 within 666.666666ms"
+    );
+}
+
+#[tokio::test]
+async fn no_line_of_a_mail_is_longer_than_the_standard_allows() {
+    let to: Vec<String> = (0..RECIPIENTS_MAX)
+        .map(|n| {
+            format!(
+                "Somebody of {n} <{}{n:02}@{}.example.com>",
+                "a".repeat(60),
+                "b".repeat(60)
+            )
+        })
+        .collect();
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    let (port, heard) = server(Script {
+        data: Some("250 queued"),
+        ..Script::default()
+    })
+    .await;
+    let email = Email::new(settings(port, &to)).unwrap();
+    send(&email, &hostile()).await.unwrap();
+    let heard = heard.lock().unwrap();
+    let message = &heard.messages[0];
+    for line in message.lines() {
+        assert!(line.len() <= 998, "a line of {}", line.len());
+    }
+    for to in to {
+        let address = to.split(['<', '>']).nth(1).unwrap();
+        assert!(message.contains(address), "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_mail_is_dated_when_it_is_sent() {
+    let (port, heard) = server(Script {
+        data: Some("250 queued"),
+        ..Script::default()
+    })
+    .await;
+    // Its event came in June 2025.
+    send(&email(port), &hostile()).await.unwrap();
+    let heard = heard.lock().unwrap();
+    let mut lines = heard.messages[0].lines();
+    let date = lines.find_map(|line| line.strip_prefix("Date: ")).unwrap();
+    let date = jiff::fmt::rfc2822::parse(date).unwrap().timestamp();
+    let age_s = jiff::Timestamp::now().as_second() - date.as_second();
+    assert!((0..60).contains(&age_s), "{date}");
+}
+
+#[tokio::test]
+async fn an_address_of_ipv6_may_stand_in_brackets() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else {
+        panic!("this test needs IPv6 on the loopback interface");
+    };
+    let port = listener.local_addr().unwrap().port();
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let all = Arc::clone(&heard);
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let script = Script {
+            data: Some("250 queued"),
+            ..Script::default()
+        };
+        talk(socket, script, all).await;
+    });
+    let mut settings = settings(port, &["ann@example.com"]);
+    settings.host = "[::1]".into();
+    let here = Guard::new(&["::1".parse().unwrap()]);
+    let client = Outgoing::new(None, here).unwrap();
+    let email = Email::new(settings).unwrap();
+    email.send(&client, &hostile()).await.unwrap();
+    assert_eq!(heard.lock().unwrap().messages.len(), 1);
+}
+
+/// What a mail reader makes of a subject, in as far as it decodes it.
+#[test]
+fn no_title_is_read_as_an_encoded_word() {
+    for title in [
+        "=?utf-8?q?=0D=0ABcc:_b=40example.com?=",
+        "fine =?utf-8?b?4oCu?= so far",
+        "=?UTF-8?Q?a?=\u{a0}=?UTF-8?Q?b?=",
+        "ends in =?",
+    ] {
+        let mut message = hostile_message();
+        message.title = title.to_owned();
+        let source = source(&delivery(Payload::Message(message)));
+        let (head, _) = source.split_once("\r\n\r\n").unwrap();
+        let (_, subject) = head.split_once("\r\nSubject: ").unwrap();
+        let mut read = String::new();
+        for line in subject.split("\r\n").enumerate() {
+            match line {
+                (0, line) => read.push_str(line),
+                (_, line) if line.starts_with(' ') => read.push_str(line),
+                _ => break,
+            }
+        }
+        let said = text::one_line(title, SUBJECT_CHARS_MAX);
+        assert_eq!(decoded(&read), said, "{read}");
+    }
+}
+
+/// Encoded words (RFC 2047) in UTF-8 and Base64, with nothing between them; anything else as it is.
+fn decoded(text: &str) -> String {
+    use base64::Engine as _;
+    let mut out = String::new();
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let inner = word
+            .strip_prefix("=?utf-8?b?")
+            .and_then(|rest| rest.strip_suffix("?="));
+        let Some(inner) = inner else {
+            assert!(!word.starts_with("=?"), "another would decode {word:?}");
+            out.push_str(word);
+            continue;
+        };
+        let bytes = base64::engine::general_purpose::STANDARD.decode(inner);
+        out.push_str(&String::from_utf8(bytes.unwrap()).unwrap());
+    }
+    out
 }

@@ -4,6 +4,7 @@
 //! A message is read as the map `{title, text, link: {url, label}, fields: [{name, value}]}`, a body as
 //! it is. Nothing is converted that could lose anything or surprise: a number in a string is a string.
 
+use super::statement::Driver;
 use crate::store::Delivery;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -132,7 +133,11 @@ impl Type {
 ///
 /// # Errors
 /// One sentence with the pointer and the types; it never holds the value.
-pub(super) fn values(bindings: &[Binding], delivery: &Delivery) -> Result<Vec<Value>, String> {
+pub(super) fn values(
+    driver: Driver,
+    bindings: &[Binding],
+    delivery: &Delivery,
+) -> Result<Vec<Value>, String> {
     let made = match &delivery.payload {
         Payload::Message(message) => serde_json::to_value(message),
         Payload::Body(body) => serde_json::to_value(body),
@@ -155,7 +160,31 @@ pub(super) fn values(bindings: &[Binding], delivery: &Delivery) -> Result<Vec<Va
             }),
         },
     };
-    bindings.iter().map(value).collect()
+    let checked = |binding: &Binding| {
+        let value = value(binding)?;
+        let nul = matches!(&value, Value::Text(Some(text)) if text.contains('\0'));
+        match nul && driver == Driver::Postgres {
+            true => Err(format!(
+                "{} has a NUL in it, which no text of Postgres can hold; bind it as json, or leave it out in the rule",
+                binding.place()
+            )),
+            false => Ok(value),
+        }
+    };
+    bindings.iter().map(checked).collect()
+}
+
+impl Binding {
+    /// Where its value comes from.
+    fn place(&self) -> String {
+        match self {
+            Binding::Pointer { pointer, .. } => format!("the value at {pointer:?}"),
+            Binding::Given(given) => {
+                let name = Given::ALL.iter().find(|(_, it)| it == given);
+                format!("`{}`", name.map_or("a value", |(name, _)| name))
+            }
+        }
+    }
 }
 
 fn given(given: Given, delivery: &Delivery) -> Result<Value, String> {
@@ -205,7 +234,7 @@ mod tests {
             r#type,
             required,
         };
-        values(&[binding], &delivery(body)).map(|mut values| values.remove(0))
+        values(Driver::Postgres, &[binding], &delivery(body)).map(|mut values| values.remove(0))
     }
 
     #[test]
@@ -272,6 +301,23 @@ mod tests {
     }
 
     #[test]
+    fn a_nul_is_named_by_its_pointer() {
+        let json = r#"{"note": "a\u0000b", "list": ["\u0000"]}"#;
+        assert_eq!(
+            bound(json, "/note", Type::Text, true).unwrap_err(),
+            "the value at \"/note\" has a NUL in it, which no text of Postgres can hold; bind it as json, or leave it out in the rule"
+        );
+        assert!(bound(json, "/list", Type::Json, true).is_ok());
+        let mut told = delivery(Payload::Message(hostile_message()));
+        told.about.subject = Some("\0".into());
+        let subject = [Binding::Given(Given::Subject)];
+        let error = values(Driver::Postgres, &subject, &told).unwrap_err();
+        assert!(error.starts_with("`subject` has a NUL in it"), "{error}");
+        // The others take it.
+        assert!(values(Driver::MySql, &subject, &told).is_ok());
+    }
+
+    #[test]
     fn a_message_is_a_map_and_the_engine_gives_the_rest() {
         let message = hostile_message();
         let delivery = delivery(Payload::Message(message.clone()));
@@ -285,7 +331,7 @@ mod tests {
         }
         let text = |text: &str| Value::Text(Some(text.to_owned()));
         assert_eq!(
-            values(&bindings, &delivery).unwrap(),
+            values(Driver::MySql, &bindings, &delivery).unwrap(),
             [
                 text(&delivery.id.to_string()),
                 text(&delivery.event.to_string()),

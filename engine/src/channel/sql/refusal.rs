@@ -101,6 +101,9 @@ fn lost(place: &str, phase: Phase, error: &sqlx::Error) -> Failure {
     .ambiguous(phase == Phase::Running)
 }
 
+/// What comes of a CALL through PgBouncer; other statements work there.
+const POOLED: &str = "its pooler loses prepared statements between transactions; set pool_mode = session there, or max_prepared_statements from PgBouncer 1.21 on";
+
 /// What a code means and whether it passes. What is not known is tried again.
 fn meaning(state: &str, phase: Phase) -> (&'static str, Retry) {
     let class = state.get(..2).unwrap_or_default();
@@ -111,6 +114,20 @@ fn meaning(state: &str, phase: Phase) -> (&'static str, Retry) {
         (_, "23514") => ("a check of the table failed", Retry::Never),
         ("23" | "27" | "44", _) => ("a constraint of the table is violated", Retry::Never),
         ("21" | "22", _) => ("a value does not fit", Retry::Never),
+        (_, "08P01") if phase == Phase::Connecting => (
+            "a pooler in its place refuses such a connection; it has to know the database and the user, and for a CALL `options` has to stand in its ignore_startup_parameters",
+            Retry::Later,
+        ),
+        (_, "08P01") if phase == Phase::Running => (
+            "the statement has places for another number of values than are bound",
+            Retry::Never,
+        ),
+        // Refused before anything ran: prepared on one connection of the pool, looked for on another.
+        (_, "26000" | "42P05") => (POOLED, Retry::Later),
+        (_, "22P05") => (
+            "a value has a NUL in it (\\u0000), which jsonb and text cannot hold",
+            Retry::Never,
+        ),
         (_, "42501") => ("the user may not do that", Retry::Never),
         ("20" | "26" | "2F" | "34" | "42", _) => {
             ("the statement does not fit the database", Retry::Never)
@@ -180,6 +197,17 @@ mod tests {
             assert_eq!(retry(state), Retry::Never, "{state}");
         }
         assert_eq!(meaning("0A000", Phase::Preparing).1, Retry::Never);
+        // What a pooler says passes, or says what to set.
+        for (state, phase) in [
+            ("26000", Phase::Running),
+            ("42P05", Phase::Preparing),
+            ("08P01", Phase::Connecting),
+        ] {
+            let (why, retry) = meaning(state, phase);
+            assert_eq!(retry, Retry::Later, "{state}");
+            assert!(why.contains("pooler"), "{why}");
+        }
+        assert_eq!(meaning("08P01", Phase::Running).1, Retry::Never);
         let mysql = |number, state| retry(mysql_state(number, state));
         for (number, state) in [
             (1040, "08004"),

@@ -23,8 +23,8 @@ use crate::secret::Secret;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -49,7 +49,11 @@ pub(super) struct Terms {
 pub(super) struct Relay {
     task: AbortOnDropHandle<()>,
     fault: Arc<OnceLock<Failure>>,
+    bound: Bound,
 }
+
+/// What is set when values go out.
+type Bound = Arc<Mutex<Option<Arc<AtomicBool>>>>;
 
 /// Why a relay ends.
 enum End {
@@ -88,24 +92,33 @@ impl Relay {
         };
         let fault = Arc::new(OnceLock::new());
         let told = Arc::clone(&fault);
+        let bound = Bound::default();
+        let watched = Arc::clone(&bound);
         let task = tokio::spawn(async move {
             // Open until the fault is told: the driver's error leads to the question what it was.
             let Ok(mut driver) = accept(listener).await else {
                 return;
             };
             drop(removed_later);
-            let relayed = terms.relay(&mut driver, server).await;
+            let relayed = terms.relay(&mut driver, server, &watched).await;
             if let Err(End::Fault(failure)) = relayed {
                 // There is no other.
                 let _ = told.set(failure);
             }
         });
         let task = AbortOnDropHandle::new(task);
-        Ok((given, Self { task, fault }))
+        Ok((given, Self { task, fault, bound }))
     }
 
     pub(super) fn is_open(&self) -> bool {
         !self.task.is_finished()
+    }
+
+    /// Has this set when the driver sends a statement's values to a Postgres server: it prepares and binds
+    /// in one call, and whether a value went out decides what may be told of an error.
+    pub(super) fn watch(&self, sent: &Arc<AtomicBool>) {
+        let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
+        *bound = Some(Arc::clone(sent));
     }
 
     /// Why it ended, where that was not the server's or the driver's doing.
@@ -126,15 +139,20 @@ async fn accept(listener: UnixListener) -> io::Result<UnixStream> {
 }
 
 impl Terms {
-    async fn relay(&self, driver: &mut UnixStream, server: TcpStream) -> Result<(), End> {
+    async fn relay(
+        &self,
+        driver: &mut UnixStream,
+        server: TcpStream,
+        bound: &Bound,
+    ) -> Result<(), End> {
         match self.driver {
             Driver::Postgres => {
                 let server = self.ask_postgres(server).await?;
-                self.pump(driver, server).await
+                self.pump(driver, server, bound).await
             }
             Driver::MySql => {
                 let server = self.greet_mysql(driver, server).await?;
-                self.pump(driver, server).await
+                self.pump(driver, server, bound).await
             }
         }
     }
@@ -260,7 +278,12 @@ impl Terms {
     }
 
     /// Both ways until one ends.
-    async fn pump(&self, driver: &mut UnixStream, server: Box<dyn Stream>) -> Result<(), End> {
+    async fn pump(
+        &self,
+        driver: &mut UnixStream,
+        server: Box<dyn Stream>,
+        bound: &Bound,
+    ) -> Result<(), End> {
         let (mut from_driver, mut to_driver) = driver.split();
         let (mut from_server, mut to_server) = tokio::io::split(server);
         let answered = AtomicUsize::new(0);
@@ -271,6 +294,14 @@ impl Terms {
                     0 => break to_server.shutdown().await?,
                     long => {
                         answered.store(0, Ordering::Relaxed);
+                        // Bind, which the driver sends when all before it was answered. A piece of a
+                        // longer message may begin so too; then less is told of an error.
+                        if self.driver == Driver::Postgres && piece[0] == b'B' {
+                            let bound = bound.lock().unwrap_or_else(PoisonError::into_inner);
+                            if let Some(sent) = &*bound {
+                                sent.store(true, Ordering::Relaxed);
+                            }
+                        }
                         to_server.write_all(&piece[..long]).await?;
                         to_server.flush().await?;
                     }

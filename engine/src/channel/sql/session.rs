@@ -1,11 +1,11 @@
 //! One connection to a database: made through a [`Relay`], and one statement after another on it.
 
-use super::bind::{Binding, Given, Type, Value};
+use super::bind::Value;
 use super::refusal::Phase;
 use super::relay::{Relay, Terms};
-use super::statement::Driver;
+use super::statement::{self, Driver};
 use super::{Settings, Sql};
-use crate::channel::outgoing::{Cause, Outgoing};
+use crate::channel::outgoing::{self, Cause, Outgoing};
 use crate::channel::{Failure, text};
 use rustls::pki_types::ServerName;
 use sqlx::encode::IsNull;
@@ -21,12 +21,10 @@ use sqlx::{
 };
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-
-/// How long one of a host's addresses may take, where there are more.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection whose driver has let us in.
 pub(super) struct Session {
@@ -65,7 +63,7 @@ impl Session {
             true => {
                 let name = ServerName::try_from(settings.host.clone());
                 let name = name.map_err(|error| no_tls(error.to_string()))?;
-                Some((client.tls().map_err(no_tls)?, name))
+                Some((client.tls(), name))
             }
         };
         let no_way = |error: io::Error| {
@@ -73,7 +71,7 @@ impl Session {
             Failure::later(format!("no connection to {}: {cause}", of.place))
         };
         let addresses = client.resolve(&settings.host, of.port).await?;
-        let server = connect(&addresses).await.map_err(no_way)?;
+        let server = connect(&addresses, of.timeout).await.map_err(no_way)?;
         // Small messages, each of which is waited for.
         let _ = server.set_nodelay(true);
         let terms = Terms {
@@ -102,13 +100,14 @@ impl Session {
         self.relay.fault()
     }
 
-    /// Runs the statement, which commits by itself; gives how many rows it touched. `sent` is set when
-    /// its values go out.
+    /// Runs the statement in a transaction of its own; gives how many rows it touched. `sent` is set
+    /// when its values go out.
     pub(super) async fn run(
         &mut self,
         settings: &Settings,
         values: Vec<Value>,
-        sent: &AtomicBool,
+        timeout_ms: u128,
+        sent: &Arc<AtomicBool>,
     ) -> Result<u64, (Phase, sqlx::Error)> {
         let preparing = |error| (Phase::Preparing, error);
         let running = |error| (Phase::Running, error);
@@ -116,10 +115,6 @@ impl Session {
         let sql = AssertSqlSafe(settings.statement.as_str()).into_sql_str();
         match &mut self.connection {
             Connection::Postgres(connection) => {
-                let types: Vec<PgTypeInfo> = settings.values.iter().map(postgres_type).collect();
-                let prepared = connection.prepare_with(sql.clone(), &types).await;
-                let prepared = prepared.map_err(preparing)?;
-                fits(prepared.parameters(), values.len()).map_err(preparing)?;
                 let mut query = sqlx::query(sql);
                 for value in values {
                     query = match value {
@@ -132,9 +127,27 @@ impl Session {
                         Value::Bytes(value) => query.bind(value),
                     };
                 }
-                sent.store(true, Ordering::Relaxed);
-                let done = query.execute(connection).await.map_err(running)?;
-                Ok(done.rows_affected())
+                self.relay.watch(sent);
+                let own = statement::ends_by_itself(&settings.statement);
+                let run = async {
+                    if own {
+                        let done = query.execute(&mut *connection).await?;
+                        return Ok(done.rows_affected());
+                    }
+                    // A pooler gives every transaction a connection of its own choice: the statement is
+                    // prepared, and its values are bound, within one, and it has no name to be found by
+                    // on a connection that another one prepared something on.
+                    let begin = format!("BEGIN; SET LOCAL statement_timeout = {timeout_ms}");
+                    connection.execute(AssertSqlSafe(begin)).await?;
+                    let done = query.persistent(false).execute(&mut *connection).await?;
+                    connection.execute("COMMIT").await?;
+                    Ok::<_, sqlx::Error>(done.rows_affected())
+                };
+                run.await
+                    .map_err(|error| match sent.load(Ordering::Relaxed) {
+                        true => running(error),
+                        false => preparing(error),
+                    })
             }
             Connection::MySql(connection) => {
                 let prepared = connection.prepare(sql.clone()).await.map_err(preparing)?;
@@ -160,11 +173,12 @@ impl Session {
     }
 }
 
-/// The first address that answers.
-async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+/// The first address that answers; each has its share of the time.
+async fn connect(addresses: &[SocketAddr], timeout: Duration) -> io::Result<TcpStream> {
+    let share = outgoing::share(timeout, addresses.len());
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address));
+        let connected = tokio::time::timeout(share, TcpStream::connect(address));
         match connected.await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error,
@@ -175,7 +189,7 @@ async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 }
 
 /// How long the server may try: a little less than we wait, so that its answer is heard.
-fn server_timeout(of: &Sql) -> Duration {
+pub(super) fn server_timeout(of: &Sql) -> Duration {
     of.timeout - of.timeout / 10
 }
 
@@ -198,8 +212,14 @@ async fn postgres(of: &Sql, socket: std::path::PathBuf) -> sqlx::Result<PgConnec
         .database(database)
         .ssl_mode(PgSslMode::Disable)
         .application_name("hooksieve")
-        .options([("statement_timeout", server_timeout(of).as_millis())])
+        // It is about floats as text, which none is here, and PgBouncer refuses it.
+        .extra_float_digits(None)
         .disable_statement_logging();
+    // PgBouncer refuses options too. A transaction of ours sets its own; a procedure has none.
+    let options = match statement::ends_by_itself(&of.settings.statement) {
+        true => options.options([("statement_timeout", server_timeout(of).as_millis())]),
+        false => options,
+    };
     options.connect().await
 }
 
@@ -248,24 +268,6 @@ fn fits<T>(places: Option<Either<&[T], usize>>, values: usize) -> sqlx::Result<(
         false => Err(sqlx::Error::InvalidArgument(format!(
             "the statement has places for {places} values, and {values} are bound"
         ))),
-    }
-}
-
-/// What the server is told of a place, so that it prepares the statement for what will be bound.
-fn postgres_type(binding: &Binding) -> PgTypeInfo {
-    use sqlx::Type as Known;
-    match binding {
-        Binding::Given(Given::Time) => PgTimestamp::type_info(),
-        Binding::Given(_) => <String as Known<Postgres>>::type_info(),
-        Binding::Pointer { r#type, .. } => match r#type {
-            Type::Text => <String as Known<Postgres>>::type_info(),
-            Type::Integer => <i64 as Known<Postgres>>::type_info(),
-            Type::Float => <f64 as Known<Postgres>>::type_info(),
-            Type::Boolean => <bool as Known<Postgres>>::type_info(),
-            Type::Json => PgJson::type_info(),
-            Type::Timestamp => PgTimestamp::type_info(),
-            Type::Bytes => <Vec<u8> as Known<Postgres>>::type_info(),
-        },
     }
 }
 

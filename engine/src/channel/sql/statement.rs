@@ -81,6 +81,12 @@ pub(super) fn check(statement: &str, driver: Driver, values: usize) -> Result<()
     Ok(())
 }
 
+/// Whether it may end transactions by itself, which a procedure may; so it has none around it.
+pub(super) fn ends_by_itself(statement: &str) -> bool {
+    let begins = statement.trim_start().get(.."call".len());
+    begins.is_some_and(|verb| verb.eq_ignore_ascii_case("call"))
+}
+
 /// What stands in a statement outside of its strings, names and comments.
 #[derive(Default)]
 struct Read {
