@@ -190,7 +190,7 @@ impl<'a> Export<'a> {
         add(&mut self.hash, &key, value);
         write(self.to, &Record::Row(key, value.to_vec()))?;
         self.rows += 1;
-        if self.rows % BATCH_ROWS as u64 == 0 {
+        if self.rows.is_multiple_of(BATCH_ROWS as u64) {
             progress(self.rows);
         }
         Ok(())
