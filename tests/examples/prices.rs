@@ -404,7 +404,8 @@ fn starts() -> Vec<Start> {
         ("global", 900, |n| {
             times(n, |n| format!("(global i64 (i64.const {n}))"))
         }),
-        ("function", 15_000, |n| times(n, |_| "(func)".into())),
+        // More would be more machine code than so small a module may become.
+        ("function", 600, |n| times(n, |_| "(func)".into())),
         ("type", 8_000, |n| {
             times(n, |n| {
                 format!(

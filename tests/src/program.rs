@@ -30,7 +30,9 @@ pub fn program() -> &'static Path {
         let told = std::env::vars_os().map(|(name, _)| name);
         for name in told.filter(|name| {
             let name = name.to_string_lossy();
-            name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+            name == "OUT_DIR"
+                || name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
         }) {
             build.env_remove(name);
         }

@@ -120,9 +120,6 @@ impl Health {
 
     /// Notes whether it failed, `tried` where it was asked although it is in quarantine.
     pub(super) fn note(&self, failed: bool, tried: bool, settings: Settings) -> Option<Noted> {
-        if settings.last_events == 0 {
-            return None;
-        }
         let mut state = self.lock();
         if state.quarantine.is_some() {
             // What was asked before it was put in says nothing new.
@@ -130,6 +127,9 @@ impl Health {
             let quarantine = state.quarantine.take_if(|_| back)?;
             *state = State::default();
             return Some(Noted::Resumed(quarantine));
+        }
+        if settings.last_events == 0 {
+            return None;
         }
         state.last.push_back(failed);
         state.failed += usize::from(failed);

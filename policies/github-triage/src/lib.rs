@@ -240,7 +240,8 @@ fn mentions_me(config: &Settings, text: &str) -> bool {
             .bytes()
             .position(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'/')))
             .unwrap_or(rest.len());
-        if is_me(config, &rest[..end]) {
+        // No name ends with `_`, and italics do.
+        if is_me(config, rest[..end].trim_end_matches('_')) {
             return true;
         }
     }
@@ -376,7 +377,7 @@ mod tests {
             "(@octo-org/backend)",
             "a@b.c @octocat",
             "ask @ada_acme",
-            "_@ada_acme_",
+            "_ask @ada_acme_",
         ] {
             check(
                 "issue_comment.created",

@@ -440,7 +440,7 @@ mod tests {
             }
             deciding.answer(Duration::ZERO)
         };
-        let (_, two) = (0, rules.rules[1].live.clone().unwrap());
+        let two = rules.rules[1].live.clone().unwrap();
         rules.put_in_quarantine(&two, (50, 50), None, 0);
         assert_eq!(outcomes(&ask(|| MINUTE - 1, false))[1].1, "quarantined");
         // It fails once more, and is left alone for as long again.
