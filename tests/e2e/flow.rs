@@ -1363,7 +1363,7 @@ async fn mistakes_are_found_before_anything_runs() {
         ),
         (
             "[limits]\nfuel = 'lots'",
-            "2: `fuel` of [limits] is a string, not a integer",
+            "2: `fuel` of [limits] is a string, not an integer",
         ),
         (
             "[dispatch]\nlease_ms = 15000",
