@@ -5,6 +5,7 @@
 //! certificates, the store.
 
 mod listener;
+mod pieces;
 mod rest;
 mod tls;
 

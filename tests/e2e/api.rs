@@ -615,6 +615,50 @@ async fn one_tenants_calls_leave_room_for_the_others() {
     server.end().await;
 }
 
+/// Answers that nobody reads are held as calls are that are under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_reads_count_as_calls() {
+    let large = "[server]\nbody_bytes_max = 16777216\n[limits]\ninput_bytes = 33554432\nmemory_bytes = 67108864\n";
+    let (_receiver, _setup, server) = start(large).await;
+    let reader = As(&server, token(&server, Some("acme"), "read-only").await);
+    let other = As(&server, token(&server, Some("other"), "read-only").await);
+    // More than the buffers between two sockets hold.
+    let body = format!("\"{}\"", "x".repeat(15 << 20));
+    let id = server.post_json("/in/acme/open", &body).await.id();
+    let address = server.base.strip_prefix("http://").unwrap();
+    let ask = format!(
+        "GET /v1/events/{id}?data=true HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\n\r\n",
+        reader.1
+    );
+    let mut unread = Vec::new();
+    for _ in 0..16 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        let mut status = vec![0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        assert_eq!(status, b"HTTP/1.1 200");
+        unread.push(stream);
+    }
+    let refused = reader.call(Method::GET, "/v1/whoami", None).await;
+    refused.problem(429, "too-many-calls");
+    let seen = other.call(Method::GET, "/v1/whoami", None).await;
+    assert_eq!(seen.status, 200, "{}", seen.body);
+    // Whoever reads one to its end has room for another.
+    let mut one = unread.pop().unwrap();
+    let mut left = 15 << 20;
+    while left > 0 {
+        let mut part = vec![0; 1 << 16];
+        left -= one.read(&mut part).await.unwrap().min(left);
+    }
+    until("room for a call", || async {
+        let seen = reader.call(Method::GET, "/v1/whoami", None).await;
+        (seen.status == 200).then_some(())
+    })
+    .await;
+    drop(unread);
+    server.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_feed_tells_what_comes_in_and_has_bounds() {
     let (_receiver, _setup, server) = start("").await;

@@ -542,6 +542,20 @@ fn a_module_cannot_keep_the_compiler_busy() {
         bytes(limit + 1),
         count("bytes in one function", limit as u64 + 1, limit as u64)
     );
+    let wide = |params: usize, results: usize| {
+        let (params, results) = ("i32 ".repeat(params), "i32 ".repeat(results));
+        check(format!("(type (func (param {params}) (result {results})))"))
+    };
+    assert_eq!(wide(64, 64), Ok(()));
+    assert_eq!(wide(65, 0), count("parameters of a function", 65, 64));
+    assert_eq!(wide(0, 65), count("results of a function", 65, 64));
+    // A label costs the validator as many steps as its block has results: this took half a minute.
+    let results = "i32 ".repeat(1_000);
+    let labels = "0 ".repeat(65_000);
+    let bomb = format!(
+        "(type $wide (func (result {results}))) (func (block (type $wide) (br_table {labels} (unreachable) (i32.const 0))) unreachable)"
+    );
+    assert_eq!(check(bomb), count("results of a function", 1_000, 64));
     for policy in hooksieve_policies::ALL {
         accepted(policy.wasm, &limits());
     }

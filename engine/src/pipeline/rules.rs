@@ -106,6 +106,9 @@ pub enum Unusable {
     Unkept(&'static str),
 }
 
+/// The longest that is kept of why a rule failed; the rest is cut off.
+const ERROR_BYTES_MAX: usize = 2_000;
+
 impl From<&Quarantine> for Failure {
     fn from(quarantine: &Quarantine) -> Self {
         Failure::Quarantined {
@@ -412,7 +415,11 @@ impl Rules {
             since_ms: now_ms,
             failed,
             of,
-            error: failure.map(Failure::to_string).unwrap_or_default(),
+            error: failure.map_or_else(String::new, |failure| {
+                let mut error = failure.to_string();
+                validate::cut(&mut error, ERROR_BYTES_MAX);
+                error
+            }),
             lost: matches!(failure, Some(Failure::Lost { .. })),
         })
     }
@@ -565,7 +572,9 @@ impl Rules {
                 Outcome::Decided(decision)
             }
             Err(failure) => {
-                let error = failure.to_string();
+                // A rule says in words of its own what it fails on.
+                let mut error = failure.to_string();
+                validate::cut(&mut error, ERROR_BYTES_MAX);
                 let then = rule.then(&failure);
                 match (then, &self.default_channel) {
                     (Then::Held, _) => commit.held.push(Held {

@@ -32,6 +32,7 @@ const WAIT_S_MAX: u64 = 30 * 86_400;
 const WINDOW_S_MAX: u64 = 7 * 86_400;
 const DIGEST_SIZE_MAX: u64 = 100;
 const THROTTLE_COUNT_MAX: u64 = 10_000;
+const WINDOW_BYTES_MAX: usize = 200;
 /// The longest key of a digest, dedupe or throttle; a longer one stands as its hash.
 const KEY_BYTES_MAX: usize = 200;
 
@@ -95,6 +96,19 @@ pub(super) fn decision(
     Ok(cut.told())
 }
 
+/// Cuts a text that is too long at a character, and says so with an ellipsis.
+pub(super) fn cut(text: &mut String, limit: usize) {
+    const ELLIPSIS: &str = "…";
+    if text.len() > limit {
+        let mut end = limit - ELLIPSIS.len();
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push_str(ELLIPSIS);
+    }
+}
+
 /// What was cut of a decision.
 #[derive(Default)]
 struct Cut {
@@ -115,17 +129,11 @@ impl Cut {
 
     /// Cuts a text that is too long at a character, and says so with an ellipsis.
     fn text(&mut self, part: impl FnOnce() -> String, text: &mut String, limit: usize) {
-        const ELLIPSIS: &str = "…";
         let bytes = text.len();
         if bytes <= limit {
             return;
         }
-        let mut end = limit - ELLIPSIS.len();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        text.push_str(ELLIPSIS);
+        cut(text, limit);
         self.note(|| format!("{} ({bytes} bytes, the limit is {limit})", part()));
     }
 
@@ -214,6 +222,12 @@ fn timing(
         }
     }
     if let Some(window) = &timing.window {
+        if window.len() > WINDOW_BYTES_MAX {
+            let bytes = window.len();
+            return Err(refuse(format!(
+                "window is {bytes} bytes, the limit is {WINDOW_BYTES_MAX}"
+            )));
+        }
         Window::parse(window).map_err(|why| refuse(format!("window: {why}")))?;
     }
     if let Some(digest) = &timing.digest {
@@ -386,6 +400,11 @@ mod tests {
         timed(
             |it| it.or_else("a"),
             "the channel \"a\" cannot be its own fallback",
+        );
+        let long = ["Mo,".repeat(100).as_str(), "Tu 01:00-02:00 UTC"].concat();
+        check(
+            notify("a").within(long),
+            "actions[0].timing: window is 318 bytes, the limit is 200",
         );
         check(
             notify("a").or_else("no channel's name"),

@@ -5,6 +5,7 @@
 
 use super::{Limits, PAGE_BYTES, Refused, command, prices};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use wasmparser::{
     CompositeInnerType, ElementItems, ExternalKind, FuncType, Operator, Parser, Payload, TypeRef,
     ValType, Validator, WasmFeatures,
@@ -105,6 +106,10 @@ const SEGMENT_ELEMENTS_MAX: u64 = 100_000;
 const FUNCTIONS_MAX: u64 = 20_000;
 const LOCALS_MAX: u64 = 200_000;
 const FUNCTION_BYTES_MAX: u64 = 1 << 20;
+/// Parameters, and results, of one type.
+const ARITY_MAX: usize = 64;
+/// How long is looked for the feature that would make a module valid.
+const NAMING_TIME: Duration = Duration::from_secs(1);
 
 const INIT: &str = "hooksieve_init";
 
@@ -169,21 +174,54 @@ pub(super) fn check<'a>(wasm: &'a [u8], limits: &Limits) -> Result<Checked<'a>, 
 
 /// Validates with the contract's features; where that fails and one feature more would do, names it.
 fn validate(wasm: &[u8]) -> Result<(), Refused> {
+    narrow(wasm)?;
     let with = |features| Validator::new_with_features(features).validate_all(wasm);
     let Err(error) = with(ALLOWED) else {
         return Ok(());
     };
-    let feature = OFF
-        .iter()
+    // What no feature makes valid is not tried with each.
+    if with(WasmFeatures::all()).is_err() {
+        return Err(invalid(error));
+    }
+    let began = Instant::now();
+    let feature = (OFF.iter())
+        .take_while(|_| began.elapsed() < NAMING_TIME)
         .find(|(_, feature)| with(ALLOWED.union(*feature)).is_ok())
         .map(|(name, _)| *name);
-    match feature {
-        Some(feature) => Err(Refused::Feature { feature }),
-        None if with(WasmFeatures::all()).is_ok() => Err(Refused::Feature {
-            feature: "several that are newer than the contract",
-        }),
-        None => Err(invalid(error)),
+    Err(Refused::Feature {
+        feature: feature.unwrap_or("one or several that are newer than the contract"),
+    })
+}
+
+/// Refuses types that are so wide that validation takes long: each label of a `br_table`, a byte of the
+/// module, costs as many steps as its block has results. What is wrong otherwise is not looked at here.
+fn narrow(wasm: &[u8]) -> Result<(), Refused> {
+    for payload in Parser::new(0).parse_all(wasm) {
+        let Ok(Payload::TypeSection(section)) = payload else {
+            match payload {
+                Ok(_) => continue,
+                Err(_) => break,
+            }
+        };
+        for ty in section.into_iter_err_on_gc_types() {
+            let Ok(ty) = ty else {
+                break;
+            };
+            for (what, values) in [
+                ("parameters of a function", ty.params()),
+                ("results of a function", ty.results()),
+            ] {
+                if values.len() > ARITY_MAX {
+                    return Err(Refused::Count {
+                        what,
+                        count: values.len() as u64,
+                        limit: ARITY_MAX as u64,
+                    });
+                }
+            }
+        }
     }
+    Ok(())
 }
 
 fn invalid(error: wasmparser::BinaryReaderError) -> Refused {
@@ -559,6 +597,7 @@ impl Outline {
         let nearest = self
             .exports
             .keys()
+            .filter(|found| found.len() < 2 * name.len())
             .filter(|found| strsim::damerau_levenshtein(found, name) <= 3)
             .min_by_key(|found| strsim::damerau_levenshtein(found, name))
             .cloned();

@@ -463,6 +463,12 @@ pub(super) fn cut_off(limits: &Limits) -> LogLine {
 
 /// Reads what a rule answered.
 pub(crate) fn decision(answered: &[u8], limits: &Limits) -> Result<Decision, Error> {
+    if answered.len() > limits.output_bytes {
+        return Err(Error::Output {
+            bytes: answered.len(),
+            limit: limits.output_bytes,
+        });
+    }
     let decision = match Decision::decode(answered) {
         Ok(Ok(decision)) => decision,
         Ok(Err(message)) => return Err(Error::Rule { message }),

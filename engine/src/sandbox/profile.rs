@@ -188,8 +188,10 @@ impl Tree {
 
 fn name(function: u32, names: &BTreeMap<u32, String>) -> String {
     let known = names.get(&function);
+    // No control character is a part of an SVG.
+    let shown = |name: &String| name.replace(char::is_control, " ");
     known
-        .cloned()
+        .map(shown)
         .unwrap_or_else(|| format!("function {function}"))
 }
 

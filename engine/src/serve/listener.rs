@@ -4,6 +4,7 @@
 //! `axum::serve` does the same without the two bounds: one client could hold every file handle with
 //! requests that never end their headers.
 
+use super::pieces::Pieces;
 use super::rest::{Left, Rest};
 use super::tls::Tls;
 use axum::Router;
@@ -108,7 +109,7 @@ async fn serve_one(
                     answer.headers_mut().insert(CONNECTION, close);
                 }
                 answer.map(|body| {
-                    Body::new(body.map_frame(move |frame| {
+                    Body::new(Pieces::of(body).map_frame(move |frame| {
                         seen.touch();
                         frame
                     }))
@@ -120,6 +121,7 @@ async fn serve_one(
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(BUFFER_BYTES_MAX)
         .header_read_timeout(headers_timeout);
     builder
         .http2()
@@ -145,6 +147,8 @@ async fn serve_one(
     }
 }
 
+/// What one connection holds of a request's headers, and of an answer that is not read.
+const BUFFER_BYTES_MAX: usize = 64 << 10;
 /// Requests that one connection has under way.
 const STREAMS_MAX: u32 = 64;
 /// How long a connection is kept on which no request begins, and of no answer is anything read.
