@@ -148,6 +148,19 @@ fn damage(path: &Path, whole: &[u8], part: usize) {
     fs::write(path.join("db"), &damaged).unwrap();
 }
 
+/// Where sled itself stood in that part, the store does not open, and says what helps then.
+fn does_not_open(path: &Path, whole: &[u8]) -> bool {
+    let Err(error) = SledStore::open(path, options()) else {
+        return false;
+    };
+    assert!(
+        error.to_string().contains("hooksieve store import"),
+        "{error}"
+    );
+    fs::write(path.join("db"), whole).unwrap();
+    true
+}
+
 #[test]
 fn what_can_be_read_of_a_damaged_store_makes_a_new_one() {
     let folder = TempDir::new().unwrap();
@@ -159,6 +172,9 @@ fn what_can_be_read_of_a_damaged_store_makes_a_new_one() {
     let mut lost = 0;
     for part in 1..8 {
         damage(&path, &whole, part);
+        if does_not_open(&path, &whole) {
+            continue;
+        }
         let report = check(&path, &mut |_| {}).unwrap();
         let mut bytes = Vec::new();
         let (_, gaps) = export_readable(&path, &mut bytes, NOW_MS, &mut |_| {}).unwrap();
@@ -198,6 +214,9 @@ fn a_damaged_store_takes_nothing_once_that_is_known() {
     let mut met = 0;
     for part in 1..8 {
         damage(path, &whole, part);
+        if does_not_open(path, &whole) {
+            continue;
+        }
         let before = met;
         let store = open(path);
         Runtime::new().unwrap().block_on(async {
