@@ -1,10 +1,10 @@
 //! Files and folders that are their owner's alone: what holds payloads or secrets.
 //!
 //! - What is made here has mode 0600, and a folder 0700, whatever the umask.
-//! - A symbolic link in the place of a file is not followed: reading fails, and [`write`] puts a file in its
+//! - A symbolic link in the place of a file is not followed: reading fails, and [`write()`] puts a file in its
 //!   place. Whoever may put one there would otherwise choose what is read or overwritten. The folders
 //!   above may be links: where a data folder lies is its operator's choice.
-//! - [`write`] leaves the old file or the new one, whole, also after a kill or a power cut.
+//! - [`write()`] leaves the old file or the new one, whole, also after a kill or a power cut.
 //!
 //! This keeps other users of the machine out. It does not look whose a file is: who can put files into a
 //! folder of the engine's is kept from it by the folder's mode.
