@@ -228,11 +228,7 @@ fn sender_id(text: &str) -> Option<String> {
 const ATTRIBUTE_BYTES_MAX: usize = 256;
 
 fn bounded(text: &str) -> String {
-    let mut end = text.len().min(ATTRIBUTE_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+    text[..text.floor_char_boundary(ATTRIBUTE_BYTES_MAX)].to_owned()
 }
 
 /// The media type without its parameters, in lower case.

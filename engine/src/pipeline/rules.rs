@@ -62,12 +62,14 @@ pub enum Failure {
     #[error("its module cannot be used any more: {0}")]
     Unusable(Unusable),
     #[error(
-        "it is in quarantine since {since}, when it had failed on {failed} of its last {of} events; resume it, or make another version live (one event a minute is asked of it, and it is back when it decides one)"
+        "it is in quarantine since {since}, when it had failed on {failed} of its last {of} events; resume it, or make another version live{again}"
     )]
     Quarantined {
         since: String,
         failed: usize,
         of: usize,
+        /// Whether it comes back by itself.
+        again: &'static str,
     },
     #[error(
         "its thread did not come back within {after_ms} ms and was given up; the rule is in quarantine, and whoever runs the engine should look at it"
@@ -115,6 +117,10 @@ impl From<&Quarantine> for Failure {
             since: time(quarantine.since_ms),
             failed: quarantine.failed,
             of: quarantine.of,
+            again: match quarantine.lost {
+                true => "",
+                false => " (one event a minute is asked of it, and it is back when it decides one)",
+            },
         }
     }
 }

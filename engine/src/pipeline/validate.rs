@@ -100,11 +100,7 @@ pub(super) fn decision(
 pub(super) fn cut(text: &mut String, limit: usize) {
     const ELLIPSIS: &str = "…";
     if text.len() > limit {
-        let mut end = limit - ELLIPSIS.len();
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(limit - ELLIPSIS.len()));
         text.push_str(ELLIPSIS);
     }
 }
