@@ -165,12 +165,14 @@ async fn a_feed_is_told_through_a_proxy_with_its_defaults() {
     let all = "since=00000000-0000-0000-0000-000000000000";
     let feed = format!("{}/v1/tenants/acme/events/feed?{all}", nginx.base);
     let request = reqwest::Client::new().get(feed).bearer_auth(TOKEN);
-    let mut response = request.send().await.unwrap();
-    let first = tokio::time::timeout(PATIENCE, response.chunk()).await;
+    let first = async {
+        let mut response = request.send().await.unwrap();
+        response.chunk().await.unwrap().unwrap()
+    };
+    let first = tokio::time::timeout(PATIENCE, first).await;
     let first = first.expect("it comes before there is a buffer full of it");
-    let first = String::from_utf8_lossy(&first.unwrap().unwrap()).into_owned();
+    let first = String::from_utf8_lossy(&first).into_owned();
     assert!(first.contains(&id), "{first}");
-    drop(response);
     server.end().await;
 }
 
